@@ -1,0 +1,1 @@
+"""Bartizan: who may talk to whom."""

@@ -1,0 +1,1 @@
+"""The control plane: knows endpoints, identities, policies; publishes snapshots."""

@@ -1,0 +1,1 @@
+"""How the agent and its workers talk."""

@@ -1,0 +1,82 @@
+"""What the agent and its workers say to each other.
+
+A worker listens on a SOCK_SEQPACKET unix socket, `<run_dir>/<kind>-<number>.sock`; the agent
+connects, and connects again after either was restarted. One datagram is one message, MessagePack.
+A worker that has no agent keeps deciding by its last snapshot and counts the events that it could
+not deliver.
+"""
+
+import msgspec
+
+from firewall.flows.event import Event
+
+MAX_MESSAGE_BYTES = 128 * 1024
+"""Upper bound of one datagram; below the default net.core.wmem_max of 212,992 bytes (socket(7))."""
+
+# --- agent to worker --------------------------------------------------------------------------
+
+
+class Announce(msgspec.Struct, frozen=True, tag="announce"):
+    """A snapshot of this revision is at `path`: load it, enforce it, acknowledge it."""
+
+    revision: int
+    path: str
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """Answer with `Answer`s of the same `request`. `what`: "conntrack", "metrics", "status"."""
+
+    request: int
+    what: str
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Finish what is begun, accept nothing new, then exit."""
+
+    deadline_s: float
+
+
+class Hold(msgspec.Struct, frozen=True, tag="hold"):
+    """Reserved for debugging a slow worker: delay every verdict by `delay_s`; 0 ends it."""
+
+    delay_s: float
+
+
+ToWorker = Announce | Ask | Drain | Hold
+
+# --- worker to agent --------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message on every connection: who is there and what it enforces already."""
+
+    kind: str
+    number: int
+    pid: int
+    version: str
+    revision: int
+
+
+class Acknowledged(msgspec.Struct, frozen=True, tag="acknowledged"):
+    """The worker decides by this revision now; `error` set: it kept the one it had."""
+
+    revision: int
+    error: str = ""
+
+
+class Events(msgspec.Struct, frozen=True, tag="events"):
+    """Decisions, oldest first. `lost_count`: events dropped since the last batch."""
+
+    events: tuple[Event, ...]
+    lost_count: int = 0
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """A part of the answer to `Ask`; rows are JSON-able mappings; `last` ends it."""
+
+    request: int
+    rows: tuple[dict[str, object], ...]
+    last: bool
+
+
+FromWorker = Hello | Acknowledged | Events | Answer

@@ -1,0 +1,1 @@
+"""The hosts that Bartizan manages, and their life cycle."""

@@ -1,0 +1,1 @@
+"""Labels, selectors, and the numbers that label sets get."""

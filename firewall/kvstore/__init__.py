@@ -1,0 +1,1 @@
+"""Where identities are agreed on: a small protocol and its backends."""

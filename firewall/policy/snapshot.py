@@ -1,0 +1,231 @@
+r"""The snapshot: the one value by which policy crosses a process border.
+
+Immutable and versioned, written once by the agent and read by every worker. Rules are in terms
+of selectors, and for each identity the selectors that it matches, so that no
+identity x rule x endpoint product exists anywhere. `firewall.policy.view` answers from it.
+
+On disk: one header line, `bartizan-snapshot <format> <payload length> <sha256 of the payload>\n`,
+then the payload (MessagePack). A file that is cut short, altered or of another format is refused by
+`decode`; it is never half-read.
+"""
+
+import hashlib
+
+import msgspec
+
+FORMAT = 1
+"""Raised whenever the meaning or order of a field changes; other numbers are refused."""
+
+_MAGIC = b"bartizan-snapshot"
+
+ANY_SELECTOR = 0
+"""The selector that every peer matches, unknown ones too."""
+
+
+class SnapshotError(ValueError):
+    """The bytes are not a snapshot that this version can use; the text says why."""
+
+
+class OriginRow(msgspec.Struct, frozen=True, array_like=True):
+    """Where a rule was written; the wire form of `model.Origin`."""
+
+    kind: str
+    namespace: str
+    name: str
+    path: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    labels: tuple[str, ...] = ()
+
+
+class HeaderMatchRow(msgspec.Struct, frozen=True, array_like=True):
+    """Wire form of `model.HeaderMatch`; secrets are read from files by the proxy."""
+
+    name: str
+    mismatch: str = ""
+    value: str | None = None
+    secret_namespace: str | None = None
+    secret_name: str | None = None
+
+
+class HttpRuleRow(msgspec.Struct, frozen=True, array_like=True):
+    """Wire form of `model.HttpRule`: None or empty = any."""
+
+    method: str | None = None
+    path: str | None = None
+    host: str | None = None
+    headers: tuple[str, ...] = ()
+    header_matches: tuple[HeaderMatchRow, ...] = ()
+
+
+class DnsRuleRow(msgspec.Struct, frozen=True, array_like=True):
+    """Wire form of `model.DnsRule`."""
+
+    match_name: str | None = None
+    match_pattern: str | None = None
+
+
+class L7Row(msgspec.Struct, frozen=True, array_like=True):
+    """The L7 part of an entry: kind "http", "dns" or "tls" (server names only)."""
+
+    kind: str
+    http: tuple[HttpRuleRow, ...] = ()
+    dns: tuple[DnsRuleRow, ...] = ()
+    server_names: tuple[str, ...] = ()
+
+
+class EntryRow(msgspec.Struct, frozen=True, array_like=True):
+    """One policy-map entry.
+
+    `action` is `model.Action`; `selector` indexes nothing: it is a selector number, 0 = any peer.
+    `protocol` 0 = any; ports inclusive, host order, ICMP types for ICMP. `port_name` set: the
+    numbers come from the named ports of the subject (ingress) or the peer (egress). `l7` and
+    `origin` index the snapshot's tables, `l7` -1 = none.
+    """
+
+    action: int
+    tier: int
+    priority: float
+    selector: int
+    protocol: int
+    port_low: int
+    port_high: int
+    port_name: str
+    l7: int
+    origin: int
+    authentication: str = ""
+    log: str = ""
+
+
+class DirectionRow(msgspec.Struct, frozen=True, array_like=True):
+    """The policy of one identity in one direction.
+
+    `enforced` False: everything is allowed, the map is not consulted. `default_deny`: what happens
+    when no entry decides. `isolated_by` indexes the origins that switched default deny on.
+    """
+
+    enforced: bool
+    default_deny: bool
+    entries: tuple[EntryRow, ...] = ()
+    isolated_by: tuple[int, ...] = ()
+
+
+class PolicyRow(msgspec.Struct, frozen=True, array_like=True):
+    """Both directions of the policy that every endpoint with this identity shares."""
+
+    identity: int
+    ingress: DirectionRow
+    egress: DirectionRow
+
+
+class NamedPortRow(msgspec.Struct, frozen=True, array_like=True):
+    """A container port with a name; `protocol` is the IANA number."""
+
+    name: str
+    protocol: int
+    port: int
+
+
+class IdentityRow(msgspec.Struct, frozen=True, array_like=True):
+    """A known identity: its labels and the numbers of the selectors it matches, ascending.
+
+    `named_ports` is the union over the endpoints that have it (Cilium resolves named ports of an
+    egress rule per destination identity).
+    """
+
+    number: int
+    labels: tuple[str, ...]
+    selectors: tuple[int, ...]
+    named_ports: tuple[NamedPortRow, ...] = ()
+
+
+class IpcacheRow(msgspec.Struct, frozen=True, array_like=True):
+    """Prefix -> identity. `selectors`: further selectors that match by address alone (ipBlock)."""
+
+    network: bytes
+    length: int
+    identity: int
+    selectors: tuple[int, ...] = ()
+
+
+class EndpointRow(msgspec.Struct, frozen=True, array_like=True):
+    """A managed endpoint. `interface` is the node's side of its link; index 0 = not known."""
+
+    id: int
+    name: str
+    namespace: str
+    identity: int
+    addresses: tuple[bytes, ...]
+    interface: str = ""
+    interface_index: int = 0
+    named_ports: tuple[NamedPortRow, ...] = ()
+    audit: bool = False
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker must know besides policy. `allow_localhost`: "always" or "policy"."""
+
+    enforcement: str = "default"
+    allow_localhost: str = "always"
+    policy_audit_mode: bool = False
+    allow_icmp_frag_needed: bool = True
+    http_proxy_port: int = 0
+    node_name: str = ""
+    local_addresses: tuple[bytes, ...] = ()
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a worker decides by.
+
+    `revision` rises with every published snapshot; `policy_revision` with every change of the
+    repository; `generation` with every change that takes a permission away (ARCHITECTURE, bypass).
+    """
+
+    revision: int = 0
+    policy_revision: int = 1
+    generation: int = 0
+    settings: Settings = Settings()
+    endpoints: tuple[EndpointRow, ...] = ()
+    identities: tuple[IdentityRow, ...] = ()
+    ipcache: tuple[IpcacheRow, ...] = ()
+    policies: tuple[PolicyRow, ...] = ()
+    l7: tuple[L7Row, ...] = ()
+    origins: tuple[OriginRow, ...] = ()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Snapshot)
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """Return the bytes of a snapshot file."""
+    payload = _encoder.encode(snapshot)
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    return b"%s %d %d %s\n%s" % (_MAGIC, FORMAT, len(payload), digest, payload)
+
+
+def decode(data: bytes) -> Snapshot:
+    """Read the bytes of a snapshot file.
+
+    Raises:
+        SnapshotError: not a snapshot, another format, cut short, or altered.
+    """
+    header, newline, payload = data.partition(b"\n")
+    fields = header.split(b" ")
+    if not newline or len(fields) != 4 or fields[0] != _MAGIC:
+        raise SnapshotError("not a Bartizan snapshot: the header line is missing")
+    if fields[1] != str(FORMAT).encode():
+        raise SnapshotError(
+            f"snapshot format {fields[1].decode(errors='replace')}, this version reads {FORMAT}"
+        )
+    if fields[2] != str(len(payload)).encode():
+        raise SnapshotError(
+            f"snapshot cut short: {len(payload)} bytes of {fields[2].decode(errors='replace')}"
+        )
+    if fields[3] != hashlib.sha256(payload).hexdigest().encode():
+        raise SnapshotError("snapshot altered: its SHA-256 does not match")
+    try:
+        return _decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise SnapshotError(f"snapshot does not decode: {error}") from error

@@ -1,0 +1,1 @@
+"""Throw-away hosts: namespaces, links and processes that leave no trace."""
