@@ -1,0 +1,282 @@
+"""Which http rule allows a request.
+
+Every rule of a direction is compiled once: text that holds no RE2 operator becomes a comparison of
+bytes, everything else an RE2 program over bytes (Latin-1 mode, so that no byte of a request is
+unmatchable), and always the whole value must match. A rule allows a request when all of its fields
+do; the first such rule of the list is the answer.
+
+Repeated headers are where Envoy was bypassed (CVE-2020-25017, CVE-2026-26308): a rule that wants
+`x-role: user` must not be satisfied by one of several values. Here every value must be the wanted
+one, or all values joined by "," must be.
+
+`headerMatches` may change the request (ADD, DELETE, REPLACE) or only record (LOG). As in Cilium's
+proxy, once one rule of the list has headerMatches every rule whose other fields match is evaluated,
+and the edits of all of them are applied, not only those of the rule that allows.
+"""
+
+import hmac
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import re2
+
+from firewall.policy.snapshot import HeaderMatchRow, HttpRuleRow
+
+Header = tuple[bytes, bytes]
+"""Name and value of one header line, as received."""
+
+SecretReader = Callable[[str, str], bytes | None]
+"""(namespace, name) -> value of the secret, None when there is no such secret."""
+
+_OPERATORS = frozenset(b"\\.+*?()|[]{}^$")
+"""Bytes that mean something to RE2; a pattern without them matches only itself."""
+
+
+class EditKind(IntEnum):
+    """What a headerMatches item does to a request whose header does not match."""
+
+    LOG = 1
+    ADD = 2
+    DELETE = 3
+    REPLACE = 4
+
+
+class HeaderEdit(NamedTuple):
+    """One change of the request head, to be applied in order before it is forwarded."""
+
+    kind: EditKind
+    name: bytes
+    value: bytes
+
+
+class HttpMatch(NamedTuple):
+    """The rule that allows the request (None = refused) and what to change in it."""
+
+    rule: HttpRuleRow | None
+    edits: tuple[HeaderEdit, ...]
+
+
+class HttpCondition(NamedTuple):
+    """One field of one rule held against one request; `expected` is the text of the policy."""
+
+    field: str
+    expected: str
+    actual: str
+    held: bool
+
+
+class _Text:
+    """A whole-value test of one request field; `pattern` None or empty accepts everything."""
+
+    __slots__ = ("_literal", "_program", "any", "broken")
+
+    def __init__(self, pattern: str | None) -> None:
+        self.any = not pattern
+        self.broken = ""
+        self._literal: bytes | None = None
+        self._program: re2._Regexp | None = None
+        raw = (pattern or "").encode()
+        if not _OPERATORS.intersection(raw):
+            self._literal = raw
+            return
+        try:
+            self._program = re2.compile(raw, _options())
+        except re2.error as error:
+            self.broken = _message(error)
+
+    def accepts(self, value: bytes) -> bool:
+        if self.any:
+            return True
+        if self._literal is not None:
+            return value == self._literal
+        return self._program is not None and self._program.fullmatch(value) is not None
+
+
+def _options() -> "re2.Options":
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    return options
+
+
+def _message(error: Exception) -> str:
+    text = error.args[0] if error.args else error
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+
+
+def pattern_error(pattern: str) -> str | None:
+    """Say why RE2 refuses a pattern, or None when it accepts it."""
+    return _Text(pattern).broken or None
+
+
+def _values(headers: Sequence[Header], name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key.lower() == name]
+
+
+def _is(values: list[bytes], wanted: bytes) -> bool:
+    """Every value is the wanted one, or their joined form is (module docstring)."""
+    if not values:
+        return False
+    if all(hmac.compare_digest(value, wanted) for value in values):
+        return True
+    return hmac.compare_digest(b",".join(values), wanted)
+
+
+def split_header_rule(rule: str) -> tuple[str, str | None]:
+    """Read Cilium's "Name: value" or "Name": (name, None) demands presence.
+
+    The split is at the first space, as in Cilium (pkg/envoy/policy): "X-Key:v" is therefore a
+    presence test for a header that cannot exist.
+    """
+    name, space, value = rule.partition(" ")
+    return (name.rstrip(":"), value) if space else (rule, None)
+
+
+class _HeaderTest:
+    """One item of `headers`: presence, or an exact value."""
+
+    __slots__ = ("name", "text", "value")
+
+    def __init__(self, text: str) -> None:
+        name, value = split_header_rule(text)
+        self.text = text
+        self.name = name.lower().encode()
+        self.value = None if value is None else value.encode()
+
+    def accepts(self, headers: Sequence[Header]) -> bool:
+        values = _values(headers, self.name)
+        return bool(values) if self.value is None else _is(values, self.value)
+
+
+class _HeaderMatchTest:
+    """One item of `headerMatches`: a value, a secret's value, or presence, and what else to do."""
+
+    __slots__ = ("edit", "name", "row")
+
+    def __init__(self, row: HeaderMatchRow) -> None:
+        self.row = row
+        self.name = row.name.lower().encode()
+        self.edit = EditKind[row.mismatch] if row.mismatch else None
+
+    def evaluate(
+        self, headers: Sequence[Header], secrets: SecretReader | None
+    ) -> tuple[bool, HeaderEdit | None]:
+        """Say whether the rule still matches, and the change to make."""
+        known, wanted = self._wanted(secrets)
+        if not known:
+            return False, None
+        values = _values(headers, self.name)
+        if _is(values, wanted) if wanted else bool(values):
+            return True, None
+        if self.edit is None:
+            return False, None
+        return True, HeaderEdit(self.edit, self.name, wanted)
+
+    def _wanted(self, secrets: SecretReader | None) -> tuple[bool, bytes]:
+        """(known, value); the empty value demands presence only."""
+        inline = None if self.row.value is None else self.row.value.encode()
+        if self.row.secret_name is None:
+            return True, inline or b""
+        found = secrets(self.row.secret_namespace or "", self.row.secret_name) if secrets else None
+        value = found if found is not None else inline
+        return value is not None, value or b""
+
+
+class _Rule:
+    """One http item, compiled."""
+
+    __slots__ = ("broken", "header_matches", "headers", "host", "method", "path", "row")
+
+    def __init__(self, row: HttpRuleRow) -> None:
+        self.row = row
+        self.method = _Text(row.method)
+        self.path = _Text(row.path)
+        self.host = _Text(row.host)
+        self.headers = tuple(_HeaderTest(text) for text in row.headers)
+        self.header_matches = tuple(_HeaderMatchTest(match) for match in row.header_matches)
+        self.broken = self.method.broken or self.path.broken or self.host.broken
+
+    def accepts(self, method: bytes, path: bytes, host: bytes, headers: Sequence[Header]) -> bool:
+        """Test everything but headerMatches; a pattern that does not compile accepts nothing."""
+        return (
+            self.method.accepts(method)
+            and self.path.accepts(path)
+            and self.host.accepts(host)
+            and all(test.accepts(headers) for test in self.headers)
+        )
+
+
+class HttpMatcher:
+    """The http rules of one or more entries, compiled; safe to share and to keep.
+
+    No rows match nothing: an empty `rules.http` reaches the snapshot as one row without fields.
+    `errors` tells which patterns RE2 refused; rules with such a pattern allow nothing.
+    """
+
+    def __init__(
+        self, rows: tuple[HttpRuleRow, ...], *, secrets: SecretReader | None = None
+    ) -> None:
+        self._rules = tuple(_Rule(row) for row in rows)
+        self._secrets = secrets
+        self._edits = any(rule.header_matches for rule in self._rules)
+        self.errors: tuple[str, ...] = tuple(rule.broken for rule in self._rules if rule.broken)
+
+    def match(
+        self, method: bytes, path: bytes, host: bytes, headers: Sequence[Header]
+    ) -> HttpRuleRow | None:
+        """Return the first rule that allows the request, None when none does.
+
+        Args:
+            method: the method as sent; methods are case-sensitive (RFC 9110 section 9.1).
+            path: the request target with its query string, after normalisation.
+            host: the authority, with the port if one was sent.
+            headers: names in any case and values, in the order received.
+        """
+        return self.evaluate(method, path, host, headers).rule
+
+    def evaluate(
+        self, method: bytes, path: bytes, host: bytes, headers: Sequence[Header]
+    ) -> HttpMatch:
+        """Return the allowing rule together with the edits of headerMatches (module docstring)."""
+        allowed: HttpRuleRow | None = None
+        edits: list[HeaderEdit] = []
+        for rule in self._rules:
+            if not rule.accepts(method, path, host, headers):
+                continue
+            if not self._edits:
+                return HttpMatch(rule.row, ())
+            results = [test.evaluate(headers, self._secrets) for test in rule.header_matches]
+            edits += [edit for _, edit in results if edit is not None and edit not in edits]
+            if allowed is None and all(held for held, _ in results):
+                allowed = rule.row
+        return HttpMatch(allowed, tuple(edits))
+
+    def conditions(
+        self, method: bytes, path: bytes, host: bytes, headers: Sequence[Header]
+    ) -> tuple[tuple[HttpCondition, ...], ...]:
+        """Hold every given field of every rule against the request, in the order of the rows."""
+        return tuple(self._conditions(rule, method, path, host, headers) for rule in self._rules)
+
+    def _conditions(
+        self, rule: _Rule, method: bytes, path: bytes, host: bytes, headers: Sequence[Header]
+    ) -> tuple[HttpCondition, ...]:
+        fields = (
+            ("method", rule.row.method, rule.method, method),
+            ("path", rule.row.path, rule.path, path),
+            ("host", rule.row.host, rule.host, host),
+        )
+        found = [
+            HttpCondition(name, text or "", value.decode("latin-1"), test.accepts(value))
+            for name, text, test, value in fields
+            if not test.any
+        ]
+        for header in rule.headers:
+            actual = b",".join(_values(headers, header.name)).decode("latin-1")
+            held = header.accepts(headers)
+            found.append(HttpCondition("header", header.text, actual, held))
+        for match in rule.header_matches:
+            held, _ = match.evaluate(headers, self._secrets)
+            # A secret's value must not appear in an explanation.
+            found.append(HttpCondition("headerMatch", match.row.name, "", held))
+        return tuple(found)
