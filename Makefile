@@ -1,0 +1,49 @@
+# Everything a developer or a new user runs; `make` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(PATH):/usr/sbin:/sbin
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check unit-test netns-test bench docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.stamp ## Install system packages (apt) and the virtual environment
+
+$(VENV)/.stamp: pyproject.toml .ci/packages
+	@./.ci/packages
+	@echo "Making the virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: setup ## Play the Star Wars demo in throw-away namespaces
+	@$(BIN)/bartizan demo
+
+test: unit-test netns-test ## Run every test
+
+unit-test: setup ## Run the tests that need no kernel feature
+	$(BIN)/pytest tests
+
+netns-test: setup ## Run the tests with real packets, in namespaces of their own
+	$(BIN)/python -m lab.enclosure -- $(BIN)/pytest netns-tests
+
+check: setup ## Check format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## Measure, each figure as a ratio to its baseline in the same run
+	@./.ci/packages iperf3
+	$(BIN)/python -m lab.enclosure -- $(BIN)/python -m bench
+
+docs: setup ## Write the pages that are generated from the source
+	$(BIN)/python -m docs.generate
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
