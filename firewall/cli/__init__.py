@@ -1,1 +1,75 @@
-"""The `bartizan` command."""
+"""The `bartizan` command.
+
+One module per noun; each is imported only when its command is asked for, so that `bartizan
+identity list` never pays for the agent's or the lab's imports.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+
+import click
+
+from firewall.cli.client import Client
+
+DEFAULT_API_SOCKET = "/run/bartizan/api.sock"
+
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "cleanup": ("daemon", "Remove every trace of a daemon that died in this namespace."),
+    "completion": ("completion", "Print the completion script for a shell."),
+    "config": ("daemon", "Show the configuration and where each value came from."),
+    "conntrack": ("conntrack", "Show tracked flows."),
+    "demo": ("laboratory", "Play the Star Wars demo in throw-away namespaces."),
+    "doctor": ("doctor", "Probe this machine: what is missing, what it costs, how to mend it."),
+    "endpoint": ("endpoint", "Manage endpoints."),
+    "identity": ("identity", "Show identities."),
+    "lab": ("laboratory", "Throw-away hosts in private namespaces."),
+    "metrics": ("status", "Print the metrics in Prometheus form."),
+    "observe": ("observe", "Show decisions as they are made."),
+    "policy": ("policy", "Apply, show, check and delete policies."),
+    "run": ("daemon", "Run the daemon for this network namespace, in the foreground."),
+    "status": ("status", "Show whether everything is well."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports the module of a command when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"firewall.cli.{_COMMANDS[cmd_name][0]}")
+        command = getattr(module, cmd_name.replace("-", "_"))
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in sorted(_COMMANDS.items())])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"auto_envvar_prefix": "BARTIZAN", "help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--api-socket",
+    default=DEFAULT_API_SOCKET,
+    show_default=True,
+    envvar="BARTIZAN_API_SOCKET",
+    help="The agent's unix socket.",
+)
+@click.version_option(package_name="bartizan", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context, api_socket: str) -> None:
+    """Enforce Cilium's security model on plain Linux network namespaces."""
+    # Debian keeps iptables and friends out of an ordinary user's PATH; user namespaces need them.
+    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    ctx.obj = Client(api_socket)

@@ -1,0 +1,53 @@
+"""`bartizan lab` and `bartizan demo`: throw-away hosts."""
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def lab() -> None:
+    """Throw-away hosts in private namespaces."""
+
+
+@lab.command()
+@click.option(
+    "-f",
+    "--file",
+    "path",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The lab file.",
+)
+def up(path: Path) -> None:
+    """Build the lab of a file and open a shell in it; leaving the shell ends the lab."""
+    from lab.commands import up as build
+
+    sys.exit(build(path))
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("host")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(host: str, command: tuple[str, ...]) -> None:
+    """Run a command on a host of the lab that is up: `bartizan lab exec HOST -- cmd`."""
+    from lab.commands import exec_
+
+    sys.exit(exec_(host, list(command)))
+
+
+@click.command()
+@click.option("--step", type=click.IntRange(min=1), help="Stop after this step.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("bartizan-demo"),
+    show_default=True,
+    help="Where the policy files are written, for you to edit.",
+)
+def demo(step: int | None, folder: Path) -> None:
+    """Play the Star Wars demo: real packets, throw-away namespaces, under a minute."""
+    from lab.demo.starwars import main
+
+    sys.exit(main(step, folder))

@@ -1,0 +1,209 @@
+"""`bartizan policy`: apply, show, check and delete policies."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from firewall.cli.client import Client, Query
+from firewall.cli.exits import ExitCode
+from firewall.cli.output import as_yaml, output_option, show, table
+
+
+@click.group()
+def policy() -> None:
+    """Apply, show, check and delete policies."""
+
+
+_FILES = click.option(
+    "-f",
+    "--file",
+    "paths",
+    multiple=True,
+    required=True,
+    help="A file, a directory, or - for standard input; repeatable.",
+)
+
+
+@policy.command()
+@_FILES
+@click.option(
+    "--wait",
+    "wait_s",
+    type=float,
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Return when every worker enforces the change; 0 returns at once.",
+)
+@output_option
+@click.pass_obj
+def apply(client: Client, paths: tuple[str, ...], wait_s: float, output: str) -> None:
+    """Apply policy files; an object of the same kind, namespace and name is replaced.
+
+    An invalid object is refused whole and reported; if any is, nothing of that file changes.
+    """
+    answers = [
+        client.change("PUT", "policy", query={"file": name, "wait": f"{wait_s:g}"}, text=text)
+        for name, text in _read(paths)
+    ]
+    for answer in answers:
+        for problem in answer.get("problems", []):
+            click.echo(problem, err=True)
+    show(output, answers, lambda: "\n".join(_changes(answers)))
+
+
+@policy.command()
+@click.argument("name", required=False)
+@click.option("--kind")
+@click.option("-n", "--namespace")
+@click.option("-l", "--label", "labels", multiple=True, help="Rules with this label; repeatable.")
+@output_option
+@click.pass_obj
+def get(
+    client: Client,
+    name: str | None,
+    kind: str | None,
+    namespace: str | None,
+    labels: tuple[str, ...],
+    output: str,
+) -> None:
+    """Show the policies in force, then the revision."""
+    document = client.get("policy", query=_selection(name, kind, namespace, labels))
+    if output == "yaml":
+        for number, item in enumerate(document["objects"]):
+            click.echo("---\n" * bool(number) + as_yaml(item["document"]), nl=False)
+        return
+    show(output, document, lambda: _table(document))
+
+
+@policy.command()
+@click.argument("name", required=False)
+@click.option("--kind")
+@click.option("-n", "--namespace")
+@click.option("-l", "--label", "labels", multiple=True, help="Rules with this label; repeatable.")
+@click.option("--all", "everything", is_flag=True, help="Every policy.")
+@click.pass_obj
+def delete(
+    client: Client,
+    name: str | None,
+    kind: str | None,
+    namespace: str | None,
+    labels: tuple[str, ...],
+    everything: bool,
+) -> None:
+    """Delete policies by name, kind, namespace or labels."""
+    query = _selection(name, kind, namespace, labels)
+    if bool(query) == everything:
+        raise click.UsageError("say which policies: a NAME, a filter, or --all (not both)")
+    answer = client.change("DELETE", "policy", query={**query, "all": "1"} if everything else query)
+    for key in answer["deleted"]:
+        click.echo(f"{_reference(key)} deleted")
+    if not answer["deleted"]:
+        click.echo("no policy matches", err=True)
+        sys.exit(ExitCode.FAILED)
+    click.echo(f"Revision: {answer['revision']}")
+
+
+@policy.command()
+@_FILES
+@output_option
+def validate(paths: tuple[str, ...], output: str) -> None:
+    """Check policy files without a daemon: every problem, each with file:line:column."""
+    from firewall.policy.lint import lint
+    from firewall.policy.readers import read
+
+    problems = []
+    count = 0
+    for name, text in _read(paths):
+        result = read(text, name)
+        count += len(result.objects)
+        problems += [*result.problems, *lint(result.objects)]
+    errors = [problem for problem in problems if problem.severity == "error"]
+    document = [
+        {
+            "severity": problem.severity,
+            "file": problem.file,
+            "line": problem.line,
+            "column": problem.column,
+            "path": problem.path,
+            "message": problem.message,
+        }
+        for problem in problems
+    ]
+    summary = f"{count} objects valid, {len(errors)} errors, {len(problems) - len(errors)} warnings"
+    show(
+        output,
+        document,
+        lambda: "\n".join([*(f"{p.severity}: {p}" for p in problems), summary]),
+    )
+    if errors:
+        sys.exit(ExitCode.INVALID)
+
+
+def _read(paths: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return (name, text) of every file; a directory gives its *.yaml, *.yml and *.json."""
+    found: list[tuple[str, str]] = []
+    for path in paths:
+        if path == "-":
+            found.append(("<stdin>", click.get_text_stream("stdin").read()))
+            continue
+        place = Path(path)
+        files = (
+            sorted(p for p in place.rglob("*") if p.suffix in {".yaml", ".yml", ".json"})
+            if place.is_dir()
+            else [place]
+        )
+        if not files:
+            raise click.UsageError(f"{path}: no *.yaml, *.yml or *.json file inside")
+        for file in files:
+            try:
+                found.append((str(file), file.read_text()))
+            except (OSError, UnicodeDecodeError) as error:
+                raise click.UsageError(f"{file}: {error}") from error
+    return found
+
+
+def _selection(
+    name: str | None, kind: str | None, namespace: str | None, labels: tuple[str, ...]
+) -> Query:
+    query: Query = {}
+    if name:
+        query["name"] = name
+    if kind:
+        query["kind"] = kind
+    if namespace:
+        query["namespace"] = namespace
+    if labels:
+        query["labels"] = list(labels)
+    return query
+
+
+def _reference(key: dict[str, str]) -> str:
+    namespace = f"{key['namespace']}/" if key["namespace"] else ""
+    return f"{key['kind'].lower()} {namespace}{key['name']}"
+
+
+def _changes(answers: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"{_reference(item['key'])} {item['change']}"
+        for answer in answers
+        for item in answer["applied"]
+    ]
+    return [*lines, f"Revision: {answers[-1]['revision']}"]
+
+
+def _table(document: dict[str, Any]) -> str:
+    rows = [
+        (
+            item["key"]["kind"],
+            item["key"]["namespace"] or "-",
+            item["key"]["name"],
+            item.get("file", "") or "-",
+        )
+        for item in document["objects"]
+    ]
+    return (
+        table(("KIND", "NAMESPACE", "NAME", "FILE"), rows) + f"\nRevision: {document['revision']}"
+    )

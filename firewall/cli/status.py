@@ -1,0 +1,109 @@
+"""`bartizan status` and `bartizan metrics`: is everything well?"""
+
+import sys
+from typing import Any
+
+import click
+
+from firewall.cli.client import Client
+from firewall.cli.exits import ExitCode
+from firewall.cli.output import output_option, show
+
+
+@click.command()
+@click.option("--brief", is_flag=True, help='One line: "OK", or what is wrong.')
+@output_option
+@click.pass_obj
+def status(client: Client, brief: bool, output: str) -> None:
+    """Show the state of the agent, its workers and its queues; errors last.
+
+    Exits with 1 if anything is not well.
+    """
+    document = client.get("status")
+    errors = [str(error) for error in document.get("errors", [])]
+    if brief:
+        click.echo(f"error in {errors[0]}" if errors else "OK")
+    else:
+        show(output, document, lambda: _lines(document, errors))
+    if errors:
+        sys.exit(ExitCode.FAILED)
+
+
+@click.command()
+@click.pass_obj
+def metrics(client: Client) -> None:
+    """Print the metrics in Prometheus form."""
+    click.echo(client.text("metrics"), nl=False)
+
+
+def _lines(document: dict[str, Any], errors: list[str]) -> str:
+    agent, flows = document["agent"], document["flows"]
+    endpoints, identities = document["endpoints"], document["identities"]
+    fill = 100 * flows["current"] / flows["max"] if flows["max"] else 0
+    rows = [
+        (
+            "Agent",
+            (
+                f"Ok   pid {agent['pid']}, version {agent['version']}, node {agent['node_name']}, "
+                f"up {agent['uptime_s']:.0f}s"
+            ),
+        ),
+        ("Fail mode", str(agent["fail_mode"])),
+        (
+            "Policy",
+            (
+                f"revision {document['policy_revision']}, snapshot {document['revision']}, "
+                f"enforcement {document.get('enforcement', 'default')}"
+            ),
+        ),
+        *(_worker(worker, document["revision"]) for worker in document["workers"]),
+        *(
+            (
+                f"Queue {queue['queue']}",
+                (
+                    f"{queue['depth']} waiting, {queue['kernel_dropped']} dropped by the kernel, "
+                    f"{queue['user_dropped']} lost before userspace"
+                ),
+            )
+            for queue in document["queues"]
+        ),
+        ("KVStore", _ok(document["kvstore"])),
+        (
+            "Endpoints",
+            f"{endpoints['ready']}/{endpoints['total']} ready"
+            + "".join(
+                f", {count} {state}"
+                for state, count in endpoints.get("by_state", {}).items()
+                if state != "ready"
+            ),
+        ),
+        (
+            "Identities",
+            (
+                f"{identities.get('total', 0)} known, "
+                f"global range min {identities.get('min', 256)}, max {identities.get('max', 65535)}"
+            ),
+        ),
+        (
+            "Hubble",
+            f"Ok   Current/Max Flows: {flows['current']:,}/{flows['max']:,} ({fill:.2f}%), "
+            f"Flows/s: {flows['per_second']:.2f}"
+            + (f", LOST: {flows['lost']:,}" if flows.get("lost") else ""),
+        ),
+    ]
+    text = [f"{name + ':':<24}{value}" for name, value in rows]
+    text += [f"{'Error:':<24}{error}" for error in errors]
+    return "\n".join(text)
+
+
+def _worker(worker: dict[str, Any], revision: int) -> tuple[str, str]:
+    lag = "" if worker["revision"] == revision else f" (snapshot {worker['revision']})"
+    return (
+        f"Worker {worker['kind']}-{worker['number']}",
+        f"{worker['state']}   pid {worker['pid']}{lag}",
+    )
+
+
+def _ok(store: dict[str, Any]) -> str:
+    kind = str(store.get("kind", ""))
+    return f"Ok   {kind}" if store.get("ok", True) else f"error: {store.get('error')}"

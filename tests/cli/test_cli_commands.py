@@ -1,0 +1,91 @@
+"""How the command behaves before it reaches any agent."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from firewall.cli import _COMMANDS, main
+from firewall.cli.exits import ExitCode
+
+
+def _run(*arguments: str, text: str | None = None):
+    return CliRunner().invoke(main, list(arguments), input=text)
+
+
+@pytest.mark.parametrize("name", sorted(_COMMANDS))
+def test_every_listed_command_can_be_imported_and_explains_itself(name: str) -> None:
+    """The table of lazy commands names a module and a command that exist."""
+    answer = _run(name, "--help")
+    assert answer.exit_code == 0
+    assert "Usage:" in answer.output
+
+
+def test_without_an_agent_the_message_names_the_socket_and_the_next_step(tmp_path: Path) -> None:
+    """Exit code 3: the machine, not the request, is the problem."""
+    answer = _run("--api-socket", str(tmp_path / "none.sock"), "identity", "list")
+    assert answer.exit_code == ExitCode.UNABLE
+    assert "none.sock" in answer.output
+    assert "bartizan run" in answer.output
+
+
+def test_netns_and_interface_exclude_each_other() -> None:
+    """Two ways to name one link cannot disagree if only one is accepted."""
+    answer = _run("endpoint", "add", "a", "--ip", "10.0.0.1", "--netns", "a", "--interface", "b")
+    assert answer.exit_code == ExitCode.USAGE
+
+
+def test_deleting_every_policy_must_be_said() -> None:
+    """An empty filter never means everything."""
+    assert _run("policy", "delete").exit_code == ExitCode.USAGE
+
+
+VALID = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: rule1, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {org: empire}}
+  ingress: [{fromEndpoints: [{matchLabels: {org: empire}}]}]
+"""
+
+
+def test_validate_accepts_a_valid_policy_without_an_agent() -> None:
+    """Exit code 0 and the number of objects."""
+    answer = _run("policy", "validate", "-f", "-", text=VALID)
+    assert answer.exit_code == 0, answer.output
+    assert "1 objects valid, 0 errors" in answer.output
+
+
+def test_validate_names_file_line_path_and_the_likely_word() -> None:
+    """A typo is an error, never ignored."""
+    answer = _run(
+        "policy", "validate", "-f", "-", text=VALID.replace("fromEndpoints", "fromEndpoint")
+    )
+    assert answer.exit_code == ExitCode.INVALID
+    assert "<stdin>:7:" in answer.output
+    assert "fromEndpoints" in answer.output
+
+
+def test_validate_answers_in_json() -> None:
+    """Every problem is an object with its place."""
+    broken = VALID.replace("ingress", "ingres")
+    answer = _run("policy", "validate", "-f", "-", "-o", "json", text=broken)
+    problems = json.loads(answer.output)
+    assert problems
+    assert {"severity", "file", "line", "column", "path", "message"} <= problems[0].keys()
+
+
+def test_the_command_imports_nothing_heavy_before_it_must() -> None:
+    """Starting is quick because the agent's and the lab's libraries stay unloaded."""
+    script = (
+        "import sys; from firewall.cli import main; import firewall.cli.identity;"
+        "print([m for m in ('aiohttp', 'asyncio', 'pyroute2', 'yaml', 're2') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
