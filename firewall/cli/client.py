@@ -24,17 +24,23 @@ Query = dict[str, str | list[str]]
 class ApiError(click.ClickException):
     """The agent refused; `problems` are its file:line:column lines."""
 
-    def __init__(self, message: str, problems: list[str], *, http_status: int) -> None:
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, problems: list[str]) -> None:
         super().__init__(message)
         self.problems = problems
-        self.http_status = http_status
-        self.exit_code = ExitCode.INVALID if http_status == 422 else ExitCode.FAILED
 
     def show(self, file: Any = None) -> None:
         """Print the problems first, so that the last line says what became of the request."""
         for problem in self.problems:
             click.echo(problem, err=True, file=file)
         click.echo(f"Error: {self.message}", err=True, file=file)
+
+
+class InvalidDocument(ApiError):
+    """The agent refused what the document says (HTTP 422)."""
+
+    exit_code = ExitCode.INVALID
 
 
 class AgentUnreachable(click.ClickException):
@@ -148,4 +154,4 @@ def _refusal(response: http.client.HTTPResponse) -> ApiError:
         message, problems = str(error["message"]), [str(p) for p in error.get("problems", [])]
     except (ValueError, KeyError, TypeError):
         message, problems = f"HTTP {response.status}: {payload[:200].decode(errors='replace')}", []
-    return ApiError(message, problems, http_status=response.status)
+    return (InvalidDocument if response.status == 422 else ApiError)(message, problems)
