@@ -1,0 +1,158 @@
+"""One tracked flow, and what the tracker says about one packet of it.
+
+An `Entry` is the only mutable value of this package; the tracker alone writes it, except for the
+three slots at its end that belong to the caller. A `Tracked` is an answer in waiting: it holds the
+change that the packet would make, and the change happens in `Tracker.confirm` or never.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from conntrack.flow import SCTP, TCP, Direction, FlowTuple
+from conntrack.keys import tuple_of_key
+from conntrack.packet import Packet
+from conntrack.sctp_states import SctpState
+from conntrack.tcp_states import TcpState
+from conntrack.tcp_window import Window
+
+
+class CtState(IntEnum):
+    """How a packet relates to the flows that are known.
+
+    Operations:
+        NEW, ESTABLISHED, REPLY, RELATED and RELATED_REPLY may be confirmed; the two RELATED ones
+        change nothing when they are.
+    Caveats:
+        NEW does not mean "no entry yet": until the other side answers, every packet of the
+        original direction is NEW, and `Tracked.entry` tells the two apart.
+    """
+
+    NEW = 0  # opens a flow, or continues one that nobody has answered
+    ESTABLISHED = 1  # original direction of a flow that was answered
+    REPLY = 2  # reply direction
+    RELATED = 3  # ICMP error about a flow, travelling in its original direction
+    RELATED_REPLY = 4  # ICMP error about a flow, travelling to its originator
+    INVALID = 5  # belongs to no flow and may open none
+    UNTRACKED = 6  # neighbour and multicast listener discovery: has no flow by design
+
+
+class Entry:
+    """A flow that was accepted at least once.
+
+    Attributes:
+        key: flow key of the original direction (see `conntrack.packet`).
+        protocol: upper-layer protocol number.
+        state: `TcpState` or `SctpState` as a number; 0 for protocols without states.
+        created_at: monotonic seconds of the first packet.
+        expires_at: monotonic seconds from which on the entry is dead, unless offloaded.
+        seen_reply: the other side has answered.
+        assured: both sides take part; never evicted for a newer flow.
+        serial: counts the changes; -1 once the entry has left the table.
+        original_packets: packets confirmed, ORIGINAL direction.
+        reply_packets: packets confirmed, REPLY direction.
+        original_bytes: their IP lengths summed.
+        reply_bytes: their IP lengths summed.
+        windows: TCP only: what each side has sent and may send; None while unknown.
+        tags: SCTP only: verification tag that packets of each direction must carry, 0 = unknown.
+        decision: the caller's; the tracker never reads it.
+        revision: the caller's; the tracker never reads it.
+        offloaded: the caller's: the kernel carries the flow. While set, the entry does not expire
+            and sequence numbers are not checked, because most packets are not seen here.
+    """
+
+    __slots__ = (
+        "assured",
+        "created_at",
+        "decision",
+        "expires_at",
+        "key",
+        "offloaded",
+        "original_bytes",
+        "original_packets",
+        "protocol",
+        "reply_bytes",
+        "reply_packets",
+        "revision",
+        "seen_reply",
+        "serial",
+        "state",
+        "tags",
+        "windows",
+    )
+
+    def __init__(self, key: bytes, protocol: int, now: float) -> None:
+        self.key = key
+        self.protocol = protocol
+        self.state = 0
+        self.created_at = now
+        self.expires_at = now
+        self.seen_reply = False
+        self.assured = False
+        self.serial = 0
+        self.original_packets = 0
+        self.reply_packets = 0
+        self.original_bytes = 0
+        self.reply_bytes = 0
+        self.windows: tuple[Window, Window] | None = None
+        self.tags: tuple[int, int] = (0, 0)
+        self.decision: object | None = None
+        self.revision = 0
+        self.offloaded = False
+
+    @property
+    def original(self) -> FlowTuple:
+        """The tuple of the packet that opened the flow."""
+        return tuple_of_key(self.key)
+
+    @property
+    def packets(self) -> tuple[int, int]:
+        """Packets confirmed per direction: (original, reply)."""
+        return self.original_packets, self.reply_packets
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """IP bytes confirmed per direction: (original, reply)."""
+        return self.original_bytes, self.reply_bytes
+
+    @property
+    def tcp_state(self) -> TcpState | None:
+        """State of a TCP flow; None for other protocols."""
+        return TcpState(self.state) if self.protocol == TCP else None
+
+    @property
+    def sctp_state(self) -> SctpState | None:
+        """State of an SCTP association; None for other protocols."""
+        return SctpState(self.state) if self.protocol == SCTP else None
+
+    @property
+    def state_name(self) -> str:
+        """Name of the protocol's state as the RFC writes it; empty where there are no states."""
+        state = self.tcp_state or self.sctp_state
+        return state.name if state is not None else ""
+
+    def __repr__(self) -> str:
+        marks = " assured" if self.assured else "" if self.seen_reply else " unreplied"
+        state = self.state_name
+        return f"<Entry {self.original}{' ' if state else ''}{state}{marks}>"
+
+
+class Tracked(NamedTuple):
+    """What one packet is, and the change it would make.
+
+    Attributes:
+        ctstate: the packet's class.
+        direction: of the packet within its flow (for RELATED: of the flow towards its receiver).
+        entry: the flow, or None if it has none (yet).
+        reason: why the class is what it is; for INVALID the rule that refused it.
+        packet: the packet that was tracked.
+        serial: the entry's serial when it was tracked; a different one means it has changed since.
+        update: the protocol's own pending change; opaque to callers.
+    """
+
+    ctstate: CtState
+    direction: Direction
+    entry: Entry | None
+    reason: str
+    packet: Packet
+    serial: int
+    update: object
