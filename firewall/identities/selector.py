@@ -238,7 +238,8 @@ def parse_selector(document: Mapping[str, object]) -> Selector:
     unknown = set(document) - {"matchLabels", "matchExpressions"}
     if unknown:
         raise SelectorError(
-            f"unknown field {min(map(str, unknown))!r}; a selector has matchLabels and matchExpressions"
+            f"unknown field {min(map(str, unknown))!r}; "
+            "a selector has matchLabels and matchExpressions"
         )
     requirements: list[Requirement] = []
     labels = document.get("matchLabels") or {}
