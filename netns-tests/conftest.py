@@ -1,0 +1,161 @@
+"""The harness: every test gets namespaces of its own, inside one enclosure around the whole run.
+
+Run by `make netns` or `python -m lab.enclosure -- pytest netns-tests`. What the kernel or the
+machine lacks skips the tests that need it, by name; with NETNS_REQUIRED=1 it fails them.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from lab import enclosure, topology
+from lab.laboratory import Lab
+from lab.namespaces import Namespace
+from lab.topology import Topology
+
+_IPTABLES = {
+    "nfqueue": ["-j", "NFQUEUE", "--queue-balance", "0:1", "--queue-bypass"],
+    "tproxy": ["-p", "tcp", "-j", "TPROXY", "--on-port", "1", "--tproxy-mark", "1/1"],
+    "socket": ["-p", "tcp", "-m", "socket", "--transparent", "-j", "MARK", "--set-mark", "1"],
+    "connmark": ["-j", "CONNMARK", "--save-mark"],
+    "conntrack": ["-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"],
+    "set": ["-m", "set", "--match-set", "probe", "src", "-j", "DROP"],
+}
+"""Feature -> rule of mangle/PREROUTING that the kernel must take."""
+
+_PROGRAMS = {"curl": "curl", "conntrack-tool": "conntrack", "nft": "nft", "iperf3": "iperf3"}
+
+FEATURES = (*_IPTABLES, *(f"{name}6" for name in _IPTABLES), *_PROGRAMS, "ipv6", "ipset", "veth")
+
+
+def _says(namespace: Namespace, *argv: str) -> str | None:
+    """None if the command succeeds in the namespace, else what it said."""
+    try:
+        done = subprocess.run(
+            ["nsenter", f"--net={namespace.path}", "--", *argv],
+            check=False, capture_output=True, text=True, timeout=20,
+        )  # fmt: skip
+    except OSError as error:
+        return str(error)
+    return None if done.returncode == 0 else (done.stderr.strip() or f"exit {done.returncode}")
+
+
+@cache
+def lacking(feature: str) -> str | None:
+    """Why this machine cannot have `feature`; None if it can. Tried in a namespace of its own."""
+    if feature in _PROGRAMS:
+        program = _PROGRAMS[feature]
+        return None if shutil.which(program) else f"{program} is not installed"
+    if feature == "ipv6":
+        return None if Path("/proc/sys/net/ipv6").exists() else "the kernel has no IPv6"
+    namespace = Namespace(f"probe-{feature}")
+    try:
+        if feature == "veth":
+            return _says(namespace, "ip", "link", "add", "p0", "type", "veth", "peer", "p1")
+        if feature == "ipset":
+            return _says(namespace, "ipset", "create", "probe", "hash:net,iface")
+        name = feature.removesuffix("6")
+        six = feature != name
+        if name == "set":
+            family = "inet6" if six else "inet"
+            why = _says(namespace, "ipset", "create", "probe", "hash:ip", "family", family)
+            if why:
+                return why
+        program = "ip6tables" if six else "iptables"
+        return _says(namespace, program, "-t", "mangle", "-A", "PREROUTING", *_IPTABLES[name])
+    finally:
+        namespace.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"needs(*features): what the machine must offer: {', '.join(FEATURES)}"
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if enclosure.mode() is None and not session.config.option.collectonly:
+        pytest.exit(
+            "netns-tests need private namespaces: run `make netns` or\n"
+            "  python -m lab.enclosure -- python -m pytest netns-tests",
+            returncode=enclosure.CANNOT,
+        )
+
+
+def pytest_report_header() -> str:
+    return f"enclosure: {enclosure.describe()}"
+
+
+def require(*features: str) -> None:
+    """Skip the test that asks, or fail it under NETNS_REQUIRED=1, if a feature is lacking."""
+    for feature in features:
+        why = lacking(feature)
+        if why is None:
+            continue
+        message = f"this machine lacks {feature}: {why}"
+        if os.environ.get("NETNS_REQUIRED") == "1":
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+
+
+@pytest.fixture(autouse=True)
+def _machine_offers_what_the_test_needs(request: pytest.FixtureRequest) -> None:
+    for mark in request.node.iter_markers("needs"):
+        unknown = set(mark.args) - set(FEATURES)
+        assert not unknown, f"unknown features: {unknown}"
+        require(*mark.args)
+
+
+_evidence = pytest.StashKey[list[Callable[[], list[tuple[str, str]]]]]()
+
+
+def attach(node: pytest.Item, source: Callable[[], list[tuple[str, str]]]) -> None:
+    """Have `source` give (title, text) sections for the report if the test fails."""
+    node.stash.setdefault(_evidence, []).append(source)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    outcome = yield
+    report = outcome.get_result()
+    if report.when == "call" and report.failed:
+        for source in item.stash.get(_evidence, []):
+            try:
+                report.sections += source()
+            except Exception as error:  # noqa: BLE001 (evidence must never hide the failure itself)
+                report.sections.append(("evidence lost", repr(error)))
+
+
+def _rules(lab: Lab) -> list[tuple[str, str]]:
+    sections = [(f"log of {name}", machine.log()) for name, machine in lab.hosts.items()]
+    sections.append(("log of node", lab.node.log()))
+    questions = (["iptables-save", "-c"], ["ip6tables-save", "-c"], ["ip", "rule"], ["ip", "route"])
+    sections += [(" ".join(argv), lab.node.run(argv).stdout) for argv in questions]
+    queues = lab.node.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout
+    sections.append(("nfnetlink_queue", queues))
+    return [(title, text) for title, text in sections if text.strip()]
+
+
+MakeLab = Callable[..., Lab]
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Iterator[MakeLab]:
+    """Make a lab: `lab(a="app=a", b="app=b")`, or `lab(topology)`; it ends with the test."""
+    require("veth")
+    made: list[Lab] = []
+
+    def make(plan: Topology | None = None, **labels: str) -> Lab:
+        fresh = Lab(plan or topology.hosts(**labels))
+        made.append(fresh)
+        attach(request.node, lambda: _rules(fresh))
+        return fresh
+
+    yield make
+    for one in reversed(made):
+        one.close()
