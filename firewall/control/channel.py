@@ -58,7 +58,7 @@ OUTBOX_BYTES = 64 * 1024 * 1024
 CONNECT_INTERVAL_S = 0.05
 """Pause between attempts to reach a worker that does not listen yet."""
 
-_BACKLOG = 4
+_BACKLOG = 128  # the API's; a worker has one agent
 _NOT_YET = (FileNotFoundError, ConnectionRefusedError, BlockingIOError)
 _READS_PER_CALL = 64
 _PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
@@ -110,7 +110,7 @@ class WorkerChannel:
         self._outbox_bytes = 0
         self._waits_for_room = False
         self._agent: socket.socket | None = None
-        self._listener = _listen(self.path)
+        self._listener = listen(self.path)
         self._inode = self.path.stat().st_ino
         self._epoll = select.epoll()
         self._epoll.register(self._listener, select.EPOLLIN)
@@ -474,13 +474,41 @@ class AgentChannel:
             self._waiting.discard(ready)
 
 
-def listener_pid(path: Path | str) -> int:
-    """Return the pid of the process that listens at a channel's path, 0 if nobody does.
+def listen(
+    path: Path, kind: socket.SocketKind = socket.SOCK_SEQPACKET, mode: int = 0o600
+) -> socket.socket:
+    """Bind a non-blocking, listening unix socket in place of a stale one.
+
+    Args:
+        path: the socket file; its directory exists.
+        kind: SOCK_SEQPACKET or SOCK_STREAM.
+        mode: permissions of the file, independent of the umask's more generous bits.
 
     Raises:
-        ChannelError: the path cannot be asked (no permission, not a SEQPACKET socket).
+        ChannelBusyError: a living process listens there.
+        ChannelError: something else stands there, or it cannot be bound.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as probe:
+    _remove_stale(path, kind)
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    try:
+        listener.setblocking(False)
+        os.fchmod(listener.fileno(), mode)
+        listener.bind(str(path))
+        path.chmod(mode)  # a umask may have taken bits away; it never adds any
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ChannelError(f"{path}: {error.strerror or error}") from error
+    return listener
+
+
+def listener_pid(path: Path | str, kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> int:
+    """Return the pid of the process that listens at a socket file, 0 if nobody does.
+
+    Raises:
+        ChannelError: the path cannot be asked (no permission, a socket of another kind).
+    """
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC) as probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
@@ -493,22 +521,7 @@ def listener_pid(path: Path | str) -> int:
         return _peer_pid(probe)
 
 
-def _listen(path: Path) -> socket.socket:
-    """Bind a listening socket of mode 0600, in place of a stale one."""
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    try:
-        listener.setblocking(False)
-        os.fchmod(listener.fileno(), 0o600)
-        listener.bind(str(path))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ChannelError(f"{path}: {error.strerror or error}") from error
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
     """Remove a socket file that nobody listens at; refuse to touch anything else."""
     try:
         mode = path.lstat().st_mode
@@ -516,7 +529,7 @@ def _remove_stale(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ChannelError(f"{path}: exists and is not a socket; it was not removed")
-    pid = listener_pid(path)
+    pid = listener_pid(path, kind)
     if pid:
         raise ChannelBusyError(path, pid)
     path.unlink(missing_ok=True)

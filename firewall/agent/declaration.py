@@ -1,0 +1,232 @@
+"""What an operator says about an endpoint, in a file or to the API: the same words in both.
+
+A declaration is what is wanted; `roster` makes an endpoint of it. Written as YAML or JSON:
+
+    name: deathstar
+    addresses: [10.0.1.2, fd00::2]
+    labels: [org=empire, k8s:class=deathstar]   # or a mapping; without a source it is k8s
+    namespace: default
+    netns: deathstar          # or interface: veth7; neither = the address alone is known
+    ports: [http:80, dns:53/udp]
+    audit: off
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import yaml
+
+from conntrack.address import format_address, parse_address
+from firewall.agent.document import NOWHERE, DocumentError, Place, Reader, Value
+from firewall.identities.labels import (
+    K8S,
+    NO_LABELS,
+    POD_NAMESPACE,
+    RESERVED,
+    Label,
+    LabelError,
+    LabelSet,
+    parse_label,
+)
+from firewall.policy.snapshot import NamedPortRow
+
+_KEYS = (
+    "name", "namespace", "addresses", "labels", "netns", "interface", "ports", "audit",
+)  # fmt: skip
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+"""Protocols that have ports, by IANA number."""
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+# IANA service names (RFC 6335 section 5.1) without the rule on hyphens, as Cilium takes them.
+_PORT_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9-]{1,15}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """One wanted endpoint.
+
+    Attributes:
+        name: unique on the node.
+        namespace: as in Kubernetes; becomes the label `k8s:io.kubernetes.pod.namespace`.
+        addresses: packed, at least one, without repetition, in the order given.
+        labels: all of them, the namespace's included.
+        netns: name, path or pid of its network namespace, "" = not said.
+        interface: the node's side of its link, "" = not said.
+        ports: its named ports.
+        audit: report what policy would drop and let it pass.
+        place: where it was written.
+    """
+
+    name: str
+    addresses: tuple[bytes, ...]
+    labels: LabelSet = NO_LABELS
+    namespace: str = "default"
+    netns: str = ""
+    interface: str = ""
+    ports: tuple[NamedPortRow, ...] = ()
+    audit: bool = False
+    place: Place = NOWHERE
+
+
+def read_declarations(text: str, file: str) -> tuple[Declaration, ...]:
+    """Read a file: any number of documents, each one declaration or a list of them.
+
+    Raises:
+        DocumentError: with every problem of the file.
+    """
+    reader = Reader()
+    declarations: list[Declaration] = []
+    for document in reader.compose(text, file):
+        if isinstance(document.node, yaml.SequenceNode):
+            found = [read_declaration(reader, item) for item in reader.items(document)]
+        else:
+            found = [read_declaration(reader, document)]
+        declarations.extend(item for item in found if item is not None)
+    reader.finish()
+    return tuple(declarations)
+
+
+def parse_declaration(text: str, file: str, name: str) -> Declaration:
+    """Read exactly one declaration whose name is known already (it may be repeated inside).
+
+    Raises:
+        DocumentError: with every problem.
+    """
+    reader = Reader()
+    documents = reader.compose(text, file)
+    if len(documents) != 1:
+        reader.note(Place(file), f"expected one endpoint, got {len(documents)} documents")
+    declaration = read_declaration(reader, documents[0], name) if documents else None
+    if declaration is None:
+        reader.note(Place(file), "no endpoint")
+        raise DocumentError(reader.problems)
+    reader.finish()
+    return declaration
+
+
+def read_declaration(reader: Reader, value: Value, name: str = "") -> Declaration | None:
+    """Read one declaration; problems go to `reader`, None if one of them is fatal to it."""
+    before = len(reader.problems)
+    entries = reader.mapping(value, _KEYS)
+    said = reader.text(entries["name"]) if "name" in entries else name
+    if not said:
+        reader.note(value.place, "name is missing")
+    elif not _NAME.fullmatch(said):
+        place = entries["name"].place if "name" in entries else value.place
+        reader.note(place, f"{said!r} is no name; letters, digits, '-', '_' and '.' are")
+    elif name and said != name:
+        reader.note(entries["name"].place, f"is {said!r}, but the endpoint is called {name!r}")
+    namespace = reader.text(entries["namespace"]) if "namespace" in entries else "default"
+    addresses = _addresses(reader, value, entries.get("addresses"))
+    labels = _labels(reader, entries.get("labels"), namespace)
+    ports = _ports(reader, entries["ports"]) if "ports" in entries else ()
+    if "netns" in entries and "interface" in entries:
+        reader.note(entries["interface"].place, "netns and interface say the same: give one")
+    declaration = Declaration(
+        name=said,
+        addresses=addresses,
+        labels=labels,
+        namespace=namespace,
+        netns=reader.text(entries["netns"]) if "netns" in entries else "",
+        interface=reader.text(entries["interface"]) if "interface" in entries else "",
+        ports=ports,
+        audit=reader.boolean(entries["audit"]) if "audit" in entries else False,
+        place=value.place,
+    )
+    return declaration if len(reader.problems) == before else None
+
+
+def parse_labels(texts: Iterable[str]) -> LabelSet:
+    """Read endpoint labels; without a source they are the workload's (k8s).
+
+    Raises:
+        LabelError: one is no label, is reserved for us, or contradicts another.
+    """
+    labels = LabelSet.parse(texts, default_source=K8S)
+    for label in labels:
+        if label.source == RESERVED and label.key != "init":
+            raise LabelError(f"label {label} is reserved: only {RESERVED}:init can be given")
+    return labels
+
+
+def parse_port(text: str) -> NamedPortRow:
+    """Read `name:number` or `name:number/protocol`.
+
+    Raises:
+        ValueError: it is none; the text says what is wrong.
+    """
+    name, colon, rest = text.partition(":")
+    number, _, protocol = rest.partition("/")
+    if not colon or not _PORT_NAME.fullmatch(name):
+        raise ValueError(f"{text!r} is no named port; write name:number[/tcp|udp|sctp]")
+    if not number.isascii() or not number.isdecimal() or not 1 <= int(number) <= 65535:
+        raise ValueError(f"{text!r}: {number!r} is no port number 1-65535")
+    if (protocol or "tcp").lower() not in PROTOCOLS:
+        raise ValueError(f"{text!r}: {protocol!r} is none of {', '.join(PROTOCOLS)}")
+    return NamedPortRow(name.lower(), PROTOCOLS[(protocol or "tcp").lower()], int(number))
+
+
+def _addresses(reader: Reader, whole: Value, value: Value | None) -> tuple[bytes, ...]:
+    """Read the addresses; at least one, each once."""
+    if value is None:
+        reader.note(whole.place, "addresses is missing: an endpoint has at least one")
+        return ()
+    addresses: list[bytes] = []
+    for item in reader.items(value):
+        text = reader.text(item)
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            reader.note(item.place, str(error))
+            continue
+        if address in addresses:
+            reader.note(item.place, f"{format_address(address)} is given twice")
+        addresses.append(address)
+    if not addresses and isinstance(value.node, yaml.SequenceNode) and not value.node.value:
+        reader.note(value.place, "an endpoint has at least one address")
+    return tuple(addresses)
+
+
+def _labels(reader: Reader, value: Value | None, namespace: str) -> LabelSet:
+    """Read labels as a list of texts or as a mapping, and add the namespace's."""
+    texts: list[tuple[str, Place]] = []
+    if value is not None and isinstance(value.node, yaml.MappingNode):
+        for key_node, node in value.node.value:
+            place = value.place._replace(line=key_node.start_mark.line + 1)
+            texts.append((f"{key_node.value}={reader.text(Value(node, place))}", place))
+    elif value is not None:
+        texts = [(reader.text(item), item.place) for item in reader.items(value)]
+    labels: list[Label] = []
+    for text, place in texts:
+        try:
+            parse_labels([text])
+            labels.append(parse_label(text, K8S))
+        except LabelError as error:
+            reader.note(place, str(error))
+    try:
+        found = LabelSet(labels)
+        if found.get(K8S, POD_NAMESPACE) not in (None, namespace):
+            reader.note(texts[0][1], f"a label says another namespace than {namespace!r}")
+        if found.get(RESERVED, "init") is None:
+            found = found.with_labels([Label(K8S, POD_NAMESPACE, namespace)])
+    except LabelError as error:
+        reader.note(value.place if value else Place(""), str(error))
+        return NO_LABELS
+    return found
+
+
+def _ports(reader: Reader, value: Value) -> tuple[NamedPortRow, ...]:
+    """Read named ports; one name and protocol has one number."""
+    ports: dict[tuple[str, int], NamedPortRow] = {}
+    for item in reader.items(value):
+        try:
+            port = parse_port(reader.text(item))
+        except ValueError as error:
+            reader.note(item.place, str(error))
+            continue
+        if (port.name, port.protocol) in ports:
+            reader.note(item.place, f"port {port.name} is given twice")
+        ports[port.name, port.protocol] = port
+    return tuple(ports.values())

@@ -1,0 +1,386 @@
+"""Keeps the workers alive, and takes over those that a dead agent left running.
+
+Theory of operation. A worker must outlive the agent, so it gets a session of its own and is found
+again by its socket, not by parenthood: at start the supervisor first tries the socket. Who listens
+there is adopted if it is the same program with the same arguments and version, else it is drained
+and replaced. A process is held by a pidfd from before it is looked at until after its last signal,
+so no signal ever reaches a stranger who inherited the number.
+
+A worker that dies is started again at once, then with growing pauses. Meanwhile its queue has no
+listener and the kernel drops what would go there: fail closed.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import firewall
+from firewall.agent.journal import fields
+from firewall.control.channel import (
+    AgentChannel,
+    ChannelClosedError,
+    ChannelError,
+    listener_pid,
+)
+from firewall.control.messages import FromWorker
+
+START_TIMEOUT_S = 20.0
+"""A worker that does not listen by then is taken for stuck: imports take about 0.3 s."""
+
+DRAIN_S = 3.0
+"""What a worker gets to finish what it began."""
+
+KILL_AFTER_S = 3.0
+"""Further time between SIGTERM and SIGKILL for one that does not end."""
+
+BACKOFF_FIRST_S = 0.1
+"""Pause before the second start in a row; doubled for every further one."""
+
+BACKOFF_MAX_S = 5.0
+"""Longest pause between two starts: a cause that was mended is noticed within it."""
+
+STEADY_S = 10.0
+"""A worker that lived this long begins with the first pause again."""
+
+log = logging.getLogger(__name__)
+
+
+class WorkerState(IntEnum):
+    """Where a worker stands."""
+
+    STARTING = 0
+    RUNNING = 1
+    DRAINING = 2
+    WAITING = 3
+    STOPPED = 4
+
+
+class WorkerSpec(NamedTuple):
+    """What a worker is: its kind and number, its command after the interpreter, its socket."""
+
+    kind: str
+    number: int
+    arguments: tuple[str, ...]
+    socket_path: Path
+
+    @property
+    def name(self) -> str:
+        """The name in messages: "datapath-0"."""
+        return f"{self.kind}-{self.number}"
+
+
+class Worker:
+    """One worker as the agent sees it.
+
+    Attributes:
+        revision: last snapshot revision that it acknowledged.
+        error: why it kept an older one, or why it does not run; "" = nothing is wrong.
+        restarts_count: how often it had to be started again.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        self.state = WorkerState.STARTING
+        self.pid = 0
+        self.version = ""
+        self.revision = 0
+        self.error = ""
+        self.restarts_count = 0
+        self.adopted = False
+        self.channel = AgentChannel(spec.socket_path)
+
+
+class Supervisor:
+    """Runs the workers of `specs`.
+
+    Args:
+        specs: what shall run.
+        version: the version that every worker must have.
+        received: called with each message of a worker, its greeting included.
+        changed: called when a worker came or went.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[WorkerSpec],
+        version: str,
+        received: Callable[[Worker, FromWorker], None],
+        changed: Callable[[Worker], None],
+    ) -> None:
+        self.workers = [Worker(spec) for spec in specs]
+        self._version = version
+        self._received = received
+        self._changed = changed
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to adopt or start every worker."""
+        self._tasks = [
+            asyncio.create_task(self._keep(worker), name=worker.spec.name)
+            for worker in self.workers
+        ]
+
+    async def stop(self, deadline_s: float) -> None:
+        """Drain and end every worker."""
+        self._stopping.set()
+        await asyncio.gather(*(self._end(worker, deadline_s) for worker in self.workers))
+        await self.release()
+
+    async def release(self) -> None:
+        """Let go of the workers; those that run go on running."""
+        self._stopping.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self.workers:
+            worker.channel.close()
+
+    async def _end(self, worker: Worker, deadline_s: float) -> None:
+        """Drain one worker and see that it ends."""
+        worker.state = WorkerState.DRAINING
+        if worker.pid:
+            with contextlib.suppress(ProcessLookupError), _held(worker.pid) as process:
+                await _drain(worker.channel, process, deadline_s)
+        worker.state = WorkerState.STOPPED
+
+    async def _keep(self, worker: Worker) -> None:
+        """Adopt or start one worker, again and again."""
+        pause_s = 0.0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                await self._attend(worker)
+            except (ChannelError, OSError, TimeoutError) as error:
+                worker.error = str(error) or type(error).__name__
+                log.warning(
+                    "worker failed", extra=fields(worker=worker.spec.name, error=worker.error)
+                )
+            if self._stopping.is_set():
+                return
+            worker.pid = 0
+            worker.state = WorkerState.WAITING
+            worker.restarts_count += 1
+            self._changed(worker)
+            if time.monotonic() - began > STEADY_S:
+                pause_s = 0.0
+            await asyncio.sleep(pause_s)
+            pause_s = min(max(2 * pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
+
+    async def _attend(self, worker: Worker) -> None:
+        """Serve one life of a worker: returns when its process has ended."""
+        worker.state = WorkerState.STARTING
+        child: subprocess.Popen[bytes] | None = None
+        pid = await self._adoptable(worker)
+        worker.adopted = bool(pid)
+        if not pid:
+            child = _spawn(worker.spec)
+            pid = child.pid
+        worker.pid = pid
+        try:
+            with _held(pid) as process:
+                await self._converse(worker, process)
+        finally:
+            if child is not None:
+                code = child.poll()
+                worker.error = f"ended with {_ending(code)}" if code is not None else worker.error
+        if not self._stopping.is_set():
+            log.error(
+                "worker ended", extra=fields(worker=worker.spec.name, pid=pid, error=worker.error)
+            )
+
+    async def _adoptable(self, worker: Worker) -> int:
+        """Return the pid of a running worker that can go on, after ending one that cannot."""
+        path = worker.spec.socket_path
+        pid = listener_pid(path)
+        if not pid:
+            return 0
+        with contextlib.suppress(ProcessLookupError), _held(pid) as process:
+            found = command_of(pid)
+            if not is_worker(found, path.parent):
+                raise ChannelError(f"{path}: process {pid} listens there and is no worker of ours")
+            greeting = await worker.channel.connect(START_TIMEOUT_S)
+            if found == worker.spec.arguments and greeting.version == self._version:
+                log.info("worker adopted", extra=fields(worker=worker.spec.name, pid=pid))
+                return pid
+            log.info(
+                "worker replaced: it has other arguments or another version",
+                extra=fields(worker=worker.spec.name, pid=pid, version=greeting.version),
+            )
+            await _drain(worker.channel, process, DRAIN_S)
+        return 0
+
+    async def _converse(self, worker: Worker, process: int) -> None:
+        """Pass on what a worker says until its process ends."""
+        ended = asyncio.create_task(_exited(process))
+        try:
+            while not ended.done():
+                talking = asyncio.create_task(self._talk(worker))
+                await asyncio.wait({ended, talking}, return_when=asyncio.FIRST_COMPLETED)
+                if not talking.done():
+                    talking.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ChannelClosedError):
+                    await talking
+        except TimeoutError:
+            # It never listened: end it here, or it would stand in its successor's way.
+            await _terminate(process)
+            raise
+        finally:
+            ended.cancel()
+            worker.channel.close()
+
+    async def _talk(self, worker: Worker) -> None:
+        """Connect and pass messages on until the connection ends."""
+        greeting = worker.channel.hello if worker.channel.connected else None
+        if greeting is None:
+            greeting = await worker.channel.connect(START_TIMEOUT_S)
+        worker.version = greeting.version
+        worker.revision = greeting.revision
+        worker.state = WorkerState.RUNNING
+        worker.error = ""
+        self._received(worker, greeting)
+        self._changed(worker)
+        async for message in worker.channel:
+            self._received(worker, message)
+
+
+async def end_orphans(run_dir: Path, keep: Iterable[Path] = ()) -> list[int]:
+    """End the workers of `run_dir` that listen at none of the sockets in `keep`.
+
+    Their socket files go with them; files of dead ones are removed. Processes that are no workers
+    of ours are left alone.
+
+    Returns:
+        The pids that were ended.
+    """
+    ended: list[int] = []
+    for path in sorted(set(worker_sockets(run_dir)) - set(keep)):
+        try:
+            pid = listener_pid(path)
+        except ChannelError as error:
+            log.warning("socket left alone", extra=fields(path=path, error=error))
+            continue
+        if not pid:
+            path.unlink(missing_ok=True)
+            continue
+        with contextlib.suppress(ProcessLookupError), _held(pid) as process:
+            if not is_worker(command_of(pid), run_dir):
+                log.warning("process left alone: no worker of ours", extra=fields(pid=pid))
+                continue
+            channel = AgentChannel(path)
+            with contextlib.suppress(ChannelError, TimeoutError):
+                await channel.connect(1.0)
+            await _drain(channel, process, DRAIN_S)
+            ended.append(pid)
+        path.unlink(missing_ok=True)
+    return ended
+
+
+def worker_sockets(run_dir: Path) -> list[Path]:
+    """Return the socket files of workers in a run directory."""
+    return [*run_dir.glob("datapath-*.sock"), *run_dir.glob("l7proxy-*.sock")]
+
+
+def command_of(pid: int) -> tuple[str, ...]:
+    """Return a process's arguments after the interpreter, () if it is gone."""
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(os.fsdecode(part) for part in raw.rstrip(b"\0").split(b"\0")[1:])
+
+
+def is_worker(command: tuple[str, ...], run_dir: Path) -> bool:
+    """Say whether a command line is that of a worker of this run directory."""
+    modules = {"firewall.datapath.worker", "l7proxy.worker"}
+    pairs = set(itertools.pairwise(command))
+    return any(("-m", module) in pairs for module in modules) and (
+        ("--run-dir", str(run_dir)) in pairs
+    )
+
+
+def _spawn(spec: WorkerSpec) -> subprocess.Popen[bytes]:
+    """Start a worker in a session of its own, so that it survives us and our terminal."""
+    root = str(Path(firewall.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    child = subprocess.Popen(
+        (sys.executable, *spec.arguments),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    log.info("worker started", extra=fields(worker=spec.name, pid=child.pid))
+    return child
+
+
+class _held:  # noqa: N801  reads as a statement
+    """Hold a process by a pidfd (pidfd_open(2)); ProcessLookupError if it is gone already."""
+
+    def __init__(self, pid: int) -> None:
+        self._pidfd = os.pidfd_open(pid)
+
+    def __enter__(self) -> int:
+        return self._pidfd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._pidfd)
+
+
+async def _exited(process: int) -> None:
+    """Wait until a held process has ended."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    watched = os.dup(process)  # epoll knows a descriptor once; two may wait for one process
+    loop.add_reader(watched, _settle, done)
+    try:
+        await done
+    finally:
+        loop.remove_reader(watched)
+        os.close(watched)
+
+
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+async def _drain(channel: AgentChannel, process: int, deadline_s: float) -> None:
+    """Ask a worker to finish; insist if it does not."""
+    with contextlib.suppress(ChannelError):
+        await channel.drain(deadline_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_exited(process), deadline_s + 1)
+    await _terminate(process)
+    channel.close()
+
+
+async def _terminate(process: int) -> None:
+    """End a held process: SIGTERM, and SIGKILL if it does not listen."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            signal.pidfd_send_signal(process, number)
+        except ProcessLookupError:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_exited(process), KILL_AFTER_S)
+            return
+
+
+def _ending(code: int) -> str:
+    """Name how a child ended."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
