@@ -1,0 +1,247 @@
+"""Values of a document as a reader asks for them: one cursor that knows its place.
+
+A `Value` is a node, its path inside the object and the report that collects problems. Each question
+(`fields`, `items`, `text`, `integer`, ...) answers None after reporting when the node is of another
+kind, so a reader goes on and finds every problem of a file at once. `null` counts as missing
+everywhere, as in Kubernetes' JSON.
+
+What a plain scalar means depends on the field: a string field takes it as written, because that is
+what the author sees. Where YAML 1.1 (which kubectl speaks) would read the same characters as
+something else than a string, number or `true`, a warning asks for quotes.
+"""
+
+import re
+from collections.abc import Iterable
+from collections.abc import Mapping as MappingType
+from typing import NamedTuple
+
+from firewall.policy.problem import Problem, did_you_mean
+from firewall.policy.readers.composition import Mapping, Mark, Node, Scalar, Sequence
+
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
+_FALSE = frozenset({"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"})
+_SHORT_BOOLEANS = frozenset("yYnN")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.nan")
+_OTHER_NUMBER = re.compile(
+    r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[0-9][0-9_]*)"
+)
+_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?")
+_PATH_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_SHOWN = 60  # characters of a wrong value that a message repeats
+
+
+class Report:
+    """Collects the problems of one file. The only mutable value of the readers."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[Problem] = []
+        self.error_count = 0
+
+    def error(self, mark: Mark, path: str, message: str) -> None:
+        """Note what refuses the object at hand."""
+        self.error_count += 1
+        self.problems.append(Problem.error(self.file, *mark, path, message))
+
+    def warning(self, mark: Mark, path: str, message: str) -> None:
+        """Note what the author should know, without refusing."""
+        self.problems.append(Problem.warning(self.file, *mark, path, message))
+
+
+class Value(NamedTuple):
+    """A node with its place inside the object and the report for its problems."""
+
+    node: Node
+    path: str
+    report: Report
+
+    @property
+    def mark(self) -> Mark:
+        """Where the value stands in its file."""
+        return self.node.mark
+
+    def error(self, message: str) -> None:
+        """Refuse the object because of this value."""
+        self.report.error(self.mark, self.path, message)
+
+    def warning(self, message: str) -> None:
+        """Tell the author about this value."""
+        self.report.warning(self.mark, self.path, message)
+
+    @property
+    def is_null(self) -> bool:
+        """Whether this is YAML's null, which every format treats as a missing key."""
+        return isinstance(self.node, Scalar) and self.node.plain and self.node.text in _NULLS
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether this is a mapping."""
+        return isinstance(self.node, Mapping)
+
+    def child(self, name: str) -> "Value | None":
+        """Return a mapping's value by key without judging anything; None if missing or null."""
+        if not isinstance(self.node, Mapping):
+            return None
+        pair = self.node.pairs.get(name)
+        if pair is None:
+            return None
+        value = Value(pair.value, join(self.path, name), self.report)
+        return None if value.is_null else value
+
+    def pairs(self) -> "dict[str, Value]":
+        """Return a free mapping (labels) with every key allowed; nulls stay; {} after a report."""
+        if not isinstance(self.node, Mapping):
+            self.error(f"must be a mapping, not {describe(self.node)}")
+            return {}
+        return {
+            name: Value(pair.value, join(self.path, name), self.report)
+            for name, pair in self.node.pairs.items()
+        }
+
+    def fields(
+        self, known: Iterable[str], refused: MappingType[str, str] | None = None
+    ) -> "dict[str, Value]":
+        """Return a structure's fields; unknown ones are errors, nulls are left out.
+
+        Args:
+            known: the names that the structure has.
+            refused: names that exist or existed in the format, with the reason they are refused.
+        """
+        if not isinstance(self.node, Mapping):
+            self.error(f"must be a mapping, not {describe(self.node)}")
+            return {}
+        names = tuple(known)
+        found: dict[str, Value] = {}
+        for name, pair in self.node.pairs.items():
+            value = Value(pair.value, join(self.path, name), self.report)
+            if name in names:
+                if not value.is_null:
+                    found[name] = value
+            elif refused and name in refused:
+                self.report.error(pair.mark, value.path, refused[name])
+            else:
+                hint = did_you_mean(name, names)
+                self.report.error(pair.mark, value.path, f'unknown field "{name}"{hint}')
+        return found
+
+    def items(self) -> "list[Value]":
+        """Return a list's items; [] after a report. A null item is an error of its own."""
+        if not isinstance(self.node, Sequence):
+            self.error(f"must be a list, not {describe(self.node)}")
+            return []
+        listed = [
+            Value(item, f"{self.path}[{at}]", self.report)
+            for at, item in enumerate(self.node.items)
+        ]
+        for item in listed:
+            if item.is_null:
+                item.error("is empty; write {} if everything is meant, or remove the item")
+        return [item for item in listed if not item.is_null]
+
+    def text(self) -> str | None:
+        """Return a string as written; plain numbers and words count as strings."""
+        if not isinstance(self.node, Scalar) or self.is_null:
+            self.error(f"must be a string, not {describe(self.node)}")
+            return None
+        if self.node.plain and _is_trap(self.node.text):
+            self.warning(f'YAML reads {self.node.text} as no string; write "{self.node.text}"')
+        return self.node.text
+
+    def integer(self, low: int, high: int) -> int | None:
+        """Return a whole number between two bounds, both included."""
+        if not isinstance(self.node, Scalar) or not self.node.plain:
+            self.error(f"must be a number, not {describe(self.node)}")
+            return None
+        text = self.node.text
+        if not _INTEGER.fullmatch(text):
+            if _OTHER_NUMBER.fullmatch(text):
+                self.error(f"write the number in plain decimal digits, not {text}")
+            else:
+                self.error(f"must be a number, not {describe(self.node)}")
+            return None
+        # Bounded before int(): Python refuses, and takes long for, thousands of digits.
+        number = int(text) if len(text) <= len(str(high)) + 1 else high + 1
+        if not low <= number <= high:
+            self.error(f"must be between {low} and {high}, not {shorten(text)}")
+            return None
+        return number
+
+    def boolean(self) -> bool | None:
+        """Return a truth value in any of the words of YAML 1.1."""
+        if isinstance(self.node, Scalar) and self.node.plain:
+            if self.node.text in _TRUE:
+                return True
+            if self.node.text in _FALSE:
+                return False
+        self.error(f"must be true or false, not {describe(self.node)}")
+        return None
+
+    def word(self, words: Iterable[str]) -> str | None:
+        """Return one of a closed list of words."""
+        text = self.text()
+        listed = tuple(words)
+        if text is None or text in listed:
+            return text
+        hint = did_you_mean(text, listed)
+        self.error(f'"{shorten(text)}" is none of {", ".join(listed)}{hint}')
+        return None
+
+    def plain(self) -> object:
+        """Return the value as JSON would hold it, for showing the document again."""
+        match self.node:
+            case Mapping():
+                return {
+                    name: Value(pair.value, "", self.report).plain()
+                    for name, pair in self.node.pairs.items()
+                }
+            case Sequence():
+                return [Value(item, "", self.report).plain() for item in self.node.items]
+            case Scalar(text=text, plain=is_plain):
+                return _plain_scalar(text) if is_plain else text
+
+
+def _plain_scalar(text: str) -> object:
+    if text in _NULLS:
+        return None
+    if text in ("true", "false"):
+        return text == "true"
+    if _INTEGER.fullmatch(text) and len(text) < 20:
+        return int(text)
+    return text
+
+
+def _is_trap(text: str) -> bool:
+    if text in ("true", "false") or _INTEGER.fullmatch(text):
+        return False
+    if text in _TRUE or text in _FALSE or text in _SHORT_BOOLEANS:
+        return True
+    return any(p.fullmatch(text) for p in (_FLOAT, _OTHER_NUMBER, _DATE))
+
+
+def describe(node: Node) -> str:
+    """Say what a node is, for "must be X, not Y"."""
+    match node:
+        case Mapping():
+            return "a mapping"
+        case Sequence():
+            return "a list"
+        case Scalar(text=text, plain=True) if text in _NULLS:
+            return "empty"
+        case Scalar(text=text, plain=False):
+            return f'the string "{shorten(text)}"'
+        case Scalar(text=text):
+            return shorten(text)
+
+
+def shorten(text: str) -> str:
+    """Cut a wrong value to what a message can carry."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def join(path: str, name: str) -> str:
+    """Append a key to a path: `spec.ingress`, `matchLabels["k8s:app"]`."""
+    if not _PATH_WORD.fullmatch(name):
+        return f'{path}["{shorten(name)}"]'
+    return f"{path}.{name}" if path else name
