@@ -189,6 +189,8 @@ def enter(command: list[str], *, user: bool) -> int:
         EnclosureError: namespaces are not allowed here.
     """
     starter = os.getppid()
+    # Debian keeps ip(8) and iptables(8) out of an ordinary user's PATH.
+    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
     try:
         if user:
             _become_root_of_user_namespace()

@@ -64,7 +64,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: Path, kind: str, flags: int, options: str = "") -> None:
-    """Put `source`, a file system of type `kind`, on `target`; arguments as in mount(2).
+    """Put the file system `source` of type `kind` on `target`; `flags` and `options` as in its manual.
 
     Raises:
         OSError: the kernel refuses; the error carries `target`.
