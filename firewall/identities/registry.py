@@ -19,24 +19,36 @@ regular intervals, on any number of nodes.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Container, Iterator, Mapping
+from collections.abc import AsyncIterator, Container, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from firewall.identities.labels import RESERVED, Label, LabelError, LabelSet
+from firewall.identities.local import GRACE_S, IdentityError, Known, LocalNumbers, is_local_set
 from firewall.identities.reserved import (
     CLUSTER_MAX,
     CLUSTER_MIN,
     FIXED_MIN,
-    LOCAL_MAX,
-    LOCAL_MIN,
     RESERVED_LABELS,
     RESERVED_MAX,
     Reserved,
     reserved_number,
 )
+from firewall.identities.store import KvChange, KvEntry, KvStore, KvStoreError
+
+__all__ = [
+    "GRACE_S",
+    "IdentityChange",
+    "IdentityError",
+    "IdentityRegistry",
+    "KvChange",
+    "KvEntry",
+    "KvStore",
+    "KvStoreError",
+    "LocalNumbers",
+    "is_local_set",
+]
 
 PREFIX = "cilium/state/identities/v1"
 """Where the keys stand; Cilium's own, so that its tools read them."""
@@ -46,9 +58,6 @@ NODE_LEASE_S = 900.0
 
 LOCK_LEASE_S = 25.0
 """After this time a lock's holder is taken for dead: 25 s (Cilium's lock lease)."""
-
-GRACE_S = 900.0
-"""How long an unused number keeps its labels: 15 min (Cilium identity-gc-interval)."""
 
 GUESSES_COUNT = 4
 """How many numbers are tried by what this node knows before the store's whole list is read."""
@@ -64,181 +73,12 @@ BACKOFF_MAX_S = 2.0
 FIXED_KEY = "io.cilium.fixed-identity"
 """Key of the label by which a workload asks for a number the operator fixed."""
 
-_LOCAL_SOURCES = frozenset({"cidr", "fqdn", "cidrgroup", RESERVED})
-
-
-class KvStoreError(OSError):
-    """The store cannot be used now or at all; the message names it and says what to do."""
-
-
-class IdentityError(RuntimeError):
-    """No number could be given, although the store answers."""
-
-
-class KvEntry(NamedTuple):
-    """A key with its value."""
-
-    key: str
-    value: bytes
-
-
-class KvChange(NamedTuple):
-    """A key that was set (its value) or went away (None)."""
-
-    key: str
-    value: bytes | None
-
-
-class KvStore(Protocol):
-    """What identities need of a store that nodes share. Every method raises KvStoreError."""
-
-    async def get(self, key: str) -> bytes | None:
-        """Return the value of a key, None if it is absent."""
-
-    async def create(
-        self,
-        key: str,
-        value: bytes,
-        *,
-        lease: int | None = None,
-        guard: KvEntry | None = None,
-    ) -> bool:
-        """Set a key if it is absent, atomically; say whether that happened.
-
-        Args:
-            key: what to set.
-            value: to what.
-            lease: the key goes away when this lease ends.
-            guard: nothing happens unless this key still has this value.
-        """
-
-    async def compare_and_delete(self, key: str, value: bytes) -> bool:
-        """Delete a key if it has this value, atomically; say whether that happened."""
-
-    async def list_prefix(self, prefix: str) -> list[KvEntry]:
-        """Return the entries whose key begins with `prefix`, ordered by key."""
-
-    async def grant_lease(self, ttl_s: float) -> int:
-        """Start a lease and return its number, never 0."""
-
-    async def keep_alive(self, lease: int) -> bool:
-        """Begin the time of a lease anew; False if it has ended, and with it its keys."""
-
-    async def revoke_lease(self, lease: int) -> None:
-        """End a lease and delete its keys."""
-
-    def watch(self, prefix: str) -> AsyncIterator[KvChange]:
-        """Yield all present entries under `prefix`, then every change, until closed."""
-
-    async def close(self) -> None:
-        """Let go of the store; leases run on."""
-
 
 class IdentityChange(NamedTuple):
     """A cluster-wide number got labels, or (None) lost them."""
 
     number: int
     labels: LabelSet | None
-
-
-@dataclass(slots=True)
-class _Known:
-    labels: LabelSet
-    refcount: int = 0
-    unused_since: float | None = None
-
-
-class LocalNumbers:
-    """Numbers for label sets that only this node needs; no store involved.
-
-    Args:
-        low: the first number.
-        high: the last number.
-        grace_s: how long a released number waits before another label set may get it.
-    """
-
-    def __init__(
-        self, low: int = LOCAL_MIN, high: int = LOCAL_MAX, grace_s: float = GRACE_S
-    ) -> None:
-        self._low = low
-        self._high = high
-        self._grace_s = grace_s
-        self._next = low
-        self._known: dict[int, _Known] = {}
-        self._numbers: dict[LabelSet, int] = {}
-
-    def allocate(self, labels: LabelSet, *, preferred: int | None = None) -> int:
-        """Return the number of a label set, taking one more reference to it.
-
-        Args:
-            labels: any label set.
-            preferred: the number it had before a restart; taken if it is free.
-
-        Raises:
-            IdentityError: every number is taken.
-        """
-        number = self._numbers.get(labels)
-        if number is None:
-            number = self._free(preferred)
-            self._known[number] = _Known(labels)
-            self._numbers[labels] = number
-        known = self._known[number]
-        known.refcount += 1
-        known.unused_since = None
-        return number
-
-    def _free(self, preferred: int | None) -> int:
-        wanted = preferred is not None and self._low <= preferred <= self._high
-        if wanted and preferred is not None and preferred not in self._known:
-            return preferred
-        for _ in range(self._high - self._low + 1):
-            number = self._next
-            self._next = self._low if number == self._high else number + 1
-            if number not in self._known:
-                return number
-        raise IdentityError(f"all local identities {self._low}-{self._high} are in use")
-
-    def release(self, number: int) -> bool:
-        """Give one reference back; say whether it was the last one."""
-        known = self._known.get(number)
-        if known is None or not known.refcount:
-            raise IdentityError(f"identity {number} was released more often than allocated")
-        known.refcount -= 1
-        return not known.refcount
-
-    def collect(self, now: float) -> tuple[int, ...]:
-        """Forget the numbers that have been unused for the grace period; return them."""
-        ended = []
-        for number, known in self._known.items():
-            if known.refcount:
-                continue
-            if known.unused_since is None:
-                known.unused_since = now
-            elif now - known.unused_since >= self._grace_s:
-                ended.append(number)
-        for number in ended:
-            del self._numbers[self._known.pop(number).labels]
-        return tuple(ended)
-
-    def lookup(self, number: int) -> LabelSet | None:
-        """Return the labels of a number."""
-        known = self._known.get(number)
-        return None if known is None else known.labels
-
-    def refcount(self, number: int) -> int:
-        """Return how many references a number has."""
-        known = self._known.get(number)
-        return 0 if known is None else known.refcount
-
-    def items(self) -> Iterator[tuple[int, LabelSet]]:
-        """Yield every number with its labels, ascending."""
-        for number in sorted(self._known):
-            yield number, self._known[number].labels
-
-
-def is_local_set(labels: LabelSet) -> bool:
-    """Say whether a label set is numbered by each node for itself (Cilium ScopeForLabels)."""
-    return bool(labels) and all(label.source in _LOCAL_SOURCES for label in labels)
 
 
 def _check_fixed(fixed: Mapping[str, int]) -> dict[str, int]:
@@ -287,11 +127,12 @@ class IdentityRegistry:
         for name, number in self._fixed.items():
             self._well_known[number] = LabelSet([Label(RESERVED, name)])
         self.local = LocalNumbers(grace_s=grace_s)
-        self._used: dict[int, _Known] = {}
+        self._used: dict[int, Known] = {}
         self._numbers: dict[LabelSet, int] = {}
         self._seen: dict[int, LabelSet] = {}
         self._unused_since: dict[int, float] = {}
         self._lease: int | None = None
+        self._stale = False
         # Weak: a gate lives while somebody stands at it, not as long as the agent.
         self._gates: WeakValueDictionary[LabelSet, asyncio.Lock] = WeakValueDictionary()
         self._orphans: set[tuple[LabelSet, int]] = set()
@@ -342,7 +183,7 @@ class IdentityRegistry:
             return number
 
     def _remember(self, number: int, labels: LabelSet) -> None:
-        self._used[number] = _Known(labels)
+        self._used[number] = Known(labels)
         self._numbers[labels] = number
         self._seen[number] = labels
         self._unused_since.pop(number, None)
@@ -418,30 +259,30 @@ class IdentityRegistry:
         raise IdentityError(f"lost {lock.key} while identity {number} was being written")
 
     async def _node_lease(self) -> int:
+        if self._lease is not None and not await self._store.keep_alive(self._lease):
+            self._lease = None
+            self._stale = True  # the other numbers' keys went with it; keep_alive rewrites them
         if self._lease is None:
             self._lease = await self._store.grant_lease(NODE_LEASE_S)
         return self._lease
 
     @asynccontextmanager
     async def _locked(self, labels: LabelSet) -> AsyncIterator[KvEntry]:
-        lease = await self._store.grant_lease(LOCK_LEASE_S)
-        lock = KvEntry(f"{PREFIX}/locks/{labels.text}", f"{self._node}/{lease}".encode())
-        try:
-            await self._take(lock, lease)
-            yield lock
-        finally:
-            await self._store.revoke_lease(lease)
-
-    async def _take(self, lock: KvEntry, lease: int) -> None:
-        waited_s, pause_s = 0.0, BACKOFF_S
+        key, waited_s, pause_s = f"{PREFIX}/locks/{labels.text}", 0.0, BACKOFF_S
         # A dead holder's lock ends with its lease; whoever waits longer than that has bad luck.
-        while not await self._store.create(lock.key, lock.value, lease=lease):
-            if waited_s > 2 * LOCK_LEASE_S:
-                raise IdentityError(f"{lock.key} has been locked for {waited_s:.0f} s")
+        while waited_s <= 2 * LOCK_LEASE_S:
+            lease = await self._store.grant_lease(LOCK_LEASE_S)
+            try:
+                lock = KvEntry(key, f"{self._node}/{lease}".encode())
+                if await self._store.create(key, lock.value, lease=lease):
+                    yield lock
+                    return
+            finally:
+                await self._store.revoke_lease(lease)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
             waited_s += pause_s
             pause_s = min(pause_s * 2, BACKOFF_MAX_S)
-            await self._store.keep_alive(lease)
+        raise IdentityError(f"{key} has been locked for {waited_s:.0f} s")
 
     # --- release ------------------------------------------------------------------------------
 
@@ -541,10 +382,10 @@ class IdentityRegistry:
         for labels, number in tuple(self._orphans):
             if self._numbers.get(labels) != number:
                 await self._drop_orphan(labels, number)
-        if self._lease is None or await self._store.keep_alive(self._lease):
+        if self._lease is None:
             return ()
-        self._lease = None
-        return await self.rewrite()
+        await self._node_lease()
+        return await self.rewrite() if self._stale else ()
 
     async def rewrite(self) -> tuple[int, ...]:
         """Write the keys of all numbers in use again; somebody may have deleted them.
@@ -567,6 +408,7 @@ class IdentityRegistry:
                     del self._used[number]
                     del self._numbers[known.labels]
                     self._seen.pop(number, None)
+        self._stale = False
         return tuple(lost)
 
     # --- questions ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from firewall.identities.registry import KvChange, KvEntry, KvStoreError
+from firewall.identities.store import KvChange, KvEntry, KvStoreError
 
 FORMAT = 1
 """Raised when the tables change; a file of another number is refused."""
@@ -53,7 +53,7 @@ R = TypeVar("R")
 
 
 class SqliteStore:
-    """Implements `firewall.identities.registry.KvStore` on a file; make it with `open`."""
+    """Implements `firewall.identities.store.KvStore` on a file; make it with `open`."""
 
     def __init__(
         self, path: Path, connection: sqlite3.Connection, executor: ThreadPoolExecutor
