@@ -1,0 +1,269 @@
+"""Puts the ruleset into the kernel, takes it out again, and reads the queues' counters.
+
+Theory of operation. `ruleset` says what; this module runs `iptables-restore`, `ipset`, `ip` in the
+network namespace of the process, in the order in which nothing refers to what is not there yet:
+sets, routes, rules; and backwards on removal. Every step may be repeated: it reads what is there
+first and changes the difference. All functions block for some ten milliseconds per command; the
+agent calls them from a thread.
+"""
+
+import itertools
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from firewall.datapath import ruleset
+from firewall.datapath.ruleset import EndpointLink, Family, RulesetConfig
+
+_TIMEOUT_S = 30.0
+_LOCK_WAIT_S = 5  # of the xtables lock, which the legacy backend takes
+_QUEUES = Path("/proc/self/net/netfilter/nfnetlink_queue")
+_SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+
+_IPTABLES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+
+
+class KernelError(Exception):
+    """A command failed.
+
+    Attributes:
+        command: what was run, as one would type it.
+        reason: what it said, or why it could not be run.
+        remedy: what would mend it, or "".
+    """
+
+    def __init__(self, command: str, reason: str, remedy: str = "") -> None:
+        text = f"{command}: {reason}"
+        super().__init__(f"{text} ({remedy})" if remedy else text)
+        self.command = command
+        self.reason = reason
+        self.remedy = remedy
+
+
+class QueueCounters(NamedTuple):
+    """One line of /proc/net/netfilter/nfnetlink_queue (nfnetlink_queue.c, seq_show).
+
+    Attributes:
+        queue: its number.
+        depth: packets that wait for a verdict now.
+        kernel_dropped: packets dropped because the queue was full.
+        user_dropped: packets dropped because the netlink socket's buffer was full.
+        packet_count: packets queued since the queue was bound (the kernel counts modulo 2**32).
+    """
+
+    queue: int
+    depth: int
+    kernel_dropped: int
+    user_dropped: int
+    packet_count: int
+
+
+def install(config: RulesetConfig) -> None:
+    """Install the rules, or bring those of an earlier run up to date, in both families.
+
+    Raises:
+        KernelError: a command failed; what came before it stays (call `remove` or repeat).
+    """
+    _ipset_restore(ruleset.create_sets_text(_read_sets()))
+    for family in _families():
+        _install_routing(config, family)
+        text = ruleset.install_text(config, family, _save(family))
+        _restore(family, text)
+
+
+def update_endpoints(links: Iterable[EndpointLink]) -> None:
+    """Make the sets name exactly these endpoints; `install` must have run.
+
+    Raises:
+        KernelError: ipset failed.
+        ruleset.RulesetError: an endpoint cannot be expressed.
+    """
+    _ipset_restore(ruleset.update_sets_text(_read_sets(), links))
+
+
+def remove(config: RulesetConfig) -> None:
+    """Take away chains, jumps, routing rules and sets. What is not there is no error.
+
+    `config` tells which routing table and priorities are ours.
+
+    Raises:
+        KernelError: a command failed.
+    """
+    for family in _families():
+        text = ruleset.remove_text(_save(family))
+        if text:
+            _restore(family, text)
+        for arguments in _routing_differences(config, family, present=True):
+            _ip(family, arguments)
+        if _ip(family, ["route", "show", "table", str(config.route_table)], quiet=True):
+            _ip(family, ["route", "flush", "table", str(config.route_table)])
+    _ipset_restore(ruleset.remove_sets_text(_read_sets()))
+
+
+def is_installed() -> bool:
+    """Say whether the jumps of both families stand at the front.
+
+    Raises:
+        KernelError: the rules cannot be read.
+    """
+    return all(ruleset.jumps_installed(_save(family)) for family in _families())
+
+
+def read_queues(path: Path = _QUEUES) -> tuple[QueueCounters, ...]:
+    """Return the counters of every bound queue of this network namespace, by number.
+
+    Raises:
+        KernelError: the kernel was built without NFQUEUE, or does not let us read.
+    """
+    try:
+        text = path.read_text("ascii")
+    except OSError as error:
+        raise KernelError(
+            f"read {path}",
+            error.strerror or str(error),
+            "the kernel needs CONFIG_NETFILTER_NETLINK_QUEUE: modprobe nfnetlink_queue",
+        ) from error
+    rows = [[int(field) for field in line.split()] for line in text.splitlines()]
+    # queue, port id, depth, copy mode, copy range, dropped, dropped by the socket, last id, 1
+    return tuple(sorted(QueueCounters(row[0], row[2], row[5], row[6], row[7]) for row in rows))
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def _families() -> tuple[Family, ...]:
+    """Return the families that the kernel has: IPv6 may be compiled out or disabled at boot."""
+    if Path("/proc/sys/net/ipv6").is_dir():
+        return (Family.IPV4, Family.IPV6)
+    return (Family.IPV4,)
+
+
+def _save(family: Family) -> str:
+    return _run([f"{_IPTABLES[family]}-save", "-t", "mangle"])
+
+
+def _restore(family: Family, text: str) -> None:
+    command = [f"{_IPTABLES[family]}-restore", "--noflush", "--wait", str(_LOCK_WAIT_S)]
+    _run(command, text)
+
+
+def _read_sets() -> ruleset.SetState:
+    return ruleset.read_sets(_run(["ipset", "save"]))
+
+
+def _ipset_restore(text: str) -> None:
+    if text:
+        # -exist: two agents that add the same element must not fail over it.
+        _run(["ipset", "-exist", "restore"], text)
+
+
+def _install_routing(config: RulesetConfig, family: Family) -> None:
+    _ip(family, ruleset.local_route(config))
+    for arguments in _routing_differences(config, family, present=False):
+        _ip(family, arguments)
+
+
+def _routing_differences(
+    config: RulesetConfig, family: Family, *, present: bool
+) -> list[list[str]]:
+    """Return `ip` arguments: to add the rules that are missing, or to delete those present."""
+    listed = [_rule_words(line) for line in _ip(family, ["rule", "show"]).splitlines()]
+    verb = "del" if present else "add"
+    differences: list[list[str]] = []
+    for rule in ruleset.routing_rules(config):
+        copies = listed.count((rule.priority, rule.mark, str(rule.table)))
+        if present:
+            differences += [rule.arguments(verb)] * copies
+        elif not copies:
+            differences.append(rule.arguments(verb))
+    return differences
+
+
+def _rule_words(line: str) -> tuple[int, str, str]:
+    """Read `17953: from all fwmark 0x2000000/0xff000000 lookup 17953` into its three parts."""
+    priority, _, rest = line.partition(":")
+    words = rest.split()
+    pairs = dict(itertools.pairwise(words))
+    return int(priority), pairs.get("fwmark", ""), pairs.get("lookup", "")
+
+
+def _ip(family: Family, arguments: Sequence[str], *, quiet: bool = False) -> str:
+    """Run `ip`; `quiet`: an error counts as no output (a table that was never used)."""
+    try:
+        return _run(["ip", f"-{family:d}", *arguments])
+    except KernelError:
+        if quiet:
+            return ""
+        raise
+
+
+def _run(command: Sequence[str], text: str = "") -> str:
+    """Run a command with `text` on its standard input and return its output.
+
+    Raises:
+        KernelError: it is missing, hangs, or exits with another status than 0.
+    """
+    shown = " ".join(command)
+    environment = os.environ | {"LC_ALL": "C"}
+    environment["PATH"] = f"{environment.get('PATH', '')}:{_SEARCH_PATH}"
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+            env=environment,
+        )
+    except FileNotFoundError as error:
+        raise KernelError(shown, "command not found", _install_hint(command[0])) from error
+    except PermissionError as error:
+        raise KernelError(shown, "permission denied", "run as root") from error
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(shown, f"no answer within {_TIMEOUT_S:.0f} s") from error
+    if done.returncode:
+        said = " / ".join((done.stderr or done.stdout).split("\n")).strip(" /")
+        reason = said or f"exit status {done.returncode}"
+        raise KernelError(shown, _with_line(reason, text), _remedy(command[0], reason))
+    return done.stdout
+
+
+def _install_hint(program: str) -> str:
+    package = {"ip": "iproute2", "ipset": "ipset"}.get(program, "iptables")
+    return f"install the package {package}"
+
+
+def _with_line(reason: str, text: str) -> str:
+    """Add the line of the input that a restore command complains about."""
+    _, found, tail = reason.partition("line ")
+    number = tail.split(" ")[0].rstrip(":,.)") if found else ""
+    lines = text.splitlines()
+    if number.isdigit() and 0 < int(number) <= len(lines):
+        return f"{reason} [line {number}: {lines[int(number) - 1]}]"
+    return reason
+
+
+_REMEDIES = (
+    ("permitted", "run as root, or with CAP_NET_ADMIN and CAP_NET_RAW"),
+    ("must be root", "run as root, or with CAP_NET_ADMIN and CAP_NET_RAW"),
+    ("permission denied", "run as root, or with CAP_NET_ADMIN and CAP_NET_RAW"),
+    ("nfqueue", "the kernel needs CONFIG_NETFILTER_XT_TARGET_NFQUEUE: modprobe xt_NFQUEUE"),
+    ("tproxy", "the kernel needs CONFIG_NETFILTER_XT_TARGET_TPROXY: modprobe xt_TPROXY"),
+    ("socket", "the kernel needs CONFIG_NETFILTER_XT_MATCH_SOCKET: modprobe xt_socket"),
+    ("match-set", "the kernel needs CONFIG_NETFILTER_XT_SET: modprobe xt_set"),
+    ("kernel error received: invalid argument", "the kernel needs the set type: modprobe ip_set"),
+    ("extension", "the kernel lacks a match or target: see `bartizan doctor`"),
+    ("no such file", "the kernel lacks a match or target: see `bartizan doctor`"),
+)
+
+
+def _remedy(program: str, reason: str) -> str:
+    """Return what would mend a failure, as far as its text tells."""
+    lowered = reason.lower()
+    for needle, remedy in _REMEDIES:
+        if needle in lowered:
+            return remedy
+    return "" if program != "ipset" else "the kernel needs CONFIG_IP_SET: modprobe ip_set"

@@ -1,0 +1,279 @@
+"""One netfilter queue: packets come, each leaves with exactly one verdict.
+
+Theory of operation. The NetfilterQueue library (Cython over libnetfilter_queue) binds the queue,
+decodes messages and sends verdicts. It lacks four things that this module adds on its socket:
+
+- GSO: without NFQA_CFG_F_GSO the kernel splits and checksums every large segment before queueing
+  it. The flag is set by one netlink message of our own; it must come from the same socket, since
+  the kernel refuses configuration from any but the queue's owner (nfqnl_recv_config).
+- Loss: NETLINK_NO_ENOBUFS and a forced buffer size; what is lost all the same is counted by the
+  kernel (`kernel.read_queues`, user_dropped).
+- Fairness: the library reads until nothing waits, which under load is never. `receive` gives it a
+  stand-in for the socket that reports "nothing more" after a number of messages.
+- Refused verdicts: the kernel answers a verdict for a packet that it no longer holds (its queue was
+  flushed because somebody deleted an nft base chain) with an error message. The stand-in sees and
+  counts it.
+
+A packet that never gets a verdict would occupy its place in the queue until the queue is unbound;
+so `Queue` drops what the callback left undecided or failed at.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import netfilterqueue
+
+PREROUTING = 0  # NF_INET_PRE_ROUTING, linux/netfilter.h
+OUTPUT = 3  # NF_INET_LOCAL_OUT
+
+DEFAULT_COPY_BYTES = 256
+"""Head of each packet that is copied: IPv6, some extension headers and the longest TCP header."""
+
+DEFAULT_LENGTH = 8192
+"""Packets that may wait: a tenth of a second at 80,000 packets/s."""
+
+DEFAULT_BUFFER_BYTES = 16 * 1024 * 1024
+"""Socket buffer: DEFAULT_LENGTH messages at about 2 KiB of kernel memory each (skb truesize)."""
+
+_SOL_NETLINK = 270  # linux/socket.h
+_NETLINK_NO_ENOBUFS = 5  # linux/netlink.h
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_CONFIG = 3 << 8 | 2  # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_CONFIG
+_REQUEST_ACK = 1 | 4  # NLM_F_REQUEST | NLM_F_ACK
+_ERROR_TYPE = struct.pack("=H", 2)  # NLMSG_ERROR
+_CFG_MASK = 4  # NFQA_CFG_MASK
+_CFG_FLAGS = 5  # NFQA_CFG_FLAGS
+_FLAG_GSO = 1 << 2  # NFQA_CFG_F_GSO
+_HEADER_BYTES = 16  # struct nlmsghdr
+_ANSWER_BYTES = 65536
+_ANSWER_TIMEOUT_S = 5.0
+_QUEUES = Path("/proc/self/net/netfilter/nfnetlink_queue")
+
+
+class QueuedPacket(Protocol):
+    """What the library hands to the callback; valid until the callback returns.
+
+    `indev` is the interface's index, 0 = sent by this node; `mark` the packet's mark.
+    """
+
+    hook: int
+    indev: int
+    mark: int
+
+    def get_payload(self) -> bytes:
+        """Return the copied head of the packet, from the IP header on."""
+
+    def accept(self) -> None:
+        """Let it go on; once, like the other verdicts."""
+
+    def drop(self) -> None:
+        """Stop it."""
+
+    def repeat(self) -> None:
+        """Send it through the hook's rules again."""
+
+    def set_mark(self, mark: int) -> None:
+        """Change the mark with the verdict that follows."""
+
+
+class QueueError(Exception):
+    """The queue cannot be had; the text says why and what would mend it."""
+
+
+class _Turn:
+    """Stands in for the socket during one `receive`: at most `left` messages."""
+
+    __slots__ = ("early", "left", "read", "refused_count")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.read = connection.recv
+        self.left = 0
+        self.refused_count = 0
+        self.early: list[bytes] = []
+
+    def recv(self, size: int) -> bytes:
+        """Return the next message about a packet.
+
+        Raises:
+            BlockingIOError: nothing waits, or this turn is over.
+        """
+        if self.left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "this turn is over")
+        if self.early:
+            self.left -= 1
+            return self.early.pop(0)
+        while True:
+            message = self.read(size)
+            self.left -= 1
+            if message[4:6] != _ERROR_TYPE:  # struct nlmsghdr: u32 length, u16 type
+                return message
+            self.refused_count += 1
+
+
+class Queue:
+    """A bound queue.
+
+    Attributes:
+        number: the queue's.
+        copy_bytes: how much of each packet is copied; a longer packet is cut to this.
+        gso: whether the kernel hands over large segments whole.
+        buffer_bytes: receive buffer granted, as the kernel counts it.
+
+    Raises:
+        QueueError: no permission, no NFQUEUE in the kernel, or another process has the queue.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        callback: Callable[[QueuedPacket], None],
+        *,
+        copy_bytes: int = DEFAULT_COPY_BYTES,
+        length: int = DEFAULT_LENGTH,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        gso: bool = True,
+    ) -> None:
+        """Bind the queue.
+
+        Args:
+            number: 0..65535.
+            callback: called for each packet; gives it a verdict. What it leaves undecided or
+                raises over is dropped, and the exception goes to the caller of `receive`.
+            copy_bytes: 1..4016.
+            length: packets that may wait for a verdict; the kernel drops beyond.
+            buffer_bytes: receive buffer to ask for.
+            gso: ask for large segments whole.
+        """
+        self.number = number
+        self.copy_bytes = copy_bytes
+        self._library = _bind(number, callback, copy_bytes, length, buffer_bytes)
+        # Another descriptor of the same socket: options and messages of our own.
+        self._socket = socket.socket(fileno=os.dup(self._library.get_fd()))
+        self._turn = _Turn(self._socket)
+        try:
+            self.buffer_bytes = _widen(self._socket, buffer_bytes)
+            self.gso = gso and self._set_flags(_FLAG_GSO)
+            self._socket.setblocking(False)
+        except OSError as error:
+            self.close()
+            raise QueueError(f"queue {number}: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when packets wait."""
+        return self._socket.fileno()
+
+    @property
+    def refused_count(self) -> int:
+        """How many verdicts came too late: the kernel did not hold the packet any more."""
+        return self._turn.refused_count
+
+    def receive(self, limit_count: int) -> int:
+        """Handle the packets that wait, at most so many; return how many messages were read.
+
+        Raises:
+            Exception: whatever the callback raised; its packet has been dropped.
+        """
+        turn = self._turn
+        turn.left = limit_count
+        self._library.run_socket(turn)
+        return limit_count - turn.left
+
+    def close(self) -> None:
+        """Unbind; the kernel drops what still waits. May be called twice."""
+        self._library.unbind()
+        self._socket.close()
+
+    def _set_flags(self, flags: int) -> bool:
+        """Ask the kernel for queue flags; False if it does not know them (before Linux 3.10)."""
+        self._socket.settimeout(_ANSWER_TIMEOUT_S)
+        self._socket.send(_flags_message(self.number, flags))
+        while True:
+            answer = self._socket.recv(_ANSWER_BYTES)
+            if answer[4:6] != _ERROR_TYPE:
+                self._turn.early.append(answer)  # a packet that came before the answer
+                continue
+            return struct.unpack_from("=i", answer, _HEADER_BYTES) == (0,)
+
+
+def _bind(
+    number: int,
+    callback: Callable[[QueuedPacket], None],
+    copy_bytes: int,
+    length: int,
+    buffer_bytes: int,
+) -> netfilterqueue.NetfilterQueue:
+    """Create the library's object and bind it.
+
+    Raises:
+        QueueError: the kernel refused.
+    """
+    try:
+        library = netfilterqueue.NetfilterQueue()
+        with warnings.catch_warnings():
+            # It warns of a smaller buffer than asked for; `_widen` forces the size.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            library.bind(
+                number,
+                _decided(callback),
+                max_len=length,
+                mode=netfilterqueue.COPY_PACKET,
+                range=copy_bytes,
+                sock_len=buffer_bytes,
+            )
+    except OSError as error:
+        raise QueueError(f"queue {number}: {error} {_why_not(number)}") from error
+    return library
+
+
+def _decided(callback: Callable[[QueuedPacket], None]) -> Callable[[QueuedPacket], None]:
+    """Return a callback after which every packet has its verdict, whatever happens in it."""
+
+    def decide(packet: QueuedPacket) -> None:
+        try:
+            callback(packet)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the library's word for "has one already"
+                packet.drop()
+            raise
+
+    return decide
+
+
+def _why_not(number: int) -> str:
+    """Say what most likely prevented the binding."""
+    try:
+        owners = {line.split()[0]: line.split()[1] for line in _QUEUES.read_text().splitlines()}
+    except FileNotFoundError:
+        return "(the kernel has no NFQUEUE: modprobe nfnetlink_queue)"
+    except PermissionError:
+        return "(run as root, or with CAP_NET_ADMIN)"
+    if str(number) in owners:
+        return f"(another socket reads it, netlink port {owners[str(number)]}, mostly a pid)"
+    return "(run as root, or with CAP_NET_ADMIN)"
+
+
+def _widen(connection: socket.socket, wanted_bytes: int) -> int:
+    """Make the receive buffer large and losses silent; return what the kernel granted."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted_bytes)
+    except PermissionError:  # CAP_NET_ADMIN of a user namespace does not reach beyond rmem_max
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted_bytes)
+    # Without it a full buffer makes recv fail with ENOBUFS once more per loss.
+    connection.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+    return connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+def _flags_message(number: int, flags: int) -> bytes:
+    """Return NFQNL_MSG_CONFIG that sets these flags and no others (nfnetlink_queue.h)."""
+    body = struct.pack("!BBH", socket.AF_UNSPEC, 0, number)  # struct nfgenmsg
+    for kind in (_CFG_FLAGS, _CFG_MASK):
+        body += struct.pack("=HH", 8, kind) + struct.pack("!I", flags)
+    header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _CONFIG, _REQUEST_ACK, 0, 0)
+    return header + body

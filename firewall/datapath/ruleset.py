@@ -1,0 +1,431 @@
+"""The kernel's part of the datapath, as text: which packets are queued, and where verdicts lead.
+
+Theory of operation. Everything of ours hangs on two jumps at the front of `mangle` PREROUTING and
+OUTPUT, into chains named BARTIZAN-...; each family is one `iptables-restore --noflush` transaction,
+which replaces the content of our chains and leaves every other rule alone. The base chains are
+never deleted: unregistering one makes the kernel drop all packets that wait in any queue of the
+network namespace (nf_queue flushes on hook removal).
+
+PREROUTING sees forwarded packets and those for the node, once each; OUTPUT the node's own.
+A packet is queued when it touches a managed address or crosses an endpoint's interface; both are
+ipsets, so that adding an endpoint changes no rule. hash:net,iface holds at most 64 interfaces of
+one network (ipset(8)); the endpoints' interfaces, all under 0/0 and ::/0, are therefore spread over
+as many sets as needed, gathered in one list:set.
+
+    a packet in PREROUTING                              rule
+    loopback, unless on its way to the proxy            RETURN
+    marked TO_PROXY by a worker                         TPROXY to the proxy's port (or dropped)
+    marked PASS_ON by a worker                          the named worker's queue
+    of an established socket of the proxy               mark LOCAL (not if its source is spoofed)
+    managed source or destination, endpoint interface   NFQUEUE, balanced by address pair
+
+    a packet in OUTPUT
+    loopback; sent by the proxy; on its way to it       RETURN
+    marked PASS_ON by a worker                          the named worker's queue
+    managed source or destination, endpoint interface   NFQUEUE
+
+NFQUEUE has no --queue-bypass: with no worker listening, managed endpoints are cut off. The balance
+hashes the unordered address pair (nfqueue_hash in xt_NFQUEUE.c), so both directions of a flow meet
+the same tracker; only ICMP errors sent by a router on the way do not, hence PASS_ON.
+
+`-m socket` and TPROXY switch on the kernel's defragmentation for the whole namespace: a worker sees
+whole datagrams. They are therefore rendered even when there is no proxy.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+from conntrack.address import format_address
+from firewall.datapath.marks import Kind, Marks
+
+CHAIN_PREFIX = "BARTIZAN-"
+SET_PREFIX = "bartizan-"
+HOOKS = ("PREROUTING", "OUTPUT")
+INTERFACES_PER_SET = 64
+"""Elements of one network that hash:net,iface accepts (ipset(8); seen on Linux 6.18)."""
+
+_SOCKET = f"{CHAIN_PREFIX}SOCKET"
+_LOCAL = f"{CHAIN_PREFIX}LOCAL"
+_CHAINS = (*(CHAIN_PREFIX + hook for hook in HOOKS), _SOCKET, _LOCAL)
+_MAX_ELEMENTS = 1 << 20  # a bound against mistakes; ipset allocates as it fills
+_LIST_SIZE = 1024  # sets in the list: 512 * 64 interfaces per family
+
+
+class Family(IntEnum):
+    """The two families, by the number that `ip -4` and `ip -6` take."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+    @property
+    def address_bytes(self) -> int:
+        """Length of a packed address."""
+        return 4 if self is Family.IPV4 else 16
+
+    @property
+    def ipset_name(self) -> str:
+        """What ipset calls the family."""
+        return "inet" if self is Family.IPV4 else "inet6"
+
+
+class RulesetError(ValueError):
+    """A setting or an endpoint cannot be expressed as rules; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulesetConfig:
+    """What the rules depend on besides the endpoints.
+
+    Attributes:
+        marks: our mark bits.
+        first_queue: number of the first worker's queue; worker N reads `first_queue + N`.
+        queue_count: number of workers, at least 1.
+        http_proxy_port: TCP port that the transparent listeners have on 127.0.0.1 and ::1, or on
+            every address; 0 = no proxy.
+        route_table: routing table that delivers the proxy's packets locally.
+        rule_priority: priority of the first of our two `ip rule`s; before `main` (32766).
+
+    Raises:
+        RulesetError: a number is out of its range.
+    """
+
+    marks: Marks = field(default_factory=Marks)
+    first_queue: int = 0
+    queue_count: int = 1
+    http_proxy_port: int = 0
+    route_table: int = 17953
+    rule_priority: int = 17953
+
+    def __post_init__(self) -> None:
+        if self.queue_count < 1 or not 0 <= self.first_queue <= 65536 - self.queue_count:
+            raise RulesetError("queues must be numbered within 0..65535, and at least one")
+        if self.queue_count > self.marks.number_count:
+            raise RulesetError(
+                f"{self.queue_count} queues, but mask {self.marks.mask:#x} has room for "
+                f"{self.marks.number_count}"
+            )
+        if not 0 <= self.http_proxy_port <= 65535:
+            raise RulesetError(f"proxy port {self.http_proxy_port} is not a port")
+
+
+class EndpointLink(NamedTuple):
+    """Where an endpoint is: its packed addresses and the node's side of its link ("" = unknown)."""
+
+    addresses: tuple[bytes, ...]
+    interface: str
+
+
+class RoutingRule(NamedTuple):
+    """An `ip rule`: packets with the mark (text `value/mask`) look into the table."""
+
+    priority: int
+    mark: str
+    table: int
+
+    def arguments(self, verb: str) -> list[str]:
+        """Return the arguments of `ip` after the family, for `verb` add or del."""
+        return [
+            *("rule", verb, "priority", str(self.priority)),
+            *("fwmark", self.mark, "lookup", str(self.table)),
+        ]
+
+
+# --- iptables ---------------------------------------------------------------------------------
+
+
+def install_text(config: RulesetConfig, family: Family, saved: str) -> str:
+    """Return the input of `iptables-restore --noflush` that installs or updates our rules.
+
+    Args:
+        config: what to render.
+        family: IPv4 or IPv6.
+        saved: what `iptables-save -t mangle` (or ip6tables-save) printed, to see which jumps exist.
+    """
+    lines = ["*mangle", *(f":{chain} - [0:0]" for chain in _CHAINS)]
+    lines += _prerouting(config, family)
+    lines += _output(config, family)
+    lines += _socket_chains(config, family)
+    for hook in HOOKS:
+        lines += _jump(hook, saved)
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+def remove_text(saved: str) -> str:
+    """Return the input of `iptables-restore --noflush` that takes our rules away; "" if none."""
+    chains = [chain for chain in _CHAINS if f":{chain} " in saved]
+    if not chains:
+        return ""
+    lines = ["*mangle"]
+    for hook in HOOKS:
+        lines += [f"-D {hook} -j {CHAIN_PREFIX}{hook}"] * _jump_count(hook, saved)
+    lines += [f"-F {chain}" for chain in chains]
+    lines += [f"-X {chain}" for chain in chains]
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+def jumps_installed(saved: str) -> bool:
+    """Say whether both jumps are there, once each and at the front."""
+    return not any(_jump(hook, saved) for hook in HOOKS)
+
+
+def _jump(hook: str, saved: str) -> list[str]:
+    """Return what puts our jump at the front of a hook, once; nothing if it is there."""
+    jump = f"{hook} -j {CHAIN_PREFIX}{hook}"
+    rules = [line for line in saved.splitlines() if line.startswith(f"-A {hook} ")]
+    count = _jump_count(hook, saved)
+    if count == 1 and rules[0] == f"-A {jump}":
+        return []
+    return [f"-D {jump}"] * count + [f"-I {jump}"]
+
+
+def _jump_count(hook: str, saved: str) -> int:
+    return saved.splitlines().count(f"-A {hook} -j {CHAIN_PREFIX}{hook}")
+
+
+def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
+    """Yield the rules for packets that arrive."""
+    rule = f"-A {CHAIN_PREFIX}PREROUTING"
+    to_proxy = config.marks.of(Kind.TO_PROXY)
+    yield f"{rule} -i lo -m mark ! --mark {to_proxy} -j RETURN"
+    if config.http_proxy_port:
+        # A listener on loopback cannot be reached around the rules; without --on-ip the kernel
+        # would look for one on the address of the interface.
+        loopback = "127.0.0.1" if family is Family.IPV4 else "::1"
+        yield (
+            f"{rule} -p tcp -m mark --mark {to_proxy} -j TPROXY --on-port {config.http_proxy_port} "
+            f"--on-ip {loopback} --tproxy-mark {config.marks.of(Kind.LOCAL)}"
+        )
+    yield f"{rule} -m mark --mark {to_proxy} -j DROP"
+    yield from _passed_on(config, rule)
+    yield f"{rule} -p tcp -m tcp ! --syn -m socket --transparent -j {_SOCKET}"
+    for message in _path_messages(family):
+        yield f"{rule} {message} -m socket --transparent -j {_SOCKET}"
+    queue = _queue(config)
+    yield f"{rule} -m set --match-set {_managed_set(family)} src -j {queue}"
+    yield f"{rule} -m set --match-set {_managed_set(family)} dst -j {queue}"
+    yield f"{rule} -m set --match-set {_INTERFACES} src,src -j {queue}"
+
+
+def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
+    """Yield the rules for packets of the node itself."""
+    rule = f"-A {CHAIN_PREFIX}OUTPUT"
+    yield f"{rule} -o lo -j RETURN"
+    yield f"{rule} -m mark --mark {config.marks.of(Kind.FROM_PROXY)} -j RETURN"
+    # The kernel routes again after the verdict, and the mark leads to loopback and PREROUTING.
+    yield f"{rule} -m mark --mark {config.marks.of(Kind.TO_PROXY)} -j RETURN"
+    yield from _passed_on(config, rule)
+    queue = _queue(config)
+    yield f"{rule} -m set --match-set {_managed_set(family)} dst -j {queue}"
+    yield f"{rule} -m set --match-set {_managed_set(family)} src -j {queue}"
+    yield f"{rule} -m set --match-set {_INTERFACES} dst,dst -j {queue}"
+
+
+def _socket_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
+    """Yield what happens to packets of the proxy's own connections.
+
+    A managed source counts only on its own interface; otherwise the worker shall see the packet,
+    and drop it as spoofed or, where the interface is not known, send it to the proxy.
+    """
+    yield f"-A {_SOCKET} -m set --match-set {_bound_set(family)} src,src -g {_LOCAL}"
+    yield f"-A {_SOCKET} -m set --match-set {_INTERFACES} src,src -j RETURN"
+    yield f"-A {_SOCKET} -m set --match-set {_managed_set(family)} src -j RETURN"
+    yield f"-A {_SOCKET} -g {_LOCAL}"
+    yield f"-A {_LOCAL} -j MARK --set-xmark {config.marks.of(Kind.LOCAL)}"
+    yield f"-A {_LOCAL} -j ACCEPT"
+
+
+def _passed_on(config: RulesetConfig, rule: str) -> Iterator[str]:
+    """Yield the way to each worker that another one may send a packet to."""
+    for number in range(config.queue_count if config.queue_count > 1 else 0):
+        mark = config.marks.of(Kind.PASS_ON, number)
+        yield (f"{rule} -m mark --mark {mark} -j NFQUEUE --queue-num {config.first_queue + number}")
+
+
+def _path_messages(family: Family) -> tuple[str, ...]:
+    """Return the ICMP errors that the proxy's own TCP needs (RFC 1191, RFC 8201)."""
+    if family is Family.IPV4:
+        return ("-p icmp -m icmp --icmp-type destination-unreachable",)
+    return (
+        "-p ipv6-icmp -m icmp6 --icmpv6-type destination-unreachable",
+        "-p ipv6-icmp -m icmp6 --icmpv6-type packet-too-big",
+    )
+
+
+def _queue(config: RulesetConfig) -> str:
+    """Return the target that queues a packet."""
+    if config.queue_count == 1:
+        return f"NFQUEUE --queue-num {config.first_queue}"
+    last = config.first_queue + config.queue_count - 1
+    return f"NFQUEUE --queue-balance {config.first_queue}:{last}"
+
+
+# --- routing ----------------------------------------------------------------------------------
+
+
+def routing_rules(config: RulesetConfig) -> tuple[RoutingRule, ...]:
+    """Return the `ip rule`s of each family: what the proxy owns, and what goes to it from here."""
+    return tuple(
+        RoutingRule(config.rule_priority + index, str(config.marks.of(kind)), config.route_table)
+        for index, kind in enumerate((Kind.LOCAL, Kind.TO_PROXY))
+    )
+
+
+def local_route(config: RulesetConfig) -> list[str]:
+    """Return the arguments of `ip`, after the family, that deliver every address on this host."""
+    return ["route", "replace", "local", "default", "dev", "lo", "table", str(config.route_table)]
+
+
+# --- ipset ------------------------------------------------------------------------------------
+
+_INTERFACES = f"{SET_PREFIX}interfaces"
+
+
+def _managed_set(family: Family) -> str:
+    """Name the set of every address of every endpoint."""
+    return f"{SET_PREFIX}managed-{family:d}"
+
+
+def _bound_set(family: Family) -> str:
+    """Name the set of (address, interface) pairs, for endpoints whose interface is known."""
+    return f"{SET_PREFIX}bound-{family:d}"
+
+
+def _interface_set(family: Family, index: int) -> str:
+    """Name one of the sets that the endpoints' interfaces are spread over."""
+    return f"{SET_PREFIX}if-{family:d}-{index}"
+
+
+class SetState(NamedTuple):
+    """The sets as they are: name -> its elements, as `ipset save` writes them."""
+
+    elements: dict[str, set[str]]
+
+
+def read_sets(saved: str) -> SetState:
+    """Read our sets out of what `ipset save` printed; other people's are left out."""
+    elements: dict[str, set[str]] = {}
+    for line in saved.splitlines():
+        verb, _, rest = line.partition(" ")
+        name, _, tail = rest.partition(" ")
+        if not name.startswith(SET_PREFIX):
+            continue
+        if verb == "create":
+            elements.setdefault(name, set())
+        elif verb == "add":
+            elements.setdefault(name, set()).add(tail.strip())
+    return SetState(elements)
+
+
+def create_sets_text(state: SetState) -> str:
+    """Return the input of `ipset restore` that makes the sets our rules name, if missing."""
+    lines = [
+        f"create {name} {definition}"
+        for name, definition in _definitions()
+        if name not in state.elements
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def update_sets_text(state: SetState, links: Iterable[EndpointLink]) -> str:
+    """Return the input of `ipset restore` that makes the sets hold exactly these endpoints.
+
+    Additions come first: at no moment is an endpoint that stays left unguarded.
+
+    Raises:
+        RulesetError: an address is not 4 or 16 bytes, or an interface name cannot be one.
+    """
+    wanted = _wanted(tuple(links), state)
+    lines: list[str] = []
+    for name, elements in wanted.items():
+        if name not in state.elements:
+            lines += _create_interface_set(name)
+        lines += [
+            f"add {name} {item}" for item in sorted(elements - state.elements.get(name, set()))
+        ]
+    for name, elements in wanted.items():
+        lines += [
+            f"del {name} {item}" for item in sorted(state.elements.get(name, set()) - elements)
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def remove_sets_text(state: SetState) -> str:
+    """Return the input of `ipset restore` that destroys our sets; the rules must be gone."""
+    # The list refers to the other sets, so it goes first.
+    names = sorted(state.elements, key=lambda name: (name != _INTERFACES, name))
+    return "".join(f"destroy {name}\n" for name in names)
+
+
+def _definitions() -> Iterator[tuple[str, str]]:
+    """Yield the sets that exist always, with how `ipset create` makes them."""
+    for family in Family:
+        tail = f"family {family.ipset_name} maxelem {_MAX_ELEMENTS}"
+        yield _managed_set(family), f"hash:ip {tail}"
+        yield _bound_set(family), f"hash:net,iface {tail}"
+    yield _INTERFACES, f"list:set size {_LIST_SIZE}"
+
+
+def _create_interface_set(name: str) -> list[str]:
+    """Return the lines that make one more set of interfaces and put it on the list."""
+    if not name.startswith(f"{SET_PREFIX}if-"):
+        return []
+    family = Family.IPV4 if name.startswith(f"{SET_PREFIX}if-4-") else Family.IPV6
+    return [
+        f"create {name} hash:net,iface family {family.ipset_name}",
+        f"add {_INTERFACES} {name}",
+    ]
+
+
+def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[str]]:
+    """Return the elements that each set of ours shall hold."""
+    wanted: dict[str, set[str]] = {}
+    interfaces = sorted({_interface(link.interface) for link in links if link.interface})
+    for family in Family:
+        managed: set[str] = set()
+        bound: set[str] = set()
+        for link in links:
+            texts = [
+                format_address(address) for address in link.addresses if _is_of(address, family)
+            ]
+            managed.update(texts)
+            if link.interface:
+                bound.update(f"{text},{link.interface}" for text in texts)
+        wanted[_managed_set(family)] = managed
+        wanted[_bound_set(family)] = bound
+        everything = "0.0.0.0/0" if family is Family.IPV4 else "::/0"
+        wanted |= _spread([f"{everything},{name}" for name in interfaces], family, state)
+    return wanted
+
+
+def _spread(items: list[str], family: Family, state: SetState) -> dict[str, set[str]]:
+    """Assign interfaces to sets of limited size; those that have a place keep it."""
+    prefix = f"{SET_PREFIX}if-{family:d}-"
+    existing = [name for name in state.elements if name.startswith(prefix)]
+    places = {name: state.elements[name] & set(items) for name in existing}
+    homeless = sorted(set(items).difference(*places.values()))
+    index = 0
+    while homeless:
+        name = _interface_set(family, index)
+        place = places.setdefault(name, set())
+        # What is deleted in the same run still takes room while the additions are made.
+        free = max(0, INTERFACES_PER_SET - len(place | state.elements.get(name, set())))
+        place.update(homeless[:free])
+        del homeless[:free]
+        index += 1
+    return places
+
+
+def _is_of(address: bytes, family: Family) -> bool:
+    """Say whether an address belongs to the family; neither family is an error."""
+    if len(address) not in (4, 16):
+        raise RulesetError(f"address {address.hex()} is neither 4 nor 16 bytes long")
+    return len(address) == family.address_bytes
+
+
+def _interface(name: str) -> str:
+    """Refuse what ipset would read as something else, or the kernel would not take as a name."""
+    if len(name) > 15 or not name.isprintable() or any(char in " ,/:\"'" for char in name):
+        raise RulesetError(f"{name!r} is not the name of an interface")
+    return name
