@@ -61,7 +61,7 @@ def up(file: Path, command: Sequence[str] = (), *, firewall: bool = False) -> in
     inside = [sys.executable, "-m", "lab.commands", str(file.resolve())]
     inside += ["--firewall"] * firewall + ["--", *command]
     child = subprocess.Popen(
-        [sys.executable, "-m", "lab.enclosure", "--", *inside], env=_environment()
+        [sys.executable, "-m", "lab.enclosure", "--", *inside], env=python_environment()
     )
     # A handler, not SIG_IGN, which the shell would inherit: ^C is for what runs inside.
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -177,7 +177,7 @@ def _init_of(outer: int) -> int | None:
     return None
 
 
-def _environment() -> dict[str, str]:
+def python_environment() -> dict[str, str]:
     """Ours, with this very installation first in Python's path."""
     root = str(Path(__file__).resolve().parents[1])
     inherited = os.environ.get("PYTHONPATH")

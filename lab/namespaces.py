@@ -64,7 +64,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: Path, kind: str, flags: int, options: str = "") -> None:
-    """Put the file system `source` of type `kind` on `target`; `flags` and `options` as in its manual.
+    """Put the file system `source` of type `kind` on `target`; the rest as in its manual.
 
     Raises:
         OSError: the kernel refuses; the error carries `target`.

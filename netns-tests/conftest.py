@@ -10,10 +10,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lab import enclosure, topology
+from lab import daemon, enclosure, topology
+from lab.daemon import Bartizan
 from lab.laboratory import Lab
 from lab.namespaces import Namespace
 from lab.topology import Topology
@@ -159,3 +161,32 @@ def lab(request: pytest.FixtureRequest) -> Iterator[MakeLab]:
     yield make
     for one in reversed(made):
         one.close()
+
+
+def _said(running: Bartizan) -> list[tuple[str, str]]:
+    sections = [("bartizan's log", running.log())]
+    for argv in (["observe", "--last", "40"], ["endpoint", "list"], ["policy", "get"], ["status"]):
+        done = running.cli(*argv)
+        sections.append((f"bartizan {' '.join(argv)}", done.stdout + done.stderr))
+    return sections
+
+
+StartBartizan = Callable[..., Bartizan]
+
+
+@pytest.fixture
+def bartizan(request: pytest.FixtureRequest) -> StartBartizan:
+    """Start the firewall in a lab's node: `bartizan(lab, {"workers": 1})`, every host managed.
+
+    `endpoints=False` leaves the hosts unmanaged. It ends with the lab.
+    """
+    require("nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset", "set")
+
+    def start(
+        where: Lab, config: dict[str, Any] | None = None, *, endpoints: bool = True
+    ) -> Bartizan:
+        running = daemon.start(where, config, endpoints=endpoints)
+        attach(request.node, lambda: _said(running))
+        return running
+
+    return start

@@ -233,7 +233,7 @@ def curl(host: Host, url: str, *options: str, timeout_s: float = 10.0) -> tuple[
 
 
 __all__ = [
-    "DEADLINE_S", "FAMILIES", "V4", "V6", "Delivery", "Echo", "NothingArrivedError", "carries", "curl",
-    "delivered", "echo", "eventually", "exchange", "fresh_port", "ip", "is_tcp", "kept_back",
-    "parsed", "tcp", "token", "udp",
+    "DEADLINE_S", "FAMILIES", "V4", "V6", "Delivery", "Echo", "NothingArrivedError", "carries",
+    "curl", "delivered", "echo", "eventually", "exchange", "fresh_port", "ip", "is_tcp",
+    "kept_back", "parsed", "tcp", "token", "udp",
 ]  # fmt: skip

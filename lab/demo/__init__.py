@@ -1,0 +1,1 @@
+"""Demonstrations: throw-away hosts, real packets, policies that the reader may change."""

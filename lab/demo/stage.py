@@ -1,0 +1,177 @@
+"""The stage of a demo: runs commands in a lab, shows them with their evidence, and checks them.
+
+Everything that is shown was run as shown. A demo that only looks right is worth nothing, so each
+scene says beforehand what must come of it; what differs is collected in `differences`.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from lab.daemon import Bartizan, command
+from lab.laboratory import Lab, Machine
+
+T = TypeVar("T")
+
+WIDTH = 96
+"""Columns; wider output is the terminal's business."""
+
+FLOWS_S = 8.0
+"""How long a flow may take from the decision to `bartizan observe` on a busy machine."""
+
+_COMMAND_S = 30.0
+
+_BOLD, _DIM, _RED, _GREEN, _YELLOW, _CYAN = "1", "2", "31", "32", "33", "36"
+_ALLOWED = re.compile(r"\b(ALLOWED|FORWARDED|REDIRECTED|AUDITED)\b")
+_DENIED = re.compile(r"\b(DENIED|DROPPED)\b")
+
+
+class Stage:
+    """Where a demo plays.
+
+    Attributes:
+        differences: What did not come as it should, one sentence each.
+    """
+
+    def __init__(self, lab: Lab, firewall: Bartizan) -> None:
+        self._lab = lab
+        self._firewall = firewall
+        self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        self._seen: set[str] = set()
+        self._scene = ""
+        self.differences: list[str] = []
+
+    # --- words --------------------------------------------------------------------------------
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+    def line(self, text: str = "") -> None:
+        """Print one line now, also into a pipe."""
+        print(text, flush=True)
+
+    def scene(self, number: int, title: str, text: str) -> None:
+        """Begin a scene: what is about to happen, and why it is worth a look."""
+        self._scene = f"step {number}"
+        rule = "─" * max(0, WIDTH - len(title) - 6)
+        self.line()
+        self.line(self._paint(f"── {number} {title} {rule}", _BOLD))
+        for part in textwrap.wrap(text, WIDTH - 3):
+            self.line(f"   {part}")
+
+    def differs(self, text: str) -> None:
+        """Note that something did not come as it should."""
+        self.differences.append(f"{self._scene}: {text}")
+        self.line(self._paint(f"   ✗ {text}", _RED))
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def _show(self, machine: Machine, argv: Sequence[str]) -> None:
+        prompt = self._paint(f"{machine.name}$", _CYAN)
+        self.line()
+        self.line(f"{prompt} {self._paint(_quoted(argv), _BOLD)}")
+
+    def _output(self, text: str) -> None:
+        for line in text.rstrip("\n").splitlines():
+            self.line(f"  {line.rstrip()}")
+
+    def run(
+        self, machine: Machine, argv: Sequence[str], *, code: int = 0, output: str = ""
+    ) -> None:
+        """Run a command, show it with its output and exit code, check both.
+
+        `output` is a regular expression that must be found in what it prints.
+        """
+        self._show(machine, argv)
+        done = self._execute(machine, argv)
+        said = done.stdout + done.stderr
+        self._output(said)
+        if done.returncode:
+            colour = _YELLOW if done.returncode == code else _RED
+            self.line(f"  {self._paint(f'exit {done.returncode}', colour)}")
+        if done.returncode != code:
+            self.differs(f"`{_quoted(argv)}` ended with {done.returncode}, expected {code}")
+        if not re.search(output, said):
+            self.differs(f"`{_quoted(argv)}` did not say {output!r}")
+
+    def _execute(self, machine: Machine, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        real = [*command(), *argv[1:]] if argv[0] == "bartizan" else list(argv)
+        return machine.run(real, _COMMAND_S, env=self._firewall.environment)
+
+    def bartizan(self, *argv: str, output: str = "") -> None:
+        """Run the `bartizan` command in the node."""
+        self.run(self._lab.node, ["bartizan", *argv], output=output)
+
+    # --- flows --------------------------------------------------------------------------------
+
+    def flows(self, pod: str, *patterns: str) -> list[str]:
+        """Show the fresh flows of `pod` that match, one per pattern; each must come.
+
+        Returns:
+            The lines shown, in the order of the patterns.
+        """
+        argv = ["bartizan", "observe", "--last", "30", "--from-pod", pod]
+        found: list[str] = []
+        fresh: list[str] = []
+
+        def all_came() -> bool:
+            nonlocal fresh
+            said = self._execute(self._lab.node, argv).stdout
+            fresh = [line for line in said.splitlines() if line not in self._seen]
+            matches = [next((x for x in fresh if re.search(p, x)), None) for p in patterns]
+            found[:] = [match for match in matches if match is not None]
+            return len(found) == len(patterns)
+
+        try:
+            self._firewall.wait_until(all_came, "flows", FLOWS_S)
+        except TimeoutError:
+            for pattern in patterns:
+                if not any(re.search(pattern, line) for line in fresh):
+                    self.differs(f"no flow of {pod} matches {pattern!r}; there are {fresh}")
+        self._show(self._lab.node, argv)
+        for line in found:
+            self.line(f"  {self._coloured_flow(line)}")
+        self._seen.update(fresh)
+        return found
+
+    def _coloured_flow(self, line: str) -> str:
+        line = _ALLOWED.sub(lambda match: self._paint(match[0], _GREEN), line)
+        return _DENIED.sub(lambda match: self._paint(match[0], _RED), line)
+
+    def wait_until(self, condition: Callable[[], T], what: str, within_s: float) -> T | None:
+        """The first truthy answer of `condition`; None, and a difference, if none comes in time."""
+        try:
+            return self._firewall.wait_until(condition, what, within_s)
+        except TimeoutError as error:
+            self.differs(str(error))
+            return None
+
+    # --- end ----------------------------------------------------------------------------------
+
+    def curtain(self, seconds: float, folder: Path) -> int:
+        """Say how it went: 0 if everything came as it should, else 1 with all that differed."""
+        self.line()
+        if not self.differences:
+            verdict = self._paint("Everything came as it should", f"{_BOLD};{_GREEN}")
+            self.line(f"{verdict}, in {seconds:.0f} s; nothing is left on this machine.")
+            self.line(f"The policies are in {folder}/: change them and play again.")
+            return 0
+        self.line(self._paint("Not everything came as it should:", f"{_BOLD};{_RED}"))
+        for difference in self.differences:
+            self.line(f"  {difference}")
+        log = self._firewall.log().splitlines()
+        if log:
+            self.line(self._paint("The end of bartizan's log:", _DIM))
+            self._output("\n".join(log[-20:]))
+        return 1
+
+
+def _quoted(argv: Sequence[str]) -> str:
+    """The command as one would type it."""
+    return shlex.join(argv)

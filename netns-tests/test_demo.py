@@ -1,0 +1,112 @@
+"""The Star Wars demo: its deathstar, and the whole play as a user sees it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from traffic import curl, eventually
+
+from lab import topology
+from lab.demo import deathstar, starwars
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAN = topology.hosts(deathstar="org=empire", ship="org=empire")
+NAME = "http://deathstar.default.svc.cluster.local"
+
+
+@pytest.fixture
+def ship(lab):
+    """A ship in sight of a deathstar, with nothing between them."""
+    two = lab(PLAN)
+    two.host("deathstar").start([sys.executable, "-m", "lab.demo.deathstar"])
+    ship = two.host("ship")
+    eventually(lambda: curl(ship, f"{NAME}/v1/")[0] == 0, "the deathstar is operational", 15)
+    ship.station = two.host("deathstar")
+    return ship
+
+
+@pytest.mark.needs("curl")
+@pytest.mark.parametrize(
+    ("method", "path", "status", "text"),
+    [
+        ("GET", "/v1/", "200", '"name": "Death Star"'),
+        ("POST", "/v1/request-landing", "200", "Ship landed\n"),
+        ("GET", "/v1/request-landing", "404", "no such thing"),
+        ("PUT", "/v1/garbage-chute", "404", "no such thing"),
+    ],
+)
+def test_the_deathstar_answers_what_it_offers_and_404_to_the_rest(ship, method, path, status, text):
+    """As the image of Cilium's demo does."""
+    code, answered, body = curl(ship, NAME + path, "-X", method)
+    assert (code, answered) == (0, status)
+    assert text in body
+
+
+@pytest.mark.needs("curl")
+def test_a_shot_is_answered_with_the_panic_and_two_seconds_later_the_process_is_another(ship):
+    """The supervisor restarts it, and no landing is lost: the listening socket stays open."""
+    code, status, body = curl(ship, f"{NAME}/v1/exhaust-port", "-X", "PUT")
+    assert (code, status) == (0, "503")
+    assert body == deathstar.PANIC
+    eventually(lambda: ship.station.log().count("operational") == 2, "it was restarted", 10)
+    assert re.search(r"died with exit 2, restarting", ship.station.log())
+    assert curl(ship, f"{NAME}/v1/request-landing", "-X", "POST")[1] == "200"
+
+
+def _play(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lab.demo.starwars", str(folder), *arguments],
+        check=False, cwd=ROOT, capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+
+
+@pytest.mark.needs("curl", "nfqueue", "tproxy", "socket", "ipset")
+def test_every_step_of_the_demo_comes_as_it_should(tmp_path):
+    """Exit 0 means that each answer, status, exit code and flow was the expected one."""
+    play = _play(tmp_path)
+    assert play.returncode == 0, play.stdout + play.stderr
+    for said in (
+        "Ship landed",
+        "exit 28",
+        "Panic: deathstar exploded",
+        "Access denied",
+        "HTTP 403",
+    ):
+        assert said in play.stdout
+    assert "\x1b[" not in play.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(starwars.POLICIES)
+
+
+@pytest.mark.needs("curl", "nfqueue", "tproxy", "socket", "ipset")
+def test_a_policy_that_the_reader_changed_makes_the_demo_say_what_differs(tmp_path):
+    """Edited files are used, not overwritten; the exit code is 1 and the step is named."""
+    source = ROOT / "lab/demo" / starwars.POLICIES[0]
+    edited = source.read_text().replace('port: "80"', 'port: "81"')
+    assert edited != source.read_text()
+    (tmp_path / starwars.POLICIES[0]).write_text(edited)
+    play = _play(tmp_path, "--step", "2")
+    assert play.returncode == 1
+    assert "step 2:" in play.stdout
+    assert (tmp_path / starwars.POLICIES[0]).read_text() == edited
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
+    """No traceback; exit 2."""
+    (tmp_path / "file").write_text("")
+    play = _play(tmp_path / "file" / "folder")
+    assert play.returncode == 2
+    assert play.stderr.count("\n") == 1
+
+
+def test_a_missing_program_is_named_with_exit_3(tmp_path):
+    """curl is the one that people lack."""
+    play = subprocess.run(
+        [sys.executable, "-m", "lab.demo.starwars", str(tmp_path)],
+        check=False, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert play.returncode == 3
+    assert "curl" in play.stderr
