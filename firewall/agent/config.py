@@ -24,6 +24,7 @@ from firewall.agent.document import (
     sequence,
     unknown,
 )
+from firewall.datapath.marks import DEFAULT_MASK, Marks, MaskError
 from firewall.identities.labels import LabelError, LabelFilter
 
 ENVIRONMENT_PREFIX = "BARTIZAN_"
@@ -114,7 +115,7 @@ class IdentitySettings:
     """`identity`: how identity numbers live."""
 
     grace_period_s: float = field(
-        default=30.0,
+        default=900.0,
         metadata=_meaning(
             "how long a number without users stays as it is",
             unit="seconds",
@@ -215,7 +216,7 @@ class Config:
         ),
     )
     mark_mask: int = field(
-        default=0x0F000000,
+        default=DEFAULT_MASK,
         metadata=_meaning(
             "the bits of the packet mark that are ours", minimum=1, maximum=0xFFFFFFFF
         ),
@@ -462,10 +463,10 @@ def _check(reader: Reader, config: Config, given: Mapping[str, Value]) -> None:
             LabelFilter((expression,))
         except LabelError as error:
             reader.note(given["labels.filter"].place, f"item {number}: {error}")
-    mask = config.mark_mask
-    # One run of bits: shifted to the bottom it is 2**n - 1.
-    if (mask // (mask & -mask) + 1) & (mask // (mask & -mask)):
-        reader.note(_of(given, "mark_mask"), f"{mask:#x} is not one run of bits")
+    try:
+        Marks(config.mark_mask)
+    except MaskError as error:
+        reader.note(_of(given, "mark_mask"), str(error))
     names: dict[str, Declaration] = {}
     for declaration in config.endpoints:
         other = names.setdefault(declaration.name, declaration)

@@ -7,7 +7,7 @@ A declaration is what is wanted; `roster` makes an endpoint of it. Written as YA
     labels: [org=empire, k8s:class=deathstar]   # or a mapping; without a source it is k8s
     namespace: default
     netns: deathstar          # or interface: veth7; neither = the address alone is known
-    ports: [http:80, dns:53/udp]
+    ports: [http:80, dns:53/udp]   # or {name: http, port: 80, protocol: TCP}
     audit: off
 """
 
@@ -217,12 +217,21 @@ def _labels(reader: Reader, value: Value | None, namespace: str) -> LabelSet:
     return found
 
 
+def _port_text(reader: Reader, item: Value) -> str:
+    """Return a port as `name:number/protocol`; it may be a mapping, as Kubernetes writes it."""
+    if not isinstance(item.node, yaml.MappingNode):
+        return reader.text(item)
+    entries = reader.mapping(item, ("name", "port", "protocol"))
+    texts = {key: reader.text(value) for key, value in entries.items()}
+    return f"{texts.get('name', '')}:{texts.get('port', '')}/{texts.get('protocol', 'tcp')}"
+
+
 def _ports(reader: Reader, value: Value) -> tuple[NamedPortRow, ...]:
     """Read named ports; one name and protocol has one number."""
     ports: dict[tuple[str, int], NamedPortRow] = {}
     for item in reader.items(value):
         try:
-            port = parse_port(reader.text(item))
+            port = parse_port(_port_text(reader, item))
         except ValueError as error:
             reader.note(item.place, str(error))
             continue

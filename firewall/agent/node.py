@@ -1,0 +1,87 @@
+"""What the kernel knows about this node: its addresses, and when they change.
+
+Every address of the network namespace that the daemon runs in is the identity `host`. pyroute2
+reads them (blocking; callers use a thread); a plain rtnetlink socket of our own tells when to read
+again, because all it has to do is become readable.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+from pyroute2 import IPRoute
+
+from conntrack.address import is_multicast, parse_address
+
+# linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR.
+_GROUPS = 0x1 | 0x10 | 0x100
+_READ_BYTES = 65_536
+
+
+class AddressMonitor:
+    """Readable (`fileno`) when a link or an address of this network namespace changed."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+            socket.NETLINK_ROUTE,
+        )
+        self._socket.bind((0, _GROUPS))
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch."""
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Take the messages; what they say is read anew anyway. An overrun is a change as well."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                with contextlib.suppress(OSError):  # ENOBUFS: messages were lost
+                    if not self._socket.recv(_READ_BYTES):
+                        return
+                    continue
+                return
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+
+def local_addresses() -> tuple[bytes, ...]:
+    """Return the packed unicast addresses of this network namespace, in order. Blocks.
+
+    Raises:
+        OSError: netlink refuses.
+    """
+    with IPRoute() as route:
+        found = {address for message in route.get_addr() for address in _addresses(message)}
+    return tuple(sorted(found))
+
+
+def interface_names() -> dict[str, int]:
+    """Return index by name of the links of this network namespace."""
+    return {name: index for index, name in socket.if_nameindex()}
+
+
+def boot_id() -> str:
+    """Return what differs after every boot: a generation of the kernel's tables."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
+        return file.read().strip()
+
+
+def network_namespace() -> str:
+    """Return what identifies the network namespace of this process, as `net:[4026531840]`."""
+    return os.readlink("/proc/self/ns/net")  # noqa: PTH115  Path would resolve the magic link
+
+
+def _addresses(message: object) -> Iterator[bytes]:
+    """Yield the address that a netlink message carries; its own one, not a peer's."""
+    for name in ("IFA_LOCAL", "IFA_ADDRESS"):
+        text = message.get_attr(name)  # type: ignore[attr-defined]
+        if text:
+            address = parse_address(text)
+            if not is_multicast(address):
+                yield address
+            return

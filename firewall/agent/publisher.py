@@ -1,0 +1,125 @@
+"""Writes snapshots, announces them, and knows who enforces which.
+
+The file comes first, durably, then the announcement: a worker that starts in between reads the new
+file and says so in its greeting. Revisions only rise, also over restarts: the first one is above
+the file's and above what any adopted worker enforces, so an acknowledgement cannot be mistaken for
+one of an earlier life.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from firewall.agent import statefile
+from firewall.agent.journal import fields
+from firewall.agent.supervisor import Worker, WorkerState
+from firewall.control.channel import ChannelClosedError
+from firewall.control.messages import Acknowledged, Hello
+from firewall.policy.snapshot import Snapshot, SnapshotError, decode, encode
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """The one writer of the snapshot file.
+
+    Attributes:
+        snapshot: the last one published, or the one an earlier life left, or an empty one.
+        published: whether this life has published one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.snapshot = Snapshot()
+        self.published = False
+        self._moved = asyncio.Condition()
+
+    def restore(self) -> None:
+        """Read what an earlier life left. A damaged file is only reported: it is made anew."""
+        try:
+            self.snapshot = decode(self.path.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, SnapshotError) as error:
+            log.warning(
+                "snapshot is made anew: the old one cannot be used",
+                extra=fields(path=self.path, error=error),
+            )
+
+    @property
+    def revision(self) -> int:
+        """Revision of `snapshot`; the next one must be higher."""
+        return self.snapshot.revision
+
+    def surpass(self, revision: int) -> bool:
+        """Make the next revision higher than this one too; say whether that needs a new one."""
+        if revision <= self.revision:
+            return False
+        self.snapshot = Snapshot(revision=revision)
+        self.published = False
+        return True
+
+    async def publish(self, snapshot: Snapshot, workers: Iterable[Worker]) -> None:
+        """Write a snapshot and tell every worker that is connected.
+
+        Raises:
+            OSError: it could not be written; the old one stands and nobody was told.
+        """
+        await asyncio.to_thread(lambda: statefile.replace(self.path, encode(snapshot)))
+        self.snapshot = snapshot
+        self.published = True
+        for worker in workers:
+            await self._announce(worker)
+
+    async def greet(self, worker: Worker, hello: Hello) -> None:
+        """Bring a worker that has just connected up to date."""
+        if self.published and hello.revision != self.revision:
+            await self._announce(worker)
+        await self._wake()
+
+    async def acknowledge(self, worker: Worker, message: Acknowledged) -> None:
+        """Note what a worker enforces, or why it does not."""
+        if message.error:
+            worker.error = f"refused snapshot {message.revision}: {message.error}"
+            log.error(
+                "snapshot refused",
+                extra=fields(
+                    worker=worker.spec.name, revision=message.revision, error=message.error
+                ),
+            )
+        else:
+            worker.revision = message.revision
+            worker.error = ""
+        await self._wake()
+
+    async def enforced(self, revision: int, workers: list[Worker], timeout_s: float) -> bool:
+        """Wait until every worker enforces at least `revision`; say whether that happened."""
+        if timeout_s <= 0:
+            return enforced_by_all(revision, workers)
+        try:
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: enforced_by_all(revision, workers))
+        except TimeoutError:
+            return False
+        return True
+
+    async def _announce(self, worker: Worker) -> None:
+        """Tell one worker; one that goes away meanwhile hears of it in its next life."""
+        if not worker.channel.connected:
+            return
+        try:
+            await worker.channel.announce(self.revision, self.path)
+        except ChannelClosedError:
+            return
+
+    async def _wake(self) -> None:
+        async with self._moved:
+            self._moved.notify_all()
+
+
+def enforced_by_all(revision: int, workers: Iterable[Worker]) -> bool:
+    """Say whether every worker runs and enforces at least `revision`."""
+    return all(
+        worker.state is WorkerState.RUNNING and worker.revision >= revision for worker in workers
+    )
