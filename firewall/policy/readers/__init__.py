@@ -3,7 +3,7 @@
 `read` composes the documents of a text (see composition.py), finds the reader of each object's kind
 in one table (kinds.py), and answers with the objects that are right and every problem of those that
 are not. An object with one error is refused whole; the others stay. No object is read with another
-in mind, so the order of documents has no meaning; the same object given twice refuses both.
+in mind, so the order of documents has no meaning; two versions of one object refuse each other.
 """
 
 from collections.abc import Iterable, Iterator
@@ -62,6 +62,10 @@ class _Found:
             return (key.kind, key.namespace, key.name)
         return resource_key(self.value)
 
+    @property
+    def content(self) -> object:
+        return self.value.document if isinstance(self.value, PolicyObject) else self.value
+
 
 def read(text: str, file: str, *, settings: ReaderSettings | None = None) -> ReadResult:
     """Read every object of a YAML or JSON text.
@@ -94,7 +98,7 @@ def read(text: str, file: str, *, settings: ReaderSettings | None = None) -> Rea
     return ReadResult(
         objects=tuple(f.value for f in kept if isinstance(f.value, PolicyObject)),
         resources=tuple(f.value for f in kept if not isinstance(f.value, PolicyObject)),
-        problems=tuple(sorted(report.problems, key=lambda p: (p.line, p.column))),
+        problems=tuple(sorted(dict.fromkeys(report.problems), key=lambda p: (p.line, p.column))),
     )
 
 
@@ -151,12 +155,21 @@ def _refuse_doubles(found: list[_Found], report: Report) -> list[_Found]:
     by_key: dict[tuple[str, str, str], list[_Found]] = {}
     for item in found:
         by_key.setdefault(item.key, []).append(item)
+    kept = []
     for key, items in by_key.items():
-        for item in items if len(items) > 1 else ():
+        first = items[0]
+        same = all(item.content == first.content for item in items)
+        note = report.warning if same else report.error
+        for item in items[1:] if same else items:
             others = ", ".join(str(other.mark.line) for other in items if other is not item)
-            text = "/".join(part for part in key if part)
-            report.error(item.mark, "", f"{text} is given more than once; also in line {others}")
-    return [items[0] for items in by_key.values() if len(items) == 1]
+            note(item.mark, "", f"{_name(key)} is given more than once; also in line {others}")
+        if same:
+            kept.append(first)
+    return kept
+
+
+def _name(key: tuple[str, str, str]) -> str:
+    return "/".join(part for part in key if part)
 
 
 def merge(results: Iterable[ReadResult]) -> ReadResult:
@@ -174,10 +187,11 @@ def merge(results: Iterable[ReadResult]) -> ReadResult:
         if len(items) == 1:
             kept.append(items[0].value)
             continue
-        text = "/".join(part for part in key if part)
         names = " and ".join(item.value.file for item in items)
         problems += [
-            Problem.error(item.value.file, 0, 0, "", f"{text} is given more than once: in {names}")
+            Problem.error(
+                item.value.file, 0, 0, "", f"{_name(key)} is given more than once: in {names}"
+            )
             for item in items
         ]
     return ReadResult(

@@ -145,8 +145,9 @@ class Value(NamedTuple):
         if not isinstance(self.node, Scalar) or self.is_null:
             self.error(f"must be a string, not {describe(self.node)}")
             return None
-        if self.node.plain and _is_trap(self.node.text):
-            self.warning(f'YAML reads {self.node.text} as no string; write "{self.node.text}"')
+        trap = _trap(self.node.text) if self.node.plain else ""
+        if trap:
+            self.warning(f'kubectl reads {self.node.text} as {trap}; write "{self.node.text}"')
         return self.node.text
 
     def integer(self, low: int, high: int) -> int | None:
@@ -212,12 +213,15 @@ def _plain_scalar(text: str) -> object:
     return text
 
 
-def _is_trap(text: str) -> bool:
+def _trap(text: str) -> str:
+    """Name what YAML 1.1 makes of an unquoted text that looks harmless; "" if it stays as it is."""
     if text in ("true", "false") or _INTEGER.fullmatch(text):
-        return False
+        return ""
     if text in _TRUE or text in _FALSE or text in _SHORT_BOOLEANS:
-        return True
-    return any(p.fullmatch(text) for p in (_FLOAT, _OTHER_NUMBER, _DATE))
+        return "true or false"
+    if _DATE.fullmatch(text):
+        return "a date"
+    return "a number" if _FLOAT.fullmatch(text) or _OTHER_NUMBER.fullmatch(text) else ""
 
 
 def describe(node: Node) -> str:

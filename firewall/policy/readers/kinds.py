@@ -11,7 +11,7 @@ from typing import NamedTuple
 from firewall.policy.model import PolicyObject
 from firewall.policy.objects import Resource
 from firewall.policy.problem import did_you_mean
-from firewall.policy.readers import cilium
+from firewall.policy.readers import cilium, kubernetes, network_policy_api, resources
 from firewall.policy.readers.document import Value, shorten
 from firewall.policy.readers.settings import ReaderSettings
 
@@ -32,9 +32,27 @@ def _cilium(kind: str) -> Kind:
     return Kind(("cilium.io/v2",), read)
 
 
+def _tiered(dialect: network_policy_api.Dialect, version: str) -> Kind:
+    def read(root: Value, settings: ReaderSettings) -> PolicyObject | None:
+        return network_policy_api.read_policy(root, settings, dialect)
+
+    return Kind((f"policy.networking.k8s.io/{version}",), read)
+
+
 KINDS: dict[str, Kind] = {
     cilium.NAMESPACED_KIND: _cilium(cilium.NAMESPACED_KIND),
     cilium.CLUSTERWIDE_KIND: _cilium(cilium.CLUSTERWIDE_KIND),
+    "CiliumCIDRGroup": Kind(("cilium.io/v2", "cilium.io/v2alpha1"), resources.read_cidr_group),
+    kubernetes.KIND: Kind(("networking.k8s.io/v1",), kubernetes.read_policy),
+    "ClusterNetworkPolicy": _tiered(network_policy_api.CLUSTER_NETWORK_POLICY, "v1alpha2"),
+    "AdminNetworkPolicy": _tiered(network_policy_api.ADMIN_NETWORK_POLICY, "v1alpha1"),
+    "BaselineAdminNetworkPolicy": _tiered(
+        network_policy_api.BASELINE_ADMIN_NETWORK_POLICY, "v1alpha1"
+    ),
+    "Service": Kind(("v1",), resources.read_service),
+    "EndpointSlice": Kind(("discovery.k8s.io/v1",), resources.read_endpoint_slice),
+    "Endpoints": Kind(("v1",), resources.read_endpoints),
+    "Namespace": Kind(("v1",), resources.read_namespace),
 }
 """Every kind that is read."""
 

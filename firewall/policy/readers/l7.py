@@ -45,13 +45,11 @@ def read_rules(value: Value, settings: ReaderSettings) -> L7Rules | None:
         value.error("multiple L7 protocol rule types specified in single rule: give http or dns")
         return None
     if "http" in fields:
-        if not settings.require("http", fields["http"]):
-            return None
+        settings.require("http", fields["http"])
         rules = (_http(item, settings) for item in fields["http"].items())
         return L7Rules(kind="http", http=tuple(rule for rule in rules if rule is not None))
     if "dns" in fields:
-        if not settings.require("dns", fields["dns"]):
-            return None
+        settings.require("dns", fields["dns"])
         names = (_dns(item) for item in fields["dns"].items())
         return L7Rules(kind="dns", dns=tuple(name for name in names if name is not None))
     if not any(value.child(name) for name in _REMOVED):
@@ -74,7 +72,8 @@ def _http(item: Value, settings: ReaderSettings) -> HttpRule | None:
         elif text is not None:
             headers.append(text)
     matches = []
-    if "headerMatches" in fields and settings.require("header-matches", fields["headerMatches"]):
+    if "headerMatches" in fields:
+        settings.require("header-matches", fields["headerMatches"])
         read = (_header_match(match, settings) for match in fields["headerMatches"].items())
         matches = [match for match in read if match is not None]
     return HttpRule(
@@ -114,7 +113,8 @@ def _header_match(item: Value, settings: ReaderSettings) -> HeaderMatch | None:
         if mismatch:
             settings.require("header-mismatch-actions", fields["mismatch"])
     secret = None
-    if "secret" in fields and settings.require("secrets", fields["secret"]):
+    if "secret" in fields:
+        settings.require("secrets", fields["secret"])
         secret = _secret(fields["secret"])
     return HeaderMatch(
         name=name or "",
@@ -171,7 +171,8 @@ def read_tls(value: Value, settings: ReaderSettings) -> TlsContext | None:
         for part, field in _TLS_PARTS.items()
         if field in fields and (text := fields[field].text())
     }
-    if not settings.require("tls", value) or secret is None:
+    settings.require("tls", value)
+    if secret is None:
         return None
     return TlsContext(secret_namespace=secret[0], secret_name=secret[1], **parts)
 
@@ -196,8 +197,7 @@ def read_listener(value: Value, settings: ReaderSettings) -> Listener | None:
     priority = 0
     if "priority" in fields:
         priority = fields["priority"].integer(0, HIGHEST_LISTENER_PRIORITY) or 0
-    if not settings.require("listener", value):
-        return None
+    settings.require("listener", value)
     return Listener(
         config_kind=config_kind, config_name=config_name, name=name or "", priority=priority
     )

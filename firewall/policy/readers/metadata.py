@@ -27,6 +27,7 @@ _FIELDS = (
     "clusterName",
 )
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_LOOSE_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.:]*")
 _NAMESPACE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _MAX_NAME_CHARACTERS = 253  # RFC 1123 section 2.1, Kubernetes object names
 _MAX_NAMESPACE_CHARACTERS = 63  # it must fit a label's value
@@ -62,12 +63,14 @@ def read_metadata(root: Value, *, default_namespace: str, namespaced: bool) -> M
     name = fields["name"].text()
     if name is None:
         return None
-    if len(name) > _MAX_NAME_CHARACTERS or not _NAME.fullmatch(name):
+    if len(name) > _MAX_NAME_CHARACTERS or not _LOOSE_NAME.fullmatch(name):
         fields["name"].error(
             f'"{shorten(name)}" is no object name: at most {_MAX_NAME_CHARACTERS} lower-case '
             'letters, digits, "-" and "."'
         )
         return None
+    if not _NAME.fullmatch(name):
+        fields["name"].warning(f'"{name}" is no name that Kubernetes takes: write it lower-case')
     namespace = ""
     if "namespace" in fields:
         written = fields["namespace"].text() or ""

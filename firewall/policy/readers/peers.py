@@ -146,8 +146,7 @@ def _read_cidr_rule(item: Value, context: PeerContext) -> Peer | None:
         return None if prefix is None else CidrPeer(prefix, excepts)
     place = fields[chosen[0]]
     excepts = read_excepts(fields.get("except"), None)
-    if not context.settings.require("cidr-groups", place):
-        return None
+    context.settings.require("cidr-groups", place)
     if chosen == ["cidrGroupSelector"]:
         return CidrGroupPeer(None, read_selector(place), excepts)
     name = place.text()
@@ -288,8 +287,8 @@ def read_peers(
     peers: list[Peer] = []
     for name in filled:
         kind = kinds[name]
-        if kind.capability and not context.settings.require(kind.capability, fields[name]):
-            continue
-        read = (kind.read(item, context) for item in items[name])
+        read = [kind.read(item, context) for item in items[name]]
+        if kind.capability:
+            context.settings.require(kind.capability, fields[name])
         peers += [peer for peer in read if peer is not None]
     return tuple(dict.fromkeys(peers))

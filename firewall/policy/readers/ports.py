@@ -116,8 +116,8 @@ def _read_port(item: Value, settings: ReaderSettings) -> tuple[PortRange, ...]:
         return ()
     protocols = read_protocol(fields.get("protocol"))
     extended = [p for p in protocols if p in EXTENDED_PROTOCOLS.values()]
-    if extended and not settings.require("extended-protocols", fields["protocol"]):
-        return ()
+    if extended:
+        settings.require("extended-protocols", fields["protocol"])
     end = fields["endPort"].integer(0, HIGHEST_PORT) if "endPort" in fields else 0
     if "port" not in fields:
         if not extended:

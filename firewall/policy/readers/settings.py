@@ -27,6 +27,7 @@ CAPABILITIES: dict[str, str] = {
     ),
     "host-policy": "policies for nodes need the host firewall (Cilium: enable-host-firewall)",
     "services": "toServices needs known services",
+    "namespaces": "labels of namespaces need known namespaces",
     "cidr-groups": "CIDR groups need known CiliumCIDRGroups",
     "extended-protocols": (
         "only TCP, UDP, SCTP and ICMP are tracked (Cilium: enable-extended-ip-protocols)"
@@ -34,7 +35,7 @@ CAPABILITIES: dict[str, str] = {
 }
 """Every capability that a field of some format can need, with the reason."""
 
-ENFORCED = frozenset({"http", "header-matches", "services", "cidr-groups"})
+ENFORCED = frozenset({"http", "header-matches"})
 """What this version enforces."""
 
 UNSUPPORTED: dict[str, str] = {
@@ -71,10 +72,8 @@ class ReaderSettings:
     ip_block_matches_endpoints: bool = True
     enforceable: frozenset[str] = ENFORCED
 
-    def require(self, capability: str, value: Value) -> bool:
-        """Refuse `value` if its capability is not enforced here; say whether it may stay."""
-        if capability in self.enforceable:
-            return True
+    def require(self, capability: str, value: Value) -> None:
+        """Refuse `value`, and so its object, if its capability is not enforced here."""
         reason = CAPABILITIES[capability]
-        value.error(f"is not enforced by this version: {reason} [{capability}]")
-        return False
+        if capability not in self.enforceable:
+            value.error(f"is not enforced by this version: {reason} [{capability}]")
