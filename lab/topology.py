@@ -20,7 +20,7 @@ The reader says every problem that it finds, each with file, line and column.
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,17 +103,29 @@ def hosts(**labels: str) -> Topology:
 
 
 def assigned(topology: Topology) -> Topology:
-    """The topology with 10.0.1.N and fd00:0:0:1::N for the Nth host where none is given."""
-    plans = tuple(
-        plan if plan.addresses else _with_addresses(plan, number)
-        for number, plan in enumerate(topology.hosts, start=1)
-    )
-    return Topology(name=topology.name, node_addresses=topology.node_addresses, hosts=plans)
+    """The topology with an address of each family where none is given.
+
+    The Nth host gets 10.0.1.N and fd00:0:0:1::N, or the next ones that nobody has.
+    """
+    given = (*topology.node_addresses, *(a for plan in topology.hosts for a in plan.addresses))
+    taken = {socket.inet_pton(family(address), address) for address in given}
+    plans = []
+    for number, plan in enumerate(topology.hosts, start=1):
+        while not plan.addresses:
+            pair = _pair(number)
+            packed = {socket.inet_pton(family(address), address) for address in pair}
+            if taken.isdisjoint(packed):
+                plan = replace(plan, addresses=pair)  # noqa: PLW2901 (the same host)
+                taken |= packed
+            number += len(topology.hosts)  # noqa: PLW2901 (past every host's own number)
+        plans.append(plan)
+    return replace(topology, hosts=tuple(plans))
 
 
-def _with_addresses(plan: HostPlan, number: int) -> HostPlan:
-    values = {name: getattr(plan, name) for name in HostPlan.__slots__}
-    return HostPlan(**{**values, "addresses": (f"10.0.1.{number}", f"fd00:0:0:1::{number:x}")})
+def _pair(number: int) -> tuple[str, str]:
+    """The addresses of the host with this number, from 1."""
+    third, fourth = divmod(number - 1, _MAX_HOSTS)
+    return f"10.0.{1 + third}.{1 + fourth}", f"fd00:0:0:1::{number:x}"
 
 
 def family(address: str) -> int:
