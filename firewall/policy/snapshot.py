@@ -66,13 +66,40 @@ class DnsRuleRow(msgspec.Struct, frozen=True, array_like=True):
     match_pattern: str | None = None
 
 
+class TlsContextRow(msgspec.Struct, frozen=True, array_like=True):
+    """Wire form of `model.TlsContext`; the proxy reads the secret's files."""
+
+    secret_namespace: str
+    secret_name: str
+    trusted_ca: str = "ca.crt"
+    certificate: str = "tls.crt"
+    private_key: str = "tls.key"
+
+
+class ListenerRow(msgspec.Struct, frozen=True, array_like=True):
+    """Wire form of `model.Listener`."""
+
+    config_kind: str
+    config_name: str
+    name: str
+    priority: int = 0
+
+
 class L7Row(msgspec.Struct, frozen=True, array_like=True):
-    """The L7 part of an entry: kind "http", "dns" or "tls" (server names only)."""
+    """The L7 part of an entry, `kind` "http", "dns", "tls" or "listener".
+
+    "tls": only server names or TLS contexts. "listener": only a custom listener. `http` and `dns`
+    are never both empty in a row of their kind: an empty list in the policy is one item without
+    fields, or the pattern "*". `server_names` hold for "http" rows with a terminating context too.
+    """
 
     kind: str
     http: tuple[HttpRuleRow, ...] = ()
     dns: tuple[DnsRuleRow, ...] = ()
     server_names: tuple[str, ...] = ()
+    terminating_tls: TlsContextRow | None = None
+    originating_tls: TlsContextRow | None = None
+    listener: ListenerRow | None = None
 
 
 class EntryRow(msgspec.Struct, frozen=True, array_like=True):
@@ -81,7 +108,8 @@ class EntryRow(msgspec.Struct, frozen=True, array_like=True):
     `action` is `model.Action`; `selector` indexes nothing: it is a selector number, 0 = any peer.
     `protocol` 0 = any; ports inclusive, host order, ICMP types for ICMP. `port_name` set: the
     numbers come from the named ports of the subject (ingress) or the peer (egress). `l7` and
-    `origin` index the snapshot's tables, `l7` -1 = none.
+    `origin` index the snapshot's tables, `l7` -1 = none. `observe`: the L7 rules only watch, they
+    refuse nothing (Cilium's enableDefaultDeny false).
     """
 
     action: int
@@ -96,6 +124,7 @@ class EntryRow(msgspec.Struct, frozen=True, array_like=True):
     origin: int
     authentication: str = ""
     log: str = ""
+    observe: bool = False
 
 
 class DirectionRow(msgspec.Struct, frozen=True, array_like=True):
@@ -164,7 +193,11 @@ class EndpointRow(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a worker must know besides policy. `allow_localhost`: "always" or "policy"."""
+    """What a worker must know besides policy.
+
+    `enforcement`: "default", "always" or "never". `allow_localhost`: "always" or "policy".
+    `dual_stack`: unknown addresses are world-ipv4 and world-ipv6 instead of world.
+    """
 
     enforcement: str = "default"
     allow_localhost: str = "always"
@@ -173,6 +206,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     http_proxy_port: int = 0
     node_name: str = ""
     local_addresses: tuple[bytes, ...] = ()
+    dual_stack: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,359 @@
+"""The answer of one identity's policy in one direction, for one peer, protocol and port.
+
+Entries are looked up by protocol, then by the selectors that the peer matches, then by port; what
+is found is put in order of precedence and read from the front:
+
+    tier, then priority, then deny < allow < pass; the first deny or allow decides,
+    a pass skips the rest of its tier, and if nothing is left the direction's default decides.
+
+Cilium and Kubernetes policies all live in one tier at one priority, so for them any deny wins, else
+any allow, and specificity decides nothing. It only names the winner among equals (the reported
+match type) and, for L7, nothing at all: every allow of the deciding level that matches is gathered;
+if one has L7 rules the traffic is proxied, if one has none the proxy refuses nothing.
+
+Sources: Cilium pkg/policy/mapstate.go, pkg/policy/testutils/simulate.go, bpf/lib/policy.h.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from firewall.policy.model import ANY_PROTOCOL, Action, Tier
+from firewall.policy.snapshot import ANY_SELECTOR, DirectionRow, EntryRow, L7Row, OriginRow
+from firewall.policy.verdict import DropReason, PolicyMatch
+
+LOCAL_HOST_SELECTOR = -1
+"""Matched by the local host alone; never in a snapshot, only for `allow_localhost`."""
+
+LOCAL_HOST_ORIGIN = OriginRow(
+    kind="reserved",
+    namespace="",
+    name="allow-localhost-ingress",
+    path="",
+    labels=("reserved:io.cilium.policy.derived-from=allow-localhost-ingress",),
+)
+"""Where the permission of the local host comes from: the setting, not a file."""
+
+LOCAL_HOST_ENTRY = EntryRow(
+    action=Action.ALLOW,
+    tier=Tier.NORMAL,
+    priority=0.0,
+    selector=LOCAL_HOST_SELECTOR,
+    protocol=ANY_PROTOCOL,
+    port_low=0,
+    port_high=65535,
+    port_name="",
+    l7=-1,
+    origin=-1,
+    authentication="disabled",
+)
+"""What `allow_localhost: always` adds to every endpoint's ingress; a deny still wins over it."""
+
+_LAST_PORT = 65535
+_ACTION_ORDER = {Action.DENY: 0, Action.ALLOW: 1, Action.PASS: 2}
+_UNAUTHENTICATED = frozenset({"required", "test-always-fail"})
+_MEMO_COUNT = 4096  # verdicts remembered per map: a few MB at worst, more than a map's entries
+
+
+class DirectionVerdict(NamedTuple):
+    """What one side says.
+
+    Attributes:
+        allowed: whether the packet may pass this side (an audited denial may).
+        enforced: False = no policy in this direction, nothing was looked up.
+        audited: the side denies, but audit mode lets it pass; `reason` says why it denies.
+        match: how specific the deciding entry is.
+        reason: why it is denied, None if it is not.
+        l7: rules for the proxy, None = not proxied.
+        unrestricted: proxied, but the proxy refuses nothing.
+        allowed_by: where the deciding allows were written.
+        denied_by: where the deciding denies (or the authentication demand) were written.
+        isolated_by: where default deny was switched on.
+        log: the `log.value` of the deciding rules.
+        entries: the deciding entries, most specific first; empty if the default decided.
+    """
+
+    allowed: bool
+    enforced: bool
+    audited: bool
+    match: PolicyMatch
+    reason: DropReason | None = None
+    l7: tuple[L7Row, ...] | None = None
+    unrestricted: bool = False
+    allowed_by: tuple[OriginRow, ...] = ()
+    denied_by: tuple[OriginRow, ...] = ()
+    isolated_by: tuple[OriginRow, ...] = ()
+    log: tuple[str, ...] = ()
+    entries: tuple[EntryRow, ...] = ()
+
+
+UNENFORCED = DirectionVerdict(
+    allowed=True, enforced=False, audited=False, match=PolicyMatch.ALL, unrestricted=False
+)
+"""No policy in this direction (Cilium keeps an allow-all entry in the map then)."""
+
+UNRESOLVED = DirectionVerdict(
+    allowed=False,
+    enforced=True,
+    audited=False,
+    match=PolicyMatch.NONE,
+    reason=DropReason.DROP_EP_NOT_READY,
+)
+"""An endpoint whose identity has no policy yet: closed until it has."""
+
+
+class _Ranked(NamedTuple):
+    """An entry with its place in the order of precedence; tuples of it sort by that place.
+
+    `order` makes the place unique, so that sorting never compares rows.
+    """
+
+    tier: int
+    priority: float
+    action: int
+    plain: bool
+    width: int
+    everyone: bool
+    order: int
+    row: EntryRow
+
+
+def _rank(order: int, row: EntryRow) -> _Ranked:
+    ports = _LAST_PORT + 2 if row.protocol == ANY_PROTOCOL else row.port_high - row.port_low
+    return _Ranked(
+        tier=row.tier,
+        priority=row.priority,
+        action=_ACTION_ORDER[Action(row.action)],
+        plain=row.l7 < 0,
+        width=0 if row.port_name else ports,
+        everyone=row.selector == ANY_SELECTOR,
+        order=order,
+        row=row,
+    )
+
+
+def match_type(row: EntryRow) -> PolicyMatch:
+    """Return how specific an entry is, as Hubble reports it."""
+    someone = row.selector != ANY_SELECTOR
+    if row.protocol == ANY_PROTOCOL:
+        return PolicyMatch.L3_ONLY if someone else PolicyMatch.ALL
+    if not row.port_name and row.port_low == 0 and row.port_high == _LAST_PORT:
+        return PolicyMatch.L3_PROTO if someone else PolicyMatch.PROTO_ONLY
+    return PolicyMatch.L3_L4 if someone else PolicyMatch.L4_ONLY
+
+
+class _Ports:
+    """Entries of one protocol and selector by port range: a segment tree over their boundaries.
+
+    A range lies in at most 2*log2(n) nodes and a port is in log2(n) of them, so neither a thousand
+    single ports nor a thousand nested ranges cost a scan.
+    """
+
+    __slots__ = ("_bounds", "_leaves", "_tree")
+
+    def __init__(self, entries: Sequence[_Ranked]) -> None:
+        edges = {entry.row.port_low for entry in entries}
+        edges.update(entry.row.port_high + 1 for entry in entries)
+        self._bounds = sorted(edges)
+        self._leaves = len(self._bounds)
+        self._tree: list[list[_Ranked]] = [[] for _ in range(2 * self._leaves)]
+        at = {edge: place for place, edge in enumerate(self._bounds)}
+        for entry in entries:
+            self._insert(at[entry.row.port_low], at[entry.row.port_high + 1], entry)
+
+    def _insert(self, first: int, end: int, entry: _Ranked) -> None:
+        first += self._leaves
+        end += self._leaves
+        while first < end:
+            if first & 1:
+                self._tree[first].append(entry)
+                first += 1
+            if end & 1:
+                end -= 1
+                self._tree[end].append(entry)
+            first >>= 1
+            end >>= 1
+
+    def collect(self, port: int, into: list[_Ranked]) -> None:
+        place = bisect_right(self._bounds, port) - 1
+        if place < 0:
+            return
+        place += self._leaves
+        while place:
+            if self._tree[place]:
+                into += self._tree[place]
+            place >>= 1
+
+
+class _Table:
+    """The entries of one protocol (0 = the entries for every protocol)."""
+
+    __slots__ = ("_named", "_named_selectors", "_ports", "_selectors", "_whole")
+
+    def __init__(self, entries: Iterable[_Ranked]) -> None:
+        whole: dict[int, list[_Ranked]] = {}
+        ranges: dict[int, list[_Ranked]] = {}
+        named: dict[int, list[_Ranked]] = {}
+        for entry in entries:
+            row = entry.row
+            if row.port_name:
+                named.setdefault(row.selector, []).append(entry)
+            elif row.port_low == 0 and row.port_high == _LAST_PORT:
+                whole.setdefault(row.selector, []).append(entry)
+            else:
+                ranges.setdefault(row.selector, []).append(entry)
+        self._whole = whole
+        self._ports = {selector: _Ports(found) for selector, found in ranges.items()}
+        self._named = named
+        self._selectors = frozenset(whole) | frozenset(ranges)
+        self._named_selectors = frozenset(named)
+
+    def collect(
+        self, selectors: frozenset[int], port: int, names: frozenset[str], into: list[_Ranked]
+    ) -> None:
+        for selector in self._selectors & selectors:
+            found = self._whole.get(selector)
+            if found is not None:
+                into += found
+            ports = self._ports.get(selector)
+            if ports is not None:
+                ports.collect(port, into)
+        if names:
+            for selector in self._named_selectors & selectors:
+                into += [e for e in self._named[selector] if e.row.port_name in names]
+
+
+class PolicyMap:
+    """One direction of one identity, arranged for lookups. Built once per snapshot and use.
+
+    Args:
+        row: the direction as published.
+        l7: the snapshot's L7 table.
+        origins: the snapshot's table of origins.
+        allow_local_host: whether to add `LOCAL_HOST_ENTRY`.
+    """
+
+    def __init__(
+        self,
+        row: DirectionRow,
+        l7: Sequence[L7Row],
+        origins: Sequence[OriginRow],
+        *,
+        allow_local_host: bool = False,
+    ) -> None:
+        entries = (*row.entries, LOCAL_HOST_ENTRY) if allow_local_host else row.entries
+        by_protocol: dict[int, list[_Ranked]] = {}
+        for order, entry in enumerate(entries):
+            by_protocol.setdefault(entry.protocol, []).append(_rank(order, entry))
+        self._every = _Table(by_protocol.pop(ANY_PROTOCOL, ()))
+        self._tables = {protocol: _Table(found) for protocol, found in by_protocol.items()}
+        self._l7 = l7
+        self._origins = origins
+        self._enforced = row.enforced
+        self._memo: dict[tuple[frozenset[int], int, int, frozenset[str]], DirectionVerdict] = {}
+        self.named = any(entry.port_name for entry in entries)
+        self._default = self._default_verdict(row)
+
+    def _default_verdict(self, row: DirectionRow) -> DirectionVerdict:
+        isolated_by = tuple(self._origins[index] for index in row.isolated_by)
+        return DirectionVerdict(
+            allowed=not row.default_deny,
+            enforced=row.enforced,
+            audited=False,
+            match=PolicyMatch.NONE if row.default_deny else PolicyMatch.ALL,
+            reason=DropReason.POLICY_DENIED if row.default_deny else None,
+            isolated_by=isolated_by,
+        )
+
+    def lookup(
+        self, selectors: frozenset[int], protocol: int, port: int, names: frozenset[str]
+    ) -> DirectionVerdict:
+        """Return this direction's verdict.
+
+        Args:
+            selectors: the numbers that the peer matches, `ANY_SELECTOR` among them.
+            protocol: IANA number of the upper layer.
+            port: destination port, or the ICMP type.
+            names: names of that port and protocol: the subject's for ingress, the peer's for
+                egress; read only if `named`.
+        """
+        if not self._enforced:
+            return UNENFORCED
+        key = selectors, protocol, port, names
+        verdict = self._memo.get(key)
+        if verdict is None:
+            verdict = self._decide(self.matching(selectors, protocol, port, names))
+            if len(self._memo) >= _MEMO_COUNT:
+                self._memo.clear()
+            self._memo[key] = verdict
+        return verdict
+
+    def matching(
+        self, selectors: frozenset[int], protocol: int, port: int, names: frozenset[str]
+    ) -> list[_Ranked]:
+        """Return every entry that speaks about this traffic, highest precedence first."""
+        found: list[_Ranked] = []
+        self._every.collect(selectors, port, names, found)
+        table = self._tables.get(protocol)
+        if table is not None:
+            table.collect(selectors, port, names, found)
+        if len(found) > 1:
+            found.sort()
+        return found
+
+    def _decide(self, found: list[_Ranked]) -> DirectionVerdict:
+        passed = None
+        for at, entry in enumerate(found):
+            if entry.tier == passed:
+                continue
+            if entry.row.action == Action.PASS:
+                passed = entry.tier
+                continue
+            level = [
+                other.row
+                for other in found[at:]
+                if other.action == entry.action
+                and other.priority == entry.priority
+                and other.tier == entry.tier
+            ]
+            return self._deny(level) if entry.row.action == Action.DENY else self._allow(level)
+        return self._default
+
+    def _deny(self, level: list[EntryRow]) -> DirectionVerdict:
+        return self._default._replace(
+            allowed=False,
+            match=match_type(level[0]),
+            reason=DropReason.POLICY_DENY,
+            denied_by=self._written(level),
+            log=_log(level),
+            entries=tuple(level),
+        )
+
+    def _allow(self, level: list[EntryRow]) -> DirectionVerdict:
+        for row in level:
+            if row.authentication:
+                if row.authentication in _UNAUTHENTICATED:
+                    refused = self._deny([row, *(other for other in level if other is not row)])
+                    return refused._replace(
+                        reason=DropReason.AUTH_REQUIRED, denied_by=self._written([row])
+                    )
+                break
+        proxied = tuple(dict.fromkeys(self._l7[row.l7] for row in level if row.l7 >= 0))
+        return self._default._replace(
+            allowed=True,
+            match=match_type(level[0]),
+            reason=None,
+            l7=proxied or None,
+            unrestricted=bool(proxied) and any(row.l7 < 0 or row.observe for row in level),
+            allowed_by=self._written(level),
+            log=_log(level),
+            entries=tuple(level),
+        )
+
+    def _written(self, level: Iterable[EntryRow]) -> tuple[OriginRow, ...]:
+        indexes = dict.fromkeys(row.origin for row in level)
+        return tuple(self._origins[i] if i >= 0 else LOCAL_HOST_ORIGIN for i in indexes)
+
+
+def _log(level: Iterable[EntryRow]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row.log for row in level if row.log))

@@ -1,0 +1,426 @@
+"""From policy objects, identities and endpoints to the next snapshot.
+
+Policy is resolved once per identity, not per endpoint: everything with the same labels shares the
+rows. Each identity's rows are kept until something that they depend on changes (an object whose
+subject selects the identity, or the enforcement mode), and rows that did not change are the same
+objects in the next snapshot. The order in which changes arrived leaves no trace in the answers.
+
+A contradiction between rules (see `firewall.policy.compile`) concerns only the identities selected
+by both: they keep the policy they had, and one that had none is closed.
+
+Sources: Cilium pkg/policy/repository.go computePolicyEnforcementAndRules, pkg/policy/rule.go.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from conntrack.address import Prefix
+from firewall.identities.labels import RESERVED, LabelSet
+from firewall.identities.reserved import Reserved
+from firewall.policy.compile import (
+    CompiledEntry,
+    Conflict,
+    compile_entry,
+    find_conflict,
+    new_tables,
+)
+from firewall.policy.generation import permission_lost
+from firewall.policy.model import LabelPeer, NodePeer, ObjectKey, Origin, Peer, PolicyEntry
+from firewall.policy.objects import Resource
+from firewall.policy.repository import RepositoryChange, order_of
+from firewall.policy.selectors import SelectorCache
+from firewall.policy.snapshot import (
+    DirectionRow,
+    EndpointRow,
+    IdentityRow,
+    IpcacheRow,
+    NamedPortRow,
+    OriginRow,
+    PolicyRow,
+    Settings,
+    Snapshot,
+)
+from firewall.policy.verdict import TrafficDirection
+
+_OPEN = DirectionRow(enforced=False, default_deny=False)
+_CLOSED = DirectionRow(enforced=True, default_deny=True)
+
+ENFORCEMENT_ALWAYS = OriginRow(
+    kind="setting",
+    namespace="",
+    name="enforcement always",
+    path="",
+    labels=("reserved:io.cilium.policy.derived-from=deny-any",),
+)
+"""Who isolates an endpoint that no rule selects, in mode `always`."""
+
+ENFORCEMENT_INIT = OriginRow(
+    kind="setting",
+    namespace="",
+    name="reserved:init is always enforced",
+    path="",
+    labels=("reserved:io.cilium.policy.derived-from=deny-any",),
+)
+"""Who isolates an endpoint whose labels are not known yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolutionError:
+    """Rules that contradict each other for one identity, whose policy therefore did not change."""
+
+    identity: int
+    direction: TrafficDirection
+    message: str
+    first: Origin
+    second: Origin
+
+    def __str__(self) -> str:
+        """Render as `file:line: message`, with the other place behind it."""
+        where, other = _place(self.first), _place(self.second)
+        return f"{where}: {self.message}; the other is {other} (identity {self.identity})"
+
+
+def _place(origin: Origin) -> str:
+    if origin.file:
+        return f"{origin.file}:{origin.line}:{origin.column}"
+    name = f"{origin.namespace}/{origin.name}" if origin.namespace else origin.name
+    return f"{origin.kind} {name} {origin.path}"
+
+
+@dataclass(slots=True)
+class _Subject:
+    """What is kept per identity that has endpoints here."""
+
+    labels: LabelSet
+    row: PolicyRow | None = None
+    dirty: bool = True
+    errors: list[ResolutionError] = field(default_factory=list)
+
+
+class Resolver:
+    """Resolves policy and assembles snapshots, doing again only what a change touches.
+
+    Args:
+        cluster: the own cluster's name, for the entity `cluster`.
+        cidr_matches_nodes: see `SelectorCache`.
+        last: the snapshot in force when the agent started, so that revisions and the generation go
+            on from there; the first different snapshot then counts as taking permissions away.
+
+    Attributes:
+        reason: why the last snapshot raised the generation, None if it did not.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: str = "default",
+        cidr_matches_nodes: bool = False,
+        last: Snapshot | None = None,
+    ) -> None:
+        self._peers = SelectorCache(cluster=cluster, cidr_matches_nodes=cidr_matches_nodes)
+        self._subject_selectors = SelectorCache(cluster=cluster)
+        self._tables = new_tables()
+        self._objects: dict[ObjectKey, tuple[CompiledEntry, ...]] = {}
+        self._order: list[ObjectKey] | None = None
+        self._subjects: dict[int, _Subject] = {}
+        self._endpoints: tuple[EndpointRow, ...] = ()
+        self._named_ports: dict[int, tuple[NamedPortRow, ...]] = {}
+        self._identity_rows: dict[int, IdentityRow] = {}
+        self._address_rows: dict[Prefix, tuple[int, tuple[int, int], IpcacheRow]] = {}
+        self._garbage = False
+        self._enforcement = "default"
+        self._policy_revision = 1
+        self._last = last
+        self.reason: str | None = None
+        self._inherited = last is not None
+
+    # --- what is known ------------------------------------------------------------------------
+
+    def set_identities(self, identities: Mapping[int, LabelSet]) -> None:
+        """Replace all identities by these."""
+        for number in tuple(self._peers.identities()):
+            if number not in identities:
+                self.remove_identity(number)
+        for number, labels in identities.items():
+            self.upsert_identity(number, labels)
+
+    def upsert_identity(self, number: int, labels: LabelSet) -> None:
+        """Add an identity, or replace the labels of a reserved one."""
+        self._peers.upsert_identity(number, labels)
+        subject = self._subjects.get(number)
+        if subject is not None and subject.labels != labels:
+            self._subjects[number] = _Subject(labels, row=subject.row)
+            self._subject_selectors.upsert_identity(number, labels)
+
+    def remove_identity(self, number: int) -> None:
+        """Forget an identity; endpoints that still have it keep their policy."""
+        self._peers.remove_identity(number)
+        self._identity_rows.pop(number, None)
+
+    def set_endpoints(self, endpoints: Iterable[EndpointRow]) -> None:
+        """Replace the managed endpoints; their identities must have been added before.
+
+        Raises:
+            KeyError: an endpoint's identity is unknown.
+        """
+        rows = tuple(sorted(endpoints, key=lambda row: row.id))
+        numbers = {row.identity for row in rows}
+        for number in numbers - self._subjects.keys():
+            labels = self._peers.labels(number)
+            if labels is None:
+                raise KeyError(f"identity {number} of an endpoint is unknown")
+            self._subjects[number] = _Subject(labels)
+            self._subject_selectors.upsert_identity(number, labels)
+        for number in self._subjects.keys() - numbers:
+            self._garbage = True  # a kept row may hold the last use of a selector
+            del self._subjects[number]
+            self._subject_selectors.remove_identity(number)
+        self._endpoints = rows
+        ports: dict[int, set[NamedPortRow]] = {}
+        for row in rows:
+            ports.setdefault(row.identity, set()).update(row.named_ports)
+        self._named_ports = {
+            number: tuple(sorted(found, key=_port_order))
+            for number, found in ports.items()
+            if found
+        }
+
+    def set_resources(self, resources: Iterable[Resource]) -> None:
+        """Replace the CIDR groups, services and backends that rules refer to."""
+        self._peers.set_resources(resources)
+
+    def apply(self, change: RepositoryChange) -> None:
+        """Follow a change of the repository."""
+        self._policy_revision = change.revision
+        changed = change.changed
+        fresh = [entry for one in changed if one.after for entry in one.after.entries]
+        self._peers.add(peer for entry in fresh for peer in entry.peers or ())
+        self._subject_selectors.add(_subject_peer(entry) for entry in fresh)
+        touched: set[int] = set()
+        for one in changed:
+            before = self._objects.pop(one.key, ())
+            touched.update(self._subject_number(compiled.entry) for compiled in before)
+            self._garbage |= bool(before)
+            if one.after is None:
+                continue
+            after = tuple(
+                compile_entry(entry, self._peers.number, self._tables)
+                for entry in one.after.entries
+            )
+            touched.update(self._subject_number(compiled.entry) for compiled in after)
+            self._objects[one.key] = after
+        self._order = None
+        for number, subject in self._subjects.items():
+            if not touched.isdisjoint(self._subject_selectors.matched(number)):
+                subject.dirty = True
+
+    def _subject_number(self, entry: PolicyEntry) -> int:
+        return self._subject_selectors.number(_subject_peer(entry))
+
+    # --- what follows from it -----------------------------------------------------------------
+
+    def prefixes(self) -> set[Prefix]:
+        """Return the prefixes of all rules, excepts included, that need an ipcache row each.
+
+        The row's identity should carry `cidr:<prefix>` and `reserved:world`; a row that stays with
+        a world identity is matched by its prefix all the same.
+        """
+        return self._peers.prefixes()
+
+    def fqdns(self) -> set[str]:
+        """Return the FQDN selector texts of all rules: the `fqdn:` labels that mean something."""
+        return self._peers.texts()
+
+    @property
+    def errors(self) -> tuple[ResolutionError, ...]:
+        """The contradictions found by the last `snapshot`, by identity."""
+        return tuple(
+            error for number in sorted(self._subjects) for error in self._subjects[number].errors
+        )
+
+    def snapshot(
+        self, *, settings: Settings | None = None, ipcache: Iterable[tuple[Prefix, int]] = ()
+    ) -> Snapshot:
+        """Return the snapshot for the present state, the last one itself if nothing changed.
+
+        Args:
+            settings: what else workers must know; `settings.enforcement` is obeyed here.
+            ipcache: every known prefix with its identity. Whole families that nobody mentions are
+                added as world.
+        """
+        settings = settings or Settings()
+        if settings.enforcement != self._enforcement:
+            self._enforcement = settings.enforcement
+            for subject in self._subjects.values():
+                subject.dirty = True
+        for number, subject in self._subjects.items():
+            if subject.dirty:
+                self._resolve(number, subject)
+        if self._garbage:
+            self._collect_garbage()
+        policies = tuple(
+            row for _, subject in sorted(self._subjects.items()) if (row := subject.row) is not None
+        )
+        return self._publish(
+            Snapshot(
+                policy_revision=self._policy_revision,
+                settings=settings,
+                endpoints=self._endpoints,
+                identities=self._identities(),
+                ipcache=self._addresses(ipcache, settings),
+                policies=policies,
+                l7=self._tables.l7.values(),
+                origins=self._tables.origins.values(),
+            )
+        )
+
+    def _publish(self, new: Snapshot) -> Snapshot:
+        old = self._last
+        if old is None:
+            new = msgspec.structs.replace(new, revision=1)
+        else:
+            new = msgspec.structs.replace(new, revision=old.revision, generation=old.generation)
+            if new == old:
+                self._inherited = False
+                return old
+            # Numbers of an earlier agent's tables mean nothing here, so they cannot be compared.
+            lost = "the agent restarted" if self._inherited else permission_lost(old, new)
+            new = msgspec.structs.replace(
+                new,
+                revision=old.revision + 1,
+                generation=old.generation + (lost is not None),
+            )
+            self.reason = lost
+        self._inherited = False
+        self._last = new
+        return new
+
+    def _resolve(self, number: int, subject: _Subject) -> None:
+        subject.dirty = False
+        subject.errors = []
+        selected = self._selected(number)
+        rows: dict[TrafficDirection, DirectionRow] = {}
+        for direction in TrafficDirection:
+            entries = [c for c in selected if c.entry.direction is direction]
+            conflict = None if self._enforcement == "never" else find_conflict(entries)
+            if conflict is not None:
+                subject.errors.append(_error(number, direction, conflict))
+            rows[direction] = self._direction(subject, entries)
+        if subject.errors:
+            if subject.row is None:
+                subject.row = PolicyRow(number, _CLOSED, _CLOSED)
+            return
+        new = PolicyRow(number, rows[TrafficDirection.INGRESS], rows[TrafficDirection.EGRESS])
+        if new != subject.row:
+            subject.row = new
+
+    def _selected(self, number: int) -> list[CompiledEntry]:
+        """Return the entries whose subject selects the identity, in the order of the objects.
+
+        The host is selected by node selectors only, whatever its labels.
+        """
+        host = _is_host(self._subjects[number].labels)
+        matched = self._subject_selectors.matched(number)
+        if self._order is None:
+            self._order = sorted(self._objects, key=order_of)
+        return [
+            compiled
+            for key in self._order
+            for compiled in self._objects[key]
+            if self._subject_number(compiled.entry) in matched
+            and (compiled.entry.subject_is_node or not host)
+        ]
+
+    def _direction(self, subject: _Subject, entries: list[CompiledEntry]) -> DirectionRow:
+        host = _is_host(subject.labels)
+        if self._enforcement == "never" or (host and not entries):
+            return _OPEN
+        isolated_by = dict.fromkeys(c.origin for c in entries if c.entry.default_deny)
+        if self._enforcement == "always" and not host:
+            isolated_by[self._tables.origins.number(ENFORCEMENT_ALWAYS)] = None
+        elif subject.labels.get(RESERVED, Reserved.INIT.label) is not None:
+            isolated_by[self._tables.origins.number(ENFORCEMENT_INIT)] = None
+        if not entries and not isolated_by:
+            return _OPEN
+        return DirectionRow(
+            enforced=True,
+            default_deny=bool(isolated_by),
+            entries=tuple(row for compiled in entries for row in compiled.rows),
+            isolated_by=tuple(isolated_by),
+        )
+
+    def _identities(self) -> tuple[IdentityRow, ...]:
+        rows = []
+        for number in self._peers.identities():
+            labels = self._peers.labels(number)
+            assert labels is not None
+            matched = tuple(sorted(self._peers.matched(number)))
+            ports = self._named_ports.get(number, ())
+            old = self._identity_rows.get(number)
+            row = IdentityRow(number, labels.strings(), matched, ports)
+            if old == row:
+                row = old
+            self._identity_rows[number] = row
+            rows.append(row)
+        return tuple(rows)
+
+    def _addresses(
+        self, ipcache: Iterable[tuple[Prefix, int]], settings: Settings
+    ) -> tuple[IpcacheRow, ...]:
+        known = dict(ipcache)
+        world = Reserved.WORLD_IPV4 if settings.dual_stack else Reserved.WORLD
+        known.setdefault(Prefix(bytes(4), 0), int(world))
+        world = Reserved.WORLD_IPV6 if settings.dual_stack else Reserved.WORLD
+        known.setdefault(Prefix(bytes(16), 0), int(world))
+        rows: dict[Prefix, tuple[int, tuple[int, int], IpcacheRow]] = {}
+        for prefix, number in known.items():
+            version = self._peers.row_version(number)
+            kept = self._address_rows.get(prefix)
+            if kept is None or kept[0] != number or kept[1] != version:
+                selectors = self._peers.matched_by_row(prefix, number)
+                row = IpcacheRow(prefix.network, prefix.length, number, selectors)
+                kept = number, version, kept[2] if kept is not None and kept[2] == row else row
+            rows[prefix] = kept
+        self._address_rows = rows
+        ordered = sorted(rows, key=lambda prefix: (len(prefix.network), *prefix))
+        return tuple(rows[prefix][2] for prefix in ordered)
+
+    def _collect_garbage(self) -> None:
+        """Free the numbers that no row uses any more; rows kept after an error use theirs."""
+        self._garbage = False
+        compiled = [one for entries in self._objects.values() for one in entries]
+        kept = [s.row for s in self._subjects.values() if s.row is not None]
+        directions = [d for row in kept for d in (row.ingress, row.egress)]
+        rows = [row for one in compiled for row in one.rows]
+        rows += [row for direction in directions for row in direction.entries]
+        origins = {one.origin for one in compiled} | {row.origin for row in rows}
+        origins |= {number for direction in directions for number in direction.isolated_by}
+        self._tables.origins.retain(origins)
+        self._tables.l7.retain({row.l7 for row in rows})
+        self._peers.retain({row.selector for row in rows})
+        subjects = {self._subject_number(one.entry) for one in compiled}
+        self._subject_selectors.retain(subjects)
+
+
+def _is_host(labels: LabelSet) -> bool:
+    return labels.get(RESERVED, Reserved.HOST.label) is not None
+
+
+def _subject_peer(entry: PolicyEntry) -> Peer:
+    return NodePeer(entry.subject) if entry.subject_is_node else LabelPeer(entry.subject)
+
+
+def _port_order(row: NamedPortRow) -> tuple[str, int, int]:
+    return row.name, row.protocol, row.port
+
+
+def _error(number: int, direction: TrafficDirection, conflict: Conflict) -> ResolutionError:
+    return ResolutionError(
+        identity=number,
+        direction=direction,
+        message=conflict.message,
+        first=conflict.first,
+        second=conflict.second,
+    )

@@ -1,0 +1,284 @@
+"""A snapshot, arranged to answer: who is this address, and may this packet pass?
+
+A worker makes one View per snapshot and throws it away with it. Everything is derived on first use
+and remembered: an address's peer, a direction's map, the decision for two addresses, protocol and
+port. All memos are bounded; a full one is forgotten whole, which costs less than keeping track of
+age and cannot be steered by a peer to keep a wrong answer.
+
+Both sides are asked: the source endpoint's egress, then the destination endpoint's ingress. A side
+without a managed endpoint has no policy and allows.
+"""
+
+from typing import NamedTuple
+
+from conntrack.address import Prefix
+from firewall.identities.ipcache import LongestPrefixMap
+from firewall.identities.reserved import Reserved, world_for
+from firewall.policy.policymap import (
+    LOCAL_HOST_SELECTOR,
+    UNENFORCED,
+    UNRESOLVED,
+    DirectionVerdict,
+    PolicyMap,
+)
+from firewall.policy.snapshot import (
+    ANY_SELECTOR,
+    EndpointRow,
+    IpcacheRow,
+    NamedPortRow,
+    PolicyRow,
+    Snapshot,
+)
+from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
+
+_DECISIONS = 16384  # remembered decisions, about 1 kB each with their parts
+_PEERS = 16384  # remembered addresses
+_NO_NAMES: frozenset[str] = frozenset()
+_ALWAYS = "always"
+
+
+class Peer(NamedTuple):
+    """One side of the traffic.
+
+    Attributes:
+        identity: its number.
+        selectors: every selector it matches, `ANY_SELECTOR` among them.
+        endpoint: the managed endpoint that owns the address, None if none does.
+    """
+
+    identity: int
+    selectors: frozenset[int]
+    endpoint: EndpointRow | None
+
+
+class Decision(NamedTuple):
+    """The answer for one packet that opens a flow.
+
+    Attributes:
+        verdict: ACCEPT, DROP, or REDIRECT to the L7 proxy.
+        reason: why it is dropped, None if it is not.
+        direction: the side that dropped or redirects; for an accept INGRESS if the destination is
+            managed, else EGRESS if the source is, else None.
+        source, destination: who they are.
+        egress, ingress: what each side says, None = no managed endpoint there.
+        audited: a side denies, and audit mode lets it pass.
+    """
+
+    verdict: Verdict
+    reason: DropReason | None
+    direction: TrafficDirection | None
+    source: Peer
+    destination: Peer
+    egress: DirectionVerdict | None
+    ingress: DirectionVerdict | None
+    audited: bool
+
+
+class Side(NamedTuple):
+    """One endpoint's policy in one direction, about to be asked.
+
+    `named_ports`: where port names are looked up, the subject's own for ingress, those of the
+    peer's identity for egress.
+    """
+
+    endpoint: EndpointRow
+    direction: TrafficDirection
+    named_ports: tuple[NamedPortRow, ...]
+
+
+class _Entry(NamedTuple):
+    """What the address map holds per prefix."""
+
+    identity: int
+    selectors: frozenset[int]
+
+
+class View:
+    """Answers from one snapshot. Not shared between threads: its memos are written on reading."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.revision = snapshot.revision
+        self.generation = snapshot.generation
+        settings = snapshot.settings
+        self._local_host_allowed = settings.allow_localhost == _ALWAYS
+        self._audit_all = settings.policy_audit_mode
+        self._dual_stack = settings.dual_stack
+        self._selectors = {
+            row.number: _with_any(row.number, row.selectors) for row in snapshot.identities
+        }
+        self._identity_ports = {
+            row.number: row.named_ports for row in snapshot.identities if row.named_ports
+        }
+        self._by_address = {a: row for row in snapshot.endpoints for a in row.addresses}
+        self._by_interface = {
+            row.interface_index: row for row in snapshot.endpoints if row.interface_index
+        }
+        self._by_id = {row.id: row for row in snapshot.endpoints}
+        self._policies = {row.identity: row for row in snapshot.policies}
+        self._addresses = self._address_map(snapshot)
+        self._maps: dict[tuple[int, TrafficDirection], PolicyMap] = {}
+        self._port_names: dict[tuple[NamedPortRow, ...], dict[tuple[int, int], frozenset[str]]] = {}
+        self._peers: dict[bytes, Peer] = {}
+        self._decisions: dict[tuple[bytes, bytes, int, int], Decision] = {}
+
+    def _address_map(self, snapshot: Snapshot) -> LongestPrefixMap[_Entry]:
+        found: LongestPrefixMap[_Entry] = LongestPrefixMap()
+        for row in snapshot.ipcache:
+            found.insert(Prefix(row.network, row.length), self._entry(row))
+        # An address of our own needs no row: what the endpoint and host rows say is local knowledge
+        # (Cilium's source "local"), and it must not fall into a wider CIDR row.
+        known = [(address, row.identity) for address, row in self._by_address.items()]
+        known += [(a, int(Reserved.HOST)) for a in snapshot.settings.local_addresses]
+        for address, identity in known:
+            prefix = Prefix(address, 8 * len(address))
+            if found.get(prefix) is None:
+                row = IpcacheRow(address, prefix.length, identity)
+                found.insert(prefix, self._entry(row))
+        return found
+
+    def _entry(self, row: IpcacheRow) -> _Entry:
+        matched = self._selectors.get(row.identity)
+        if matched is None:
+            matched = _with_any(row.identity, ())
+        return _Entry(row.identity, matched.union(row.selectors) if row.selectors else matched)
+
+    def peer(self, address: bytes) -> Peer:
+        """Return who an address is; one that nobody knows is the world.
+
+        Args:
+            address: packed, 4 or 16 bytes, network order.
+        """
+        peer = self._peers.get(address)
+        if peer is None:
+            entry = self._addresses.lookup(address)
+            if entry is None:
+                number = int(world_for(address, dual_stack=self._dual_stack))
+                entry = _Entry(number, self._selectors.get(number) or _with_any(number, ()))
+            peer = Peer(entry.identity, entry.selectors, self._by_address.get(address))
+            if len(self._peers) >= _PEERS:
+                self._peers.clear()
+            self._peers[address] = peer
+        return peer
+
+    def endpoint_at(self, address: bytes) -> EndpointRow | None:
+        """Return the managed endpoint that owns an address."""
+        return self._by_address.get(address)
+
+    def endpoint_on(self, interface_index: int) -> EndpointRow | None:
+        """Return the managed endpoint behind one of the node's interfaces."""
+        return self._by_interface.get(interface_index)
+
+    def endpoint_by_id(self, number: int) -> EndpointRow | None:
+        """Return the managed endpoint with this id."""
+        return self._by_id.get(number)
+
+    def policy_of(self, identity: int) -> PolicyRow | None:
+        """Return the policy of an identity, None if it has none here."""
+        return self._policies.get(identity)
+
+    def decide(self, source: bytes, destination: bytes, protocol: int, port: int) -> Decision:
+        """Return the decision for a packet that opens a flow.
+
+        Args:
+            source: packed address.
+            destination: packed address, after any translation.
+            protocol: IANA number of the upper layer.
+            port: destination port in host order, or the ICMP type, 0 for other protocols.
+        """
+        key = source, destination, protocol, port
+        decision = self._decisions.get(key)
+        if decision is None:
+            decision = self._decide(self.peer(source), self.peer(destination), protocol, port)
+            if len(self._decisions) >= _DECISIONS:
+                self._decisions.clear()
+            self._decisions[key] = decision
+        return decision
+
+    def _decide(self, source: Peer, destination: Peer, protocol: int, port: int) -> Decision:
+        sender, receiver = source.endpoint, destination.endpoint
+        egress: DirectionVerdict | None = None
+        ingress: DirectionVerdict | None = None
+        if sender is not None and sender is receiver:
+            # An endpoint may reach itself, through a service for example (Cilium bpf_lxc.c).
+            egress = ingress = UNENFORCED
+        else:
+            if sender is not None:
+                names = self._identity_ports.get(destination.identity, ())
+                subject = Side(sender, TrafficDirection.EGRESS, names)
+                egress = self.side(subject, destination, protocol, port)
+            if receiver is not None:
+                subject = Side(receiver, TrafficDirection.INGRESS, receiver.named_ports)
+                ingress = self.side(subject, source, protocol, port)
+        return _combine(source, destination, egress, ingress)
+
+    def side(self, subject: Side, peer: Peer, protocol: int, port: int) -> DirectionVerdict:
+        """Return what one endpoint's policy says about one peer, audit mode applied."""
+        endpoint = subject.endpoint
+        found = self.map_of(endpoint.identity, subject.direction)
+        if found is None:
+            return UNRESOLVED
+        names = self._names(subject.named_ports, protocol, port) if found.named else _NO_NAMES
+        verdict = found.lookup(peer.selectors, protocol, port, names)
+        if verdict.allowed or not (self._audit_all or endpoint.audit):
+            return verdict
+        return verdict._replace(allowed=True, audited=True)
+
+    def map_of(self, identity: int, direction: TrafficDirection) -> PolicyMap | None:
+        """Return one direction of an identity's policy, None if the identity has none here."""
+        key = identity, direction
+        found = self._maps.get(key)
+        if found is None:
+            policy = self._policies.get(identity)
+            if policy is None:
+                return None
+            incoming = direction is TrafficDirection.INGRESS
+            found = PolicyMap(
+                policy.ingress if incoming else policy.egress,
+                self.snapshot.l7,
+                self.snapshot.origins,
+                allow_local_host=self._local_host_allowed
+                and incoming
+                and identity != Reserved.HOST,
+            )
+            self._maps[key] = found
+        return found
+
+    def _names(self, ports: tuple[NamedPortRow, ...], protocol: int, port: int) -> frozenset[str]:
+        table = self._port_names.get(ports)
+        if table is None:
+            table = {}
+            for row in ports:
+                at = row.protocol, row.port
+                table[at] = table.get(at, _NO_NAMES) | {row.name}
+            self._port_names[ports] = table
+        return table.get((protocol, port), _NO_NAMES)
+
+
+def _with_any(number: int, selectors: tuple[int, ...]) -> frozenset[int]:
+    extra = (ANY_SELECTOR, LOCAL_HOST_SELECTOR) if number == Reserved.HOST else (ANY_SELECTOR,)
+    return frozenset((*selectors, *extra))
+
+
+def _combine(
+    source: Peer,
+    destination: Peer,
+    egress: DirectionVerdict | None,
+    ingress: DirectionVerdict | None,
+) -> Decision:
+    verdict, reason = Verdict.ACCEPT, None
+    direction = None
+    if egress is not None:
+        direction = TrafficDirection.EGRESS
+    if ingress is not None:
+        direction = TrafficDirection.INGRESS
+    if egress is not None and not egress.allowed:
+        verdict, reason, direction = Verdict.DROP, egress.reason, TrafficDirection.EGRESS
+    elif ingress is not None and not ingress.allowed:
+        verdict, reason, direction = Verdict.DROP, ingress.reason, TrafficDirection.INGRESS
+    elif egress is not None and egress.l7 is not None:
+        verdict, direction = Verdict.REDIRECT, TrafficDirection.EGRESS
+    elif ingress is not None and ingress.l7 is not None:
+        verdict, direction = Verdict.REDIRECT, TrafficDirection.INGRESS
+    audited = bool((egress and egress.audited) or (ingress and ingress.audited))
+    return Decision(verdict, reason, direction, source, destination, egress, ingress, audited)
