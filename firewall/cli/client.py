@@ -37,13 +37,13 @@ class ApiError(click.ClickException):
         click.echo(f"Error: {self.message}", err=True, file=file)
 
 
-class InvalidDocument(ApiError):
+class InvalidDocumentError(ApiError):
     """The agent refused what the document says (HTTP 422)."""
 
     exit_code = ExitCode.INVALID
 
 
-class AgentUnreachable(click.ClickException):
+class AgentUnreachableError(click.ClickException):
     """Nobody answers on the socket; the message ends with the next step."""
 
     exit_code = ExitCode.UNABLE
@@ -68,7 +68,7 @@ class _UnixConnection(http.client.HTTPConnection):
             self.sock.connect(self._path)
         except OSError as error:
             self.sock.close()
-            raise AgentUnreachable(self._path, error) from error
+            raise AgentUnreachableError(self._path, error) from error
         self.sock.settimeout(None)
 
 
@@ -82,7 +82,7 @@ class Client:
         """Return the decoded answer of GET /v1/segments.
 
         Raises:
-            AgentUnreachable: nobody listens. ApiError: the agent refused.
+            AgentUnreachableError: nobody listens. ApiError: the agent refused.
         """
         return self._json("GET", segments, query)
 
@@ -139,7 +139,7 @@ class Client:
             connection.request(method, url, body, headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            raise AgentUnreachable(
+            raise AgentUnreachableError(
                 self._path, OSError(0, f"the answer broke off: {error}")
             ) from error
         if response.status >= 400:
@@ -154,4 +154,4 @@ def _refusal(response: http.client.HTTPResponse) -> ApiError:
         message, problems = str(error["message"]), [str(p) for p in error.get("problems", [])]
     except (ValueError, KeyError, TypeError):
         message, problems = f"HTTP {response.status}: {payload[:200].decode(errors='replace')}", []
-    return (InvalidDocument if response.status == 422 else ApiError)(message, problems)
+    return (InvalidDocumentError if response.status == 422 else ApiError)(message, problems)

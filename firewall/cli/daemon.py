@@ -1,9 +1,14 @@
 """`bartizan run`, `cleanup` and `config`: the daemon's own commands."""
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+
+from firewall.cli.exits import ExitCode
+from firewall.cli.output import output_option, show, table
 
 _CONFIG = click.option(
     "-c",
@@ -50,3 +55,49 @@ def _overrides(settings: tuple[str, ...]) -> dict[str, str]:
             raise click.UsageError(f"--set {setting}: expected KEY=VALUE")
         overrides[key] = value
     return overrides
+
+
+@click.group()
+def config() -> None:
+    """Show the configuration and where each value came from."""
+
+
+@config.command()
+@_CONFIG
+@_SET
+@click.option("--sources", is_flag=True, help="Add where each value came from.")
+@output_option
+def view(path: Path | None, settings: tuple[str, ...], sources: bool, output: str) -> None:
+    """Show every setting as `bartizan run` with the same flags would have it."""
+    from firewall.agent.config import load, value
+    from firewall.agent.document import DocumentError
+
+    try:
+        loaded = load(path, _overrides(settings), os.environ)
+    except DocumentError as error:
+        click.echo(str(error), err=True)
+        sys.exit(ExitCode.USAGE)
+    values = {name: value(loaded.config, name) for name in loaded.sources}
+    document = [
+        {"setting": name, "value": _plain(values[name]), "source": source}
+        for name, source in loaded.sources.items()
+    ]
+    header = ("SETTING", "VALUE", "SOURCE") if sources else ("SETTING", "VALUE")
+    rows = [
+        (name, _text(values[name]), source)[: len(header)]
+        for name, source in loaded.sources.items()
+    ]
+    show(output, document, lambda: table(header, rows))
+
+
+def _text(value: Any) -> str:
+    plain = _plain(value)
+    return ", ".join(plain) if isinstance(plain, list) else "-" if plain is None else str(plain)
+
+
+def _plain(value: Any) -> str | int | float | bool | list[str] | None:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, tuple):
+        return [getattr(item, "name", str(item)) for item in value]
+    return str(value)

@@ -147,7 +147,7 @@ def _read(paths: tuple[str, ...]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for path in paths:
         if path == "-":
-            found.append(("<stdin>", click.get_text_stream("stdin").read()))
+            found.append(("<stdin>", sys.stdin.read()))
             continue
         place = Path(path)
         files = (
