@@ -1,0 +1,283 @@
+"""Policies that are valid and probably not what their author meant.
+
+Each check is a function of the entries; `lint` runs them all. A finding is a warning that points to
+the entry. Checks across entries compare selectors by their requirements: a selector with fewer of
+them covers one with more. That misses some cases and never claims a false one.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+from conntrack.address import prefix_contains
+from firewall.identities.labels import (
+    ANY,
+    K8S,
+    POD_NAMESPACE,
+    RESERVED,
+    Label,
+    LabelFilter,
+    LabelSet,
+)
+from firewall.identities.selector import Operator, Selector
+from firewall.policy.lint_http import lint_http
+from firewall.policy.model import (
+    Action,
+    CidrPeer,
+    EntityPeer,
+    FqdnPeer,
+    LabelPeer,
+    Origin,
+    Peer,
+    PolicyEntry,
+    PolicyObject,
+    PortRange,
+)
+from firewall.policy.problem import Problem
+from firewall.policy.readers.ports import UDP
+from firewall.policy.verdict import TrafficDirection
+
+_DNS_PORT = 53
+_KUBERNETES_KINDS = frozenset({"NetworkPolicy"})
+
+
+class _Scene(NamedTuple):
+    """What the checks look at."""
+
+    entries: tuple[PolicyEntry, ...]
+    endpoints: tuple[LabelSet, ...] | None
+    label_filter: LabelFilter
+
+
+def lint(
+    objects: Iterable[PolicyObject],
+    *,
+    endpoints: Iterable[LabelSet] | None = None,
+    label_filter: LabelFilter | None = None,
+) -> tuple[Problem, ...]:
+    """Return warnings about policies that will not do what they seem to.
+
+    Args:
+        objects: all policies to judge together; one policy's DNS rule serves another.
+        endpoints: the labels of the endpoints, to find policies that select none; None = unknown.
+        label_filter: which labels count for identities; default Cilium's list.
+
+    Returns:
+        Warnings ordered by file and place, each once.
+    """
+    scene = _Scene(
+        entries=tuple(entry for one in objects for entry in one.entries),
+        endpoints=None if endpoints is None else tuple(endpoints),
+        label_filter=label_filter or LabelFilter(),
+    )
+    found = {problem for check in _CHECKS for problem in check(scene)}
+    return tuple(sorted(found, key=lambda p: (p.file, p.line, p.column, p.path, p.message)))
+
+
+def _warn(origin: Origin, message: str, path: str = "") -> Problem:
+    where = f"{origin.path}.{path}" if path and origin.path else origin.path
+    return Problem.warning(origin.file, origin.line, origin.column, where, message)
+
+
+def _http(scene: _Scene) -> Iterator[Problem]:
+    for entry in scene.entries:
+        for at, rule in enumerate(entry.l7.http if entry.l7 else ()):
+            for field, message in lint_http(rule):
+                yield _warn(entry.origin, message, f"rules.http[{at}].{field}")
+
+
+def _allows_nothing(scene: _Scene) -> Iterator[Problem]:
+    """Find Cilium's `ingress: [{}]`, which in a Kubernetes NetworkPolicy allows everything."""
+    for entry in scene.entries:
+        if entry.peers != () or entry.ports is not None:
+            continue
+        if entry.origin.kind in _KUBERNETES_KINDS:
+            continue
+        word = "from" if entry.direction is TrafficDirection.INGRESS else "to"
+        if entry.action is Action.DENY:
+            yield _warn(entry.origin, f"denies nothing; to deny everything: {word}Entities: [all]")
+        else:
+            message = (
+                "allows nothing and isolates the subject (in a Kubernetes NetworkPolicy {} would "
+                f"allow everything); to allow everything: {word}Entities: [all]"
+            )
+            yield _warn(entry.origin, message)
+
+
+def _dns_blocked(scene: _Scene) -> Iterator[Problem]:
+    """Find subjects whose egress is isolated with exceptions, none of which is DNS."""
+    egress = [e for e in scene.entries if e.direction is TrafficDirection.EGRESS]
+    allows = [e for e in egress if e.action is Action.ALLOW and e.peers != ()]
+    subjects: dict[Selector, PolicyEntry] = {}
+    for entry in allows:
+        if entry.default_deny and not entry.subject_is_node:
+            subjects.setdefault(entry.subject, entry)
+    for subject, first in subjects.items():
+        serving = [e for e in allows if _selector_covers(e.subject, subject)]
+        if not any(_allows_dns(entry) for entry in serving):
+            message = "egress is isolated and nothing allows DNS (port 53/UDP) for this subject"
+            yield _warn(first.origin, message)
+
+
+def _allows_dns(entry: PolicyEntry) -> bool:
+    return entry.ports is None or any(
+        port.name is not None or (port.protocol == UDP and port.low <= _DNS_PORT <= port.high)
+        for port in entry.ports
+    )
+
+
+def _names_without_dns_rule(scene: _Scene) -> Iterator[Problem]:
+    proxied = [e for e in scene.entries if e.l7 is not None and e.l7.kind == "dns"]
+    for entry in scene.entries:
+        if any(isinstance(peer, FqdnPeer) for peer in entry.peers or ()) and not any(
+            _selector_covers(dns.subject, entry.subject) for dns in proxied
+        ):
+            message = (
+                "toFQDNs learns addresses from DNS rules, and no rule for this subject has one"
+            )
+            yield _warn(entry.origin, message)
+
+
+def _irrelevant_labels(scene: _Scene) -> Iterator[Problem]:
+    for entry in scene.entries:
+        selectors = [entry.subject]
+        selectors += [peer.selector for peer in entry.peers or () if isinstance(peer, LabelPeer)]
+        if entry.subject_is_node:
+            selectors = selectors[1:]
+        for selector in selectors:
+            for key in selector.keys:
+                source = K8S if key.source == ANY else key.source
+                if source == RESERVED or scene.label_filter.keeps(Label(source, key.name)):
+                    continue
+                message = (
+                    f'label "{key.name}" is not security-relevant: no identity has it, a selector '
+                    "cannot see it"
+                )
+                yield _warn(entry.origin, message)
+
+
+def _shadowed(scene: _Scene) -> Iterator[Problem]:
+    """Find entries that allow only what an entry of the same rank or before denies."""
+    denies = [e for e in scene.entries if e.action is Action.DENY and e.peers != ()]
+    for entry in scene.entries:
+        if entry.action is not Action.ALLOW or entry.peers == ():
+            continue
+        for deny in denies:
+            if _decides_before(deny, entry) and _covers(deny, entry):
+                place = f"{deny.origin.name} {deny.origin.path}"
+                if deny.origin.line:
+                    place += f" ({deny.origin.file}:{deny.origin.line})"
+                yield _warn(entry.origin, f"never takes effect: {place} denies all of it")
+                break
+
+
+def _decides_before(deny: PolicyEntry, entry: PolicyEntry) -> bool:
+    return (deny.tier, deny.priority) <= (entry.tier, entry.priority) and (
+        # A pass between the two tiers may lead past the deny; only the same tier is certain.
+        deny.tier == entry.tier
+    )
+
+
+def _covers(outer: PolicyEntry, inner: PolicyEntry) -> bool:
+    return (
+        outer.direction is inner.direction
+        and outer.subject_is_node is inner.subject_is_node
+        and _selector_covers(outer.subject, inner.subject)
+        and _peers_cover(outer.peers, inner.peers)
+        and _ports_cover(outer.ports, inner.ports)
+    )
+
+
+def _selector_covers(outer: Selector, inner: Selector) -> bool:
+    return set(outer.requirements) <= set(inner.requirements)
+
+
+def _peers_cover(outer: tuple[Peer, ...] | None, inner: tuple[Peer, ...] | None) -> bool:
+    if outer is None or EntityPeer("all") in outer:
+        return True
+    if inner is None:
+        return False
+    return all(any(_peer_covers(one, peer) for one in outer) for peer in inner)
+
+
+def _peer_covers(outer: Peer, inner: Peer) -> bool:
+    match outer, inner:
+        case LabelPeer(wide), LabelPeer(narrow):
+            return _selector_covers(wide, narrow)
+        case CidrPeer() as wide, CidrPeer() as narrow:
+            return (
+                (wide.match_endpoints or not narrow.match_endpoints)
+                and prefix_contains(wide.prefix, narrow.prefix)
+                and all(
+                    any(prefix_contains(own, hole) for own in narrow.excepts)
+                    or (
+                        not prefix_contains(narrow.prefix, hole)
+                        and not prefix_contains(hole, narrow.prefix)
+                    )
+                    for hole in wide.excepts
+                )
+            )
+        case _:
+            return outer == inner
+
+
+def _ports_cover(outer: tuple[PortRange, ...] | None, inner: tuple[PortRange, ...] | None) -> bool:
+    if outer is None:
+        return True
+    if inner is None:
+        return False
+    return all(any(_port_covers(one, port) for one in outer) for port in inner)
+
+
+def _port_covers(outer: PortRange, inner: PortRange) -> bool:
+    if outer == inner:
+        return True
+    if outer.protocol != inner.protocol or outer.name is not None:
+        return False
+    if inner.name is not None:
+        return (outer.low, outer.high) == (0, 65535)
+    return outer.low <= inner.low and inner.high <= outer.high
+
+
+def _selects_nothing(scene: _Scene) -> Iterator[Problem]:
+    if scene.endpoints is None:
+        return
+    for entry in scene.entries:
+        if entry.subject_is_node:
+            continue
+        if not any(entry.subject.matches(labels) for labels in scene.endpoints):
+            yield _warn(entry.origin, f"selects no endpoint: {entry.subject.describe()}")
+        for peer in entry.peers or ():
+            if isinstance(peer, LabelPeer) and not any(
+                peer.selector.matches(labels) for labels in scene.endpoints
+            ):
+                yield _warn(entry.origin, f"peer is no endpoint: {peer.selector.describe()}")
+
+
+def _contradictions(scene: _Scene) -> Iterator[Problem]:
+    """Find selectors that demand two values of one key, which no endpoint can have."""
+    for entry in scene.entries:
+        selectors = [p.selector for p in entry.peers or () if isinstance(p, LabelPeer)]
+        for selector in (entry.subject, *selectors):
+            demands = [r for r in selector.requirements if r.operator is Operator.IN]
+            for one, other in pairwise(sorted(demands)):
+                if (
+                    one.key == other.key
+                    and one.key.name != POD_NAMESPACE
+                    and not set(one.values) & set(other.values)
+                ):
+                    yield _warn(
+                        entry.origin, f"matches nothing: {one} and {other} exclude each other"
+                    )
+
+
+_CHECKS = (
+    _http,
+    _allows_nothing,
+    _dns_blocked,
+    _names_without_dns_rule,
+    _irrelevant_labels,
+    _shadowed,
+    _selects_nothing,
+    _contradictions,
+)
