@@ -22,9 +22,9 @@ from typing import NamedTuple, assert_never
 
 from conntrack.address import Prefix, parse_prefix, prefix_contains
 from firewall.identities.ipcache import LongestPrefixMap
-from firewall.identities.labels import CLUSTER, K8S, POD_NAMESPACE, RESERVED, LabelSet
+from firewall.identities.labels import ANY, CLUSTER, K8S, POD_NAMESPACE, RESERVED, LabelSet
 from firewall.identities.reserved import CLUSTER_MIN, LOCAL_MIN, is_world
-from firewall.identities.selector import Operator, Selector
+from firewall.identities.selector import Key, Operator, Selector
 from firewall.policy.model import (
     CidrGroupPeer,
     CidrPeer,
@@ -376,7 +376,7 @@ class SelectorCache:
             case LabelPeer(selector):
                 return Target(labels=(selector,))
             case NodePeer(selector):
-                return Target(nodes=(selector,))
+                return Target(nodes=(_of_nodes(selector),))
             case EntityPeer(entity):
                 return Target(entity=entity)
             case CidrPeer(prefix, excepts, match_endpoints):
@@ -427,6 +427,18 @@ class SelectorCache:
             ):
                 for address in one.addresses:
                     yield Block(Prefix(address, 8 * len(address)))
+
+
+def _of_nodes(selector: Selector) -> Selector:
+    """Let Kubernetes keys mean a node's labels, whose source is `node` on other nodes."""
+    return Selector(
+        tuple(
+            requirement._replace(key=Key(ANY, requirement.key.name))
+            if requirement.key.source == K8S
+            else requirement
+            for requirement in selector.requirements
+        )
+    )
 
 
 def _pods_of(pairs: tuple[tuple[str, str], ...], namespace: str) -> Selector:

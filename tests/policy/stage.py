@@ -1,7 +1,6 @@
 """A stage for policy tests: endpoints by name, policies, and one question, `decide`."""
 
 from conntrack.address import Prefix, parse_address, parse_prefix
-
 from firewall.identities.labels import LabelSet
 from firewall.identities.reserved import RESERVED_LABELS, Reserved
 from firewall.policy.repository import Repository

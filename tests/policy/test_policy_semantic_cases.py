@@ -96,9 +96,9 @@ def stage_of(case):
         texts += [f"{_OF_NAMESPACE}.{key}={value}" for key, value in outer.items()]
         texts += [f"{_NAMESPACE}={namespace}", _CLUSTER]
         stage.endpoint(name, f"10.0.0.{at + 1}", texts, ports=ports, namespace=namespace)
-    for at, (name, managed) in enumerate(RESERVED.items()):
-        if name == "host" and not config.get("enable-host-firewall"):
-            managed = False
+    for at, (name, managed_always) in enumerate(RESERVED.items()):
+        host_firewall = config.get("enable-host-firewall", False)
+        managed = host_firewall if name == "host" else managed_always
         if name == "world":
             stage.addresses[name] = bytes([198, 51, 100, 1])
         else:
