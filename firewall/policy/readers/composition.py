@@ -80,19 +80,21 @@ class CompositionError(Exception):
     Attributes:
         mark: where, counted from 1.
         message: what is wrong.
+        ends_file: whether the text is hostile rather than wrong: parsing on costs too much.
     """
 
-    def __init__(self, mark: Mark, message: str) -> None:
+    def __init__(self, mark: Mark, message: str, *, ends_file: bool = False) -> None:
         super().__init__(message)
         self.mark = mark
         self.message = message
+        self.ends_file = ends_file
 
 
 def compose(text: str, file: str, problems: list[Problem]) -> Iterator[Node]:
     """Yield the root node of every document that can be read.
 
-    A double key or an exceeded bound spoils its own document only; broken syntax ends the file,
-    because nothing after it can be trusted.
+    A double key spoils its own document only. Broken syntax ends the file, because nothing after it
+    can be trusted, and so does an exceeded bound (libyaml's time grows with the square of depth).
 
     Args:
         text: YAML or JSON, any number of documents.
@@ -108,6 +110,8 @@ def compose(text: str, file: str, problems: list[Problem]) -> Iterator[Node]:
                     root = composer.node(next(events), 0)
                 except CompositionError as error:
                     problems.append(Problem.error(file, *error.mark, "", error.message))
+                    if error.ends_file:
+                        return
                     _skip_document(events)
                     continue
                 if not (isinstance(root, Scalar) and root.plain and not root.text):
@@ -158,7 +162,7 @@ class _Composer:
             self.grow(mark, 1)
             node = Scalar(mark, event.value, _is_plain(event, mark))
         elif depth >= MAX_DEPTH:
-            raise CompositionError(mark, f"nested more than {MAX_DEPTH} deep")
+            raise CompositionError(mark, f"nested more than {MAX_DEPTH} deep", ends_file=True)
         elif isinstance(event, yaml.SequenceStartEvent):
             _refuse_tag(event, mark, "seq")
             node = self.sequence(mark, depth)
@@ -175,7 +179,9 @@ class _Composer:
         self.count += size
         if self.count > MAX_NODES:
             raise CompositionError(
-                mark, f"more than {MAX_NODES} values in one document (aliases count every time)"
+                mark,
+                f"more than {MAX_NODES} values in one document (aliases count every time)",
+                ends_file=True,
             )
 
     def alias(self, mark: Mark, anchor: str) -> Node:
