@@ -1,0 +1,78 @@
+"""What the firewall says about packets: flow records and counters, awaited with a deadline."""
+
+from collections.abc import Callable
+from typing import Any
+
+from scapy.layers.inet import ICMP, TCP, UDP
+from scapy.packet import Packet
+from traffic import DEADLINE_S, eventually
+
+from lab.daemon import Bartizan
+
+Flow = dict[str, Any]
+
+
+def of(packet: Packet) -> Callable[[Flow], bool]:
+    """Whether a flow record is about exactly this packet: addresses, protocol, ports."""
+    wanted = {"source": packet.src, "destination": packet.dst}
+
+    def matches(flow: Flow) -> bool:
+        addresses = flow.get("IP", {})
+        if any(addresses.get(key) != value for key, value in wanted.items()):
+            return False
+        layer4 = flow.get("l4", {})
+        for layer, name in ((TCP, "TCP"), (UDP, "UDP")):
+            if layer in packet:
+                found = layer4.get(name, {})
+                return (found.get("source_port"), found.get("destination_port")) == (
+                    packet[layer].sport,
+                    packet[layer].dport,
+                )
+        if ICMP in packet:
+            return layer4.get("ICMPv4", {}).get("type", 0) == packet[ICMP].type
+        return layer4.get("ICMPv6", {}).get("type", 0) == packet.payload.type
+
+    return matches
+
+
+def flow(
+    bartizan: Bartizan,
+    matches: Callable[[Flow], bool],
+    *,
+    verdict: str,
+    reason: str | None = None,
+    within_s: float = DEADLINE_S,
+) -> Flow:
+    """The first flow that `matches` with this verdict (and `drop_reason_desc`); awaited."""
+
+    def found() -> Flow | None:
+        for candidate in bartizan.flows():
+            if (
+                matches(candidate)
+                and candidate.get("verdict") == verdict
+                and reason in (None, candidate.get("drop_reason_desc"))
+            ):
+                return candidate
+        return None
+
+    try:
+        return eventually(found, f"a flow {verdict} {reason or ''}", within_s)
+    except AssertionError as error:
+        about = [candidate for candidate in bartizan.flows() if matches(candidate)]
+        raise AssertionError(f"{error}; flows about it: {about}") from None
+
+
+def dropped(bartizan: Bartizan, packet: Packet, reason: str | None = "POLICY_DENIED") -> Flow:
+    """The record that this very packet was dropped, and why."""
+    return flow(bartizan, of(packet), verdict="DROPPED", reason=reason)
+
+
+def forwarded(bartizan: Bartizan, packet: Packet) -> Flow:
+    """The record that this very packet was let through."""
+    return flow(bartizan, of(packet), verdict="FORWARDED")
+
+
+def workers(bartizan: Bartizan) -> dict[tuple[str, int], int]:
+    """(kind, number) -> pid of every worker."""
+    rows = bartizan.get("/v1/status")["workers"]
+    return {(row["kind"], row["number"]): row["pid"] for row in rows}

@@ -1,0 +1,91 @@
+"""What is wrong is refused with words that help, and changes nothing."""
+
+import http
+import sys
+
+import pytest
+from rules import peers, policy, ports
+from traffic import delivered, token, udp
+
+from lab.daemon import ApiRefused, command
+
+
+@pytest.fixture
+def two(lab, bartizan):
+    made = lab(a="app=a", b="app=b")
+    made.firewall = bartizan(made)
+    return made
+
+
+def test_an_address_belongs_to_one_endpoint(two):
+    """The second claim is refused with a conflict that names the first; the first keeps it."""
+    a = two.host("a")
+    with pytest.raises(ApiRefused) as caught:
+        two.firewall.put("/v1/endpoint/thief", {"addresses": [a.address4], "labels": ["app=b"]})
+    assert caught.value.status in (http.HTTPStatus.CONFLICT, http.HTTPStatus.UNPROCESSABLE_ENTITY)
+    message = str(caught.value)
+    assert a.address4 in message
+    assert "a" in message
+    assert two.firewall.endpoint("a")["addresses"]["ipv4"] == [a.address4]
+    with pytest.raises(ApiRefused) as absent:
+        two.firewall.endpoint("thief")
+    assert absent.value.status == http.HTTPStatus.NOT_FOUND
+
+
+def test_a_policy_with_a_mistake_changes_nothing_and_says_where_it_is(two):
+    """422 with file:line:column; the revision in force stays."""
+    before = two.firewall.get("/v1/policy")["revision"]
+    broken = policy("app=b", ingress=[{**peers("app=a"), **ports("99999/TCP")}])
+    with pytest.raises(ApiRefused) as caught:
+        two.firewall.apply(broken, "broken.yaml")
+    assert caught.value.status == http.HTTPStatus.UNPROCESSABLE_ENTITY
+    assert "broken.yaml:" in str(caught.value)
+    assert two.firewall.get("/v1/policy")["revision"] == before
+    a, b = two.host("a"), two.host("b")
+    payload = token()
+    delivered(a, b, udp(a, b, 53, payload), payload)
+
+
+def test_a_second_daemon_in_one_namespace_is_refused(two):
+    """Two would fight over queues and rules; the first goes on undisturbed."""
+    done = two.node.run(
+        [*command(), "run", "-c", two.firewall.config_path], 20, env=two.firewall.environment
+    )
+    assert done.returncode not in (0, None)
+    assert done.stderr.strip()
+    assert "Traceback" not in done.stderr
+    a, b = two.host("a"), two.host("b")
+    payload = token()
+    delivered(a, b, udp(a, b, 53, payload), payload)
+
+
+def test_a_missing_program_is_named(lab, tmp_path):
+    """Without iptables there is no firewall: it must say so, and not pretend."""
+    made = lab(a="")
+    config = tmp_path / "bartizan.yaml"
+    config.write_text(f"run_dir: {tmp_path}/run\nstate_dir: {tmp_path}/state\n")
+    done = made.node.run(
+        ["env", f"PATH={tmp_path}", sys.executable, *command(), "run", "-c", config], 30
+    )
+    assert done.returncode not in (0, None)
+    assert "iptables" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_configuration_mistake_has_file_line_and_column(lab, tmp_path):
+    """Exit 2 before anything was touched."""
+    made = lab(a="")
+    config = tmp_path / "bartizan.yaml"
+    config.write_text("workers: 1\nworkerz: 2\n")
+    done = made.node.run([*command(), "run", "-c", config], 30)
+    assert done.returncode == 2
+    assert f"{config}:2:" in done.stderr
+    assert "NFQUEUE" not in made.node.run(["iptables-save"]).stdout
+
+
+def test_an_unreachable_agent_is_said_with_the_next_step(lab):
+    """Exit 3, as every command documents it."""
+    made = lab(a="")
+    done = made.node.run([*command(), "--api-socket", "/run/nobody.sock", "status"], 20)
+    assert done.returncode == 3
+    assert "bartizan run" in done.stderr
