@@ -375,7 +375,12 @@ class Lab:
         self._batch("", [line for host in self.hosts.values() for line in _link_lines(host)])
         for host in self.hosts.values():
             self._batch(host.name, _host_lines(host))
-        lines = [f"address add {address} dev lo" for address in self.node.addresses]
+        # A source address in a route must not be tentative, which even lo's are for a moment.
+        lines = [
+            f"address add {address} dev lo"
+            + " nodad" * (topology.family(address) == socket.AF_INET6)
+            for address in self.node.addresses
+        ]
         for host in self.hosts.values():
             lines += _node_lines(host, self.node.addresses)
         self._batch("node", lines)

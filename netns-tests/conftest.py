@@ -75,6 +75,9 @@ def lacking(feature: str) -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # In the private tmpfs: in a user namespace we are called root, but /tmp/pytest-of-root is not
+    # ours, and nothing is to be left anyway.
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(enclosure.LAB_RUN)
     config.addinivalue_line(
         "markers", f"needs(*features): what the machine must offer: {', '.join(FEATURES)}"
     )
