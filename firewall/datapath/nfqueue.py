@@ -26,15 +26,15 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import netfilterqueue
 
-PREROUTING = 0  # NF_INET_PRE_ROUTING, linux/netfilter.h
-OUTPUT = 3  # NF_INET_LOCAL_OUT
-
 DEFAULT_COPY_BYTES = 256
 """Head of each packet that is copied: IPv6, some extension headers and the longest TCP header."""
+
+MAX_COPY_BYTES = 4016
+"""Most that the library takes from a packet (its 4096-byte buffer less 80 bytes of metadata)."""
 
 DEFAULT_LENGTH = 8192
 """Packets that may wait: a tenth of a second at 80,000 packets/s."""
@@ -146,13 +146,13 @@ class Queue:
             number: 0..65535.
             callback: called for each packet; gives it a verdict. What it leaves undecided or
                 raises over is dropped, and the exception goes to the caller of `receive`.
-            copy_bytes: 1..4016.
+            copy_bytes: cut to MAX_COPY_BYTES.
             length: packets that may wait for a verdict; the kernel drops beyond.
             buffer_bytes: receive buffer to ask for.
             gso: ask for large segments whole.
         """
         self.number = number
-        self.copy_bytes = copy_bytes
+        self.copy_bytes = copy_bytes = min(copy_bytes, MAX_COPY_BYTES)
         self._library = _bind(number, callback, copy_bytes, length, buffer_bytes)
         # Another descriptor of the same socket: options and messages of our own.
         self._socket = socket.socket(fileno=os.dup(self._library.get_fd()))
@@ -182,7 +182,7 @@ class Queue:
         """
         turn = self._turn
         turn.left = limit_count
-        self._library.run_socket(turn)
+        self._library.run_socket(cast("socket.socket", turn))
         return limit_count - turn.left
 
     def close(self) -> None:

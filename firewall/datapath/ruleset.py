@@ -101,11 +101,6 @@ class RulesetConfig:
     def __post_init__(self) -> None:
         if self.queue_count < 1 or not 0 <= self.first_queue <= 65536 - self.queue_count:
             raise RulesetError("queues must be numbered within 0..65535, and at least one")
-        if self.queue_count > self.marks.number_count:
-            raise RulesetError(
-                f"{self.queue_count} queues, but mask {self.marks.mask:#x} has room for "
-                f"{self.marks.number_count}"
-            )
         if not 0 <= self.http_proxy_port <= 65535:
             raise RulesetError(f"proxy port {self.http_proxy_port} is not a port")
 
@@ -238,9 +233,14 @@ def _socket_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
 
 def _passed_on(config: RulesetConfig, rule: str) -> Iterator[str]:
     """Yield the way to each worker that another one may send a packet to."""
-    for number in range(config.queue_count if config.queue_count > 1 else 0):
+    for number in range(passing_count(config.marks, config.queue_count)):
         mark = config.marks.of(Kind.PASS_ON, number)
         yield (f"{rule} -m mark --mark {mark} -j NFQUEUE --queue-num {config.first_queue + number}")
+
+
+def passing_count(marks: Marks, queue_count: int) -> int:
+    """Return how many workers, from number 0 on, can be sent a packet by PASS_ON."""
+    return min(queue_count, marks.number_count) if queue_count > 1 else 0
 
 
 def _path_messages(family: Family) -> tuple[str, ...]:

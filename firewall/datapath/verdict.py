@@ -41,7 +41,7 @@ class PassOn(NamedTuple):
         otherwise: the verdict if there is no next worker.
     """
 
-    otherwise: Drop
+    otherwise: Accept | Drop
 
 
 PacketVerdict = Accept | Drop | Redirect | PassOn
@@ -72,7 +72,10 @@ class Report(NamedTuple):
 
 
 class PacketDecision(NamedTuple):
-    """The pipeline's whole answer. `report` None: nothing happened that anybody must know."""
+    """The pipeline's whole answer.
+
+    `report` None: nothing happened that anybody must know. That of PassOn is about its `otherwise`.
+    """
 
     verdict: PacketVerdict
     report: Report | None

@@ -1,0 +1,133 @@
+"""What a worker answers when the agent asks: tracked flows, counters, its own state. Pure.
+
+A table may hold a quarter of a million flows, and packets must not wait for all of them to be
+written down. So an answer is a generator that the worker advances between packets; it yields None
+where it has used up about a millisecond without having a row.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from conntrack.address import format_address
+from conntrack.flow import FlowTuple, protocol_name
+from conntrack.tracker import Entry, Tracker
+from firewall.datapath.pipeline import Counts
+from firewall.datapath.ruling import Ruling
+from firewall.datapath.verdict import Accept, Drop, Redirect
+
+Row = dict[str, object]
+
+_ENTRIES_PER_STEP = 2000
+
+
+class WorkerCounts(NamedTuple):
+    """What the process around the pipeline counts.
+
+    Attributes:
+        internal_count: packets dropped because the pipeline raised: bugs.
+        refused_count: verdicts that the kernel refused, since it had dropped the packet before.
+        lost_event_count: events that no agent has seen.
+        expired_count: entries removed because their time was over.
+    """
+
+    internal_count: int
+    refused_count: int
+    lost_event_count: int
+    expired_count: int
+
+
+def conntrack_rows(tracker: Tracker, now: float, worker: int) -> Iterator[Row | None]:
+    """Yield one row per tracked flow (see `_flow_row` for its fields)."""
+    for entry in list(tracker.entries()):
+        if entry.serial >= 0:  # else it left the table meanwhile
+            yield _flow_row(entry, now, worker)
+
+
+def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iterator[Row | None]:
+    """Yield `{"name", "labels", "value"}` for each counter or gauge, Cilium's names without prefix.
+
+    Counters end in `_total`; everything else is a gauge.
+    """
+    yield _metric("forward_count_total", counts.forwarded_count)
+    yield _metric("forward_bytes_total", counts.forwarded_bytes)
+    yield _metric("proxy_redirected_count_total", counts.redirected_count)
+    yield _metric("passed_on_count_total", counts.passed_on_count)
+    yield _metric("policy_ruled_anew_count_total", counts.ruled_anew_count)
+    for reason, count in sorted(counts.dropped.items()):
+        yield _metric("drop_count_total", count, reason=reason.name)
+    yield _metric("drop_count_total", process.internal_count, reason="INTERNAL")
+    yield _metric("verdict_refused_count_total", process.refused_count)
+    yield _metric("lost_events_total", process.lost_event_count, source="worker")
+    yield _metric("datapath_conntrack_expired_total", process.expired_count)
+    states: Counter[tuple[str, str]] = Counter()
+    for index, entry in enumerate(list(tracker.entries())):
+        states[protocol_name(entry.protocol), entry.state_name or _liveliness(entry)] += 1
+        if index % _ENTRIES_PER_STEP == _ENTRIES_PER_STEP - 1:
+            yield None
+    for (protocol, state), count in sorted(states.items()):
+        yield _metric("datapath_conntrack_entries", count, protocol=protocol, state=state)
+
+
+def _metric(name: str, value: int, **labels: str) -> Row:
+    return {"name": name, "labels": labels, "value": value}
+
+
+def _flow_row(entry: Entry, now: float, worker: int) -> Row:
+    """Return a flow as a row: ends as text, `expires_s` seconds, pairs are (original, reply)."""
+    original = entry.original
+    source, destination = _ends(original)
+    row: Row = {
+        "worker": worker,
+        "protocol": protocol_name(original.protocol),
+        "source": source,
+        "destination": destination,
+        "source_address": format_address(original.source),
+        "destination_address": format_address(original.destination),
+        "source_port": original.source_port,
+        "destination_port": original.destination_port,
+        "state": entry.state_name or _liveliness(entry),
+        "flags": _flags(entry),
+        "age_s": max(0.0, now - entry.created_at),
+        "expires_s": max(0.0, entry.expires_at - now),
+        "packets": entry.packets,
+        "bytes": entry.bytes,
+        "revision": entry.revision,
+    }
+    if isinstance(entry.decision, Ruling):
+        row["verdict"] = _verdict_name(entry.decision.verdict)
+        row["source_identity"] = entry.decision.decision.source.identity
+        row["destination_identity"] = entry.decision.decision.destination.identity
+    return row
+
+
+def _ends(flow: FlowTuple) -> tuple[str, str]:
+    """Return `address:port` of both ends; without ports, the address alone."""
+    source, destination = format_address(flow.source), format_address(flow.destination)
+    if not flow.source_port and not flow.destination_port:
+        return source, destination
+    if len(flow.source) == 16:
+        source, destination = f"[{source}]", f"[{destination}]"
+    return f"{source}:{flow.source_port}", f"{destination}:{flow.destination_port}"
+
+
+def _flags(entry: Entry) -> list[str]:
+    flags = []
+    if entry.assured:
+        flags.append("ASSURED")
+    elif not entry.seen_reply:
+        flags.append("UNREPLIED")
+    if entry.offloaded:
+        flags.append("OFFLOAD")
+    if isinstance(entry.decision, Ruling) and isinstance(entry.decision.verdict, Redirect):
+        flags.append("PROXY")
+    return flags
+
+
+def _liveliness(entry: Entry) -> str:
+    """Return what stands for a state where the protocol has none."""
+    return "REPLIED" if entry.seen_reply else "UNREPLIED"
+
+
+def _verdict_name(verdict: Accept | Drop | Redirect) -> str:
+    return type(verdict).__name__.lower()

@@ -1,0 +1,363 @@
+"""One packet's way from bytes to verdict. Pure: bytes, snapshot, tracker and `now` decide.
+
+Theory of operation. The stages, each of which may end the way:
+
+    parse         bytes that are no packet are dropped, by the table FAULT_REASON
+    admission     spoofed sources are dropped; neighbour discovery passes without policy
+    track         what is the packet to the flows that are known? (changes nothing yet)
+    known flow    its cached ruling, or, if the snapshot has changed since, a new one on the tuple
+                  of its first packet. Replies and ICMP errors need no policy of their own
+    first packet  policy is asked; accept and redirect confirm the entry, a drop leaves none
+    misfit        dropped, except what path MTU discovery and the proxy need
+
+A ruling is policy's decision turned into a packet verdict; the tracker's entry carries it with the
+revision by which it was made. So a packet of an accepted flow costs one parse, one look-up and one
+comparison, and a permission that is gone stops the flow's next packet.
+
+Redirected flows. The worker sees their first packet; what follows goes straight to the proxy's
+socket and is not queued, nor is what the proxy sends. So the tracker cannot follow such a flow, and
+its opinion on packets that still come is not asked: those of the originator go to the proxy, whose
+kernel answers with RST if there is no socket; packets from the other side are forged, since the
+server never saw this tuple; only our own kernel may answer (that RST).
+
+`decide` is total: every input has a decision. An exception is a bug, and the worker's to answer.
+"""
+
+from collections import Counter
+from typing import Final, NamedTuple
+
+from conntrack.flow import ICMPV6, TCP, Direction
+from conntrack.packet import Fault, Packet, PacketError, TcpFlag, parse, policy_port
+from conntrack.tracker import CtState, Entry, Tracked, Tracker
+from firewall.datapath.admission import DISCOVERY
+from firewall.datapath.ruling import Ground, Ruling
+from firewall.datapath.verdict import (
+    ACCEPT,
+    QUIETLY,
+    Drop,
+    PacketDecision,
+    PacketVerdict,
+    PassOn,
+    Redirect,
+    Report,
+)
+from firewall.policy.verdict import DropReason
+from firewall.policy.view import Decision, View
+
+PREROUTING: Final = 0  # NF_INET_PRE_ROUTING, linux/netfilter.h
+OUTPUT: Final = 3  # NF_INET_LOCAL_OUT
+
+FAULT_REASON: Final = {
+    Fault.TRUNCATED: DropReason.CT_TRUNCATED_OR_INVALID_HEADER,
+    Fault.BAD_VERSION: DropReason.UNSUPPORTED_L3_PROTOCOL,
+    Fault.BAD_HEADER_LENGTH: DropReason.CT_TRUNCATED_OR_INVALID_HEADER,
+    Fault.BAD_LENGTH: DropReason.INVALID_PACKET_DROPPED,
+    Fault.BAD_OPTION: DropReason.INVALID_PACKET_DROPPED,
+    Fault.FRAGMENT: DropReason.IP_FRAGMENTATION_NOT_SUPPORTED,  # reassembly refused or failed
+    Fault.NO_TRANSPORT: DropReason.UNKNOWN_L4_PROTOCOL,
+    Fault.WRONG_FAMILY: DropReason.UNKNOWN_L4_PROTOCOL,
+    Fault.BAD_CHECKSUM: DropReason.INVALID_PACKET_DROPPED,
+    Fault.UNKNOWN_L4: DropReason.CT_UNKNOWN_L4_PROTOCOL,
+}
+"""What bytes that are no packet are dropped with."""
+
+_NOT_READY: Final = Drop(DropReason.DROP_EP_NOT_READY, "no snapshot has been loaded")
+_BESIDE_PROXY: Final = Drop(
+    DropReason.INVALID_PACKET_DROPPED, "answers a flow that only the proxy has seen"
+)
+_TABLE_FULL: Final = Drop(DropReason.CT_MAP_INSERTION_FAILED, "the table of flows is full")
+_FLAG_MASK: Final = int(TcpFlag.SYN | TcpFlag.RST | TcpFlag.ACK)
+
+
+class PipelineSettings(NamedTuple):
+    """What a worker knows about itself.
+
+    Attributes:
+        worker_count: how many workers share the traffic; an ICMP error may belong to another's
+            flow, if there are others.
+    """
+
+    worker_count: int = 1
+
+
+ALONE: Final = PipelineSettings()
+"""One worker has all the traffic."""
+
+
+class Counts:
+    """What the pipeline did since the worker began.
+
+    Attributes:
+        forwarded_count: packets accepted.
+        forwarded_bytes: their IP lengths summed.
+        redirected_count: packets sent to the proxy.
+        passed_on_count: packets sent to the next worker.
+        ruled_anew_count: flows whose ruling was made again after a change of the snapshot.
+        dropped: packets by reason.
+    """
+
+    __slots__ = (
+        "dropped",
+        "forwarded_bytes",
+        "forwarded_count",
+        "passed_on_count",
+        "redirected_count",
+        "ruled_anew_count",
+    )
+
+    def __init__(self) -> None:
+        self.forwarded_count = 0
+        self.forwarded_bytes = 0
+        self.redirected_count = 0
+        self.passed_on_count = 0
+        self.ruled_anew_count = 0
+        self.dropped: Counter[DropReason] = Counter()
+
+
+class Arrival(NamedTuple):
+    """A packet, where it came from, and the source address that policy is asked with."""
+
+    packet: Packet
+    source: bytes
+    interface_index: int
+    hook: int
+
+
+class Pipeline:
+    """Decides packets by one tracker and one snapshot at a time.
+
+    Attributes:
+        tracker: the flows.
+        settings: what this worker is.
+        counts: what was done.
+    """
+
+    def __init__(
+        self, tracker: Tracker, view: View | None, settings: PipelineSettings = ALONE
+    ) -> None:
+        self.tracker = tracker
+        self.settings = settings
+        self.counts = Counts()
+        self.view = view
+
+    @property
+    def view(self) -> View | None:
+        """The snapshot by which packets are decided; assigning another one applies at once.
+
+        None: there is none yet, and every packet is dropped (DROP_EP_NOT_READY).
+        """
+        return self._ground.view if self._ground is not None else None
+
+    @view.setter
+    def view(self, view: View | None) -> None:
+        self._ground = Ground(view) if view is not None else None
+
+    def decide(
+        self, payload: bytes, interface_index: int, hook: int, now: float, complete: bool = True
+    ) -> PacketDecision:
+        """Decide one packet and note it in the tracker if it may pass.
+
+        Args:
+            payload: the packet from its IP header on, perhaps only its head.
+            interface_index: where it arrived; 0 = sent by this node.
+            hook: PREROUTING or OUTPUT.
+            now: monotonic seconds.
+            complete: False if `payload` was cut.
+        """
+        ground = self._ground
+        try:
+            packet = parse(payload, complete=complete)
+        except PacketError as error:
+            return self._unreadable(payload, error.fault, interface_index)
+        source = packet.source
+        if ground is None:
+            return self._drop(_NOT_READY, Arrival(packet, source, interface_index, hook))
+        if packet.protocol == ICMPV6 and packet.icmp_type in DISCOVERY:
+            return self._link_message(ground, Arrival(packet, source, interface_index, hook))
+        if hook == PREROUTING and ground.admission.homes.get(source) != interface_index:
+            source, refused = ground.admission.check(packet, interface_index)
+            if refused is not None:
+                return self._drop(refused, Arrival(packet, source, interface_index, hook))
+        tracked = self.tracker.track(packet, now)
+        entry = tracked.entry
+        if entry is not None and entry.revision == ground.revision:
+            ruling = entry.decision
+            if (
+                isinstance(ruling, Ruling)
+                and ruling.verdict is ACCEPT
+                and tracked.ctstate is not CtState.INVALID
+            ):
+                self.tracker.confirm(tracked, now)
+                counts = self.counts
+                counts.forwarded_count += 1
+                counts.forwarded_bytes += packet.length
+                return QUIETLY
+        arrival = Arrival(packet, source, interface_index, hook)
+        if entry is not None:
+            return self._known_flow(ground, tracked, entry, arrival, now)
+        if tracked.ctstate is CtState.NEW:
+            return self._first_packet(ground, tracked, arrival, now)
+        return self._misfit(ground, tracked, arrival)
+
+    # --- packets without a flow ---------------------------------------------------------------
+
+    def _unreadable(self, payload: bytes, fault: Fault, interface_index: int) -> PacketDecision:
+        """Drop bytes that are no packet; say who sent them, where the header is there to tell."""
+        drop = Drop(FAULT_REASON[fault], fault.name.lower().replace("_", " "))
+        self.counts.dropped[drop.reason] += 1
+        source, destination = _addresses(payload)
+        return PacketDecision(drop, Report(drop, None, source, destination, interface_index))
+
+    def _link_message(self, ground: Ground, arrival: Arrival) -> PacketDecision:
+        """Judge neighbour and listener discovery; it opens no flow and is not reported."""
+        refused = ground.admission.discovery(arrival.packet, arrival.interface_index)
+        if refused is not None:
+            return self._drop(refused, arrival)
+        return self._forward(arrival.packet)
+
+    def _misfit(self, ground: Ground, tracked: Tracked, arrival: Arrival) -> PacketDecision:
+        """Answer a packet that belongs to no flow and may open none."""
+        packet = arrival.packet
+        drop = Drop(DropReason.INVALID_PACKET_DROPPED, tracked.reason)
+        if packet.quoted is not None:
+            passes = ground.path_mtu_allowed and _is_path_mtu_message(packet)
+            if self.settings.worker_count > 1:
+                self.counts.passed_on_count += 1
+                report = None if passes else _report(drop, arrival, tracked, None)
+                return PacketDecision(PassOn(ACCEPT if passes else drop), report)
+            if passes:
+                return self._forward(packet)
+        elif packet.protocol == TCP:
+            flags = packet.tcp_flags & _FLAG_MASK
+            source, destination = arrival.source, packet.destination
+            if flags == TcpFlag.ACK and ground.proxies(
+                source, destination, packet.destination_port
+            ):
+                return self._redirect(ground)
+            # Our kernel's answer to a segment that was sent to the proxy in vain.
+            ours = arrival.hook == OUTPUT and flags & TcpFlag.RST
+            if ours and ground.proxies(destination, source, packet.source_port):
+                return self._forward(packet)
+        return self._drop(drop, arrival, tracked)
+
+    # --- flows --------------------------------------------------------------------------------
+
+    def _first_packet(
+        self, ground: Ground, tracked: Tracked, arrival: Arrival, now: float
+    ) -> PacketDecision:
+        """Ask policy about a new flow, and begin to track it if it may be."""
+        packet = arrival.packet
+        port = policy_port(packet)
+        ruling = ground.rule(arrival.source, packet.destination, packet.protocol, port)
+        if isinstance(ruling.verdict, Drop):
+            return self._drop(ruling.verdict, arrival, tracked, ruling.decision)
+        entry = self.tracker.confirm(tracked, now)
+        if entry is None:
+            return self._drop(_TABLE_FULL, arrival, tracked, ruling.decision)
+        entry.decision = ruling
+        entry.revision = ground.revision
+        answer = self._carry_out(ground, ruling, packet)
+        report = _report(answer.verdict, arrival, tracked, ruling.decision)
+        return PacketDecision(answer.verdict, report)
+
+    def _known_flow(
+        self, ground: Ground, tracked: Tracked, entry: Entry, arrival: Arrival, now: float
+    ) -> PacketDecision:
+        """Apply the flow's ruling, made anew if the snapshot has changed."""
+        before = entry.decision
+        ruling, anew = ground.ruling_of(entry)
+        self.counts.ruled_anew_count += anew
+        refused = _refused(ruling, tracked, entry, arrival)
+        if refused is not None:
+            return self._drop(refused, arrival, tracked, ruling.decision)
+        if isinstance(ruling.verdict, Redirect) and arrival.packet.key != entry.key:
+            return self._forward(arrival.packet)
+        # The tracker cannot follow a redirected flow, but its entry shall live while it is used.
+        self.tracker.confirm(tracked, now)
+        answer = self._carry_out(ground, ruling, arrival.packet)
+        if isinstance(before, Ruling) and before.verdict != ruling.verdict:
+            report = _report(answer.verdict, arrival, tracked, ruling.decision)
+            return PacketDecision(answer.verdict, report)
+        return answer
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _carry_out(self, ground: Ground, ruling: Ruling, packet: Packet) -> PacketDecision:
+        """Let a packet go on, directly or to the proxy."""
+        return self._forward(packet) if ruling.verdict is ACCEPT else self._redirect(ground)
+
+    def _forward(self, packet: Packet) -> PacketDecision:
+        self.counts.forwarded_count += 1
+        self.counts.forwarded_bytes += packet.length
+        return QUIETLY
+
+    def _redirect(self, ground: Ground) -> PacketDecision:
+        self.counts.redirected_count += 1
+        return PacketDecision(Redirect(ground.proxy_port), None)
+
+    def _drop(
+        self,
+        drop: Drop,
+        arrival: Arrival,
+        tracked: Tracked | None = None,
+        decision: Decision | None = None,
+    ) -> PacketDecision:
+        self.counts.dropped[drop.reason] += 1
+        return PacketDecision(drop, _report(drop, arrival, tracked, decision))
+
+
+def _refused(ruling: Ruling, tracked: Tracked, entry: Entry, arrival: Arrival) -> Drop | None:
+    """Return why a packet of a known flow may not pass, None if it may."""
+    verdict = ruling.verdict
+    if isinstance(verdict, Drop):
+        return verdict  # also for what does not fit: the lost permission is what matters
+    misfit = tracked.ctstate is CtState.INVALID
+    if isinstance(verdict, Redirect):
+        if arrival.packet.key == entry.key or arrival.hook == OUTPUT:
+            return None
+        if not misfit:
+            return _BESIDE_PROXY
+    return Drop(DropReason.INVALID_PACKET_DROPPED, tracked.reason) if misfit else None
+
+
+def _report(
+    verdict: PacketVerdict, arrival: Arrival, tracked: Tracked | None, decision: Decision | None
+) -> Report:
+    packet = arrival.packet
+    ctstate = tracked.ctstate if tracked is not None else None
+    reply: bool | None = None
+    if tracked is not None and (tracked.entry is not None or ctstate is CtState.NEW):
+        reply = tracked.direction is Direction.REPLY
+    return Report(
+        verdict,
+        packet,
+        packet.source,
+        packet.destination,
+        arrival.interface_index,
+        ctstate,
+        reply,
+        decision,
+    )
+
+
+def _is_path_mtu_message(packet: Packet) -> bool:
+    """Say whether a packet is a router's word on the path MTU, sent to whom it quotes.
+
+    RFC 1191 section 4: ICMP 3/4; RFC 4443 section 3.2: ICMPv6 2.
+    """
+    quoted = packet.quoted
+    if quoted is None or quoted.source != packet.destination:
+        return False
+    if packet.version == 4:
+        return (packet.icmp_type, packet.icmp_code) == (3, 4)
+    return packet.icmp_type == 2
+
+
+def _addresses(payload: bytes) -> tuple[bytes, bytes]:
+    """Return source and destination of a header that may be cut; empty where they are not there."""
+    version = payload[0] >> 4 if payload else 0
+    if version == 4 and len(payload) >= 20:
+        return payload[12:16], payload[16:20]
+    if version == 6 and len(payload) >= 40:
+        return payload[8:24], payload[24:40]
+    return b"", b""

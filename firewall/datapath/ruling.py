@@ -1,0 +1,114 @@
+"""Policy's decision about a flow, turned into what happens to the flow's packets.
+
+A `Ruling` is kept in the tracker's entry together with the revision of the snapshot that it was
+made by. `Ground` is everything that changes with a snapshot, so that a worker goes from one to the
+next with a single store.
+"""
+
+from typing import Final, NamedTuple, assert_never
+
+from conntrack.flow import ICMP, ICMPV6, TCP, FlowTuple
+from conntrack.tracker import Entry
+from firewall.datapath.admission import Admission
+from firewall.datapath.verdict import ACCEPT, Accept, Drop, Redirect
+from firewall.policy.verdict import DropReason, Verdict
+from firewall.policy.view import Decision, View
+
+_PROXIED: Final = frozenset({"http"})  # kinds of L7 rules that the proxy carries out, over TCP
+_NO_PROXY: Final = DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL
+
+
+class Ruling(NamedTuple):
+    """What happens to the packets of a flow.
+
+    Attributes:
+        verdict: for packets of the ORIGINAL direction.
+        decision: what policy said.
+        source: packed address that policy was asked with (see `admission`).
+    """
+
+    verdict: Accept | Drop | Redirect
+    decision: Decision
+    source: bytes
+
+
+class Ground:
+    """One snapshot, ready to decide packets by.
+
+    Attributes:
+        view: answers of policy.
+        revision: the snapshot's.
+        admission: where addresses belong.
+        proxy_port: where the L7 proxy listens, 0 = there is none.
+        path_mtu_allowed: ICMP "fragmentation needed" passes even if its flow is not known.
+    """
+
+    __slots__ = ("admission", "path_mtu_allowed", "proxy_port", "revision", "view")
+
+    def __init__(self, view: View) -> None:
+        settings = view.snapshot.settings
+        self.view = view
+        self.revision = view.revision
+        self.admission = Admission(view.snapshot.endpoints)
+        self.proxy_port = settings.http_proxy_port
+        self.path_mtu_allowed = settings.allow_icmp_frag_needed
+
+    def rule(self, source: bytes, destination: bytes, protocol: int, port: int) -> Ruling:
+        """Rule on a flow by the addresses, protocol and policy port of its first packet."""
+        decision = self.view.decide(source, destination, protocol, port)
+        verdict: Accept | Drop | Redirect
+        match decision.verdict:
+            case Verdict.ACCEPT:
+                verdict = ACCEPT
+            case Verdict.DROP:
+                verdict = Drop(decision.reason or DropReason.POLICY_DENIED)
+            case Verdict.REDIRECT:
+                verdict = self._to_proxy(decision, protocol)
+            case _:
+                assert_never(decision.verdict)
+        return Ruling(verdict, decision, source)
+
+    def ruling_of(self, entry: Entry) -> tuple[Ruling, bool]:
+        """Return a known flow's ruling, and whether it was made anew for this snapshot."""
+        known = entry.decision
+        if isinstance(known, Ruling) and entry.revision == self.revision:
+            return known, False
+        original = entry.original
+        source = known.source if isinstance(known, Ruling) else original.source
+        port = _policy_port(entry, original)
+        ruling = self.rule(source, original.destination, original.protocol, port)
+        entry.decision = ruling
+        entry.revision = self.revision
+        return ruling, True
+
+    def proxies(self, source: bytes, destination: bytes, port: int) -> bool:
+        """Say whether a TCP flow between these ends goes to the proxy."""
+        if not self.proxy_port:
+            return False
+        return isinstance(self.rule(source, destination, TCP, port).verdict, Redirect)
+
+    def _to_proxy(self, decision: Decision, protocol: int) -> Redirect | Drop:
+        """Redirect what the proxy can judge; anything else must not pass unjudged."""
+        if not self.proxy_port:
+            return Drop(_NO_PROXY, "no proxy is running")
+        if protocol != TCP:
+            return Drop(_NO_PROXY, "only TCP can be proxied")
+        kinds = {
+            row.kind
+            for side in (decision.egress, decision.ingress)
+            if side is not None
+            for row in side.l7 or ()
+        }
+        if not kinds <= _PROXIED:
+            return Drop(_NO_PROXY, f"L7 rules of kind {', '.join(sorted(kinds - _PROXIED))}")
+        return Redirect(self.proxy_port)
+
+
+def _policy_port(entry: Entry, original: FlowTuple) -> int:
+    """Return what policy compares its port with, from the flow's first packet.
+
+    The key of an ICMP query ends with identifier, type, code, protocol (`conntrack.packet`).
+    """
+    if original.protocol in (ICMP, ICMPV6):
+        return entry.key[-3]
+    return original.destination_port
