@@ -32,12 +32,17 @@ _STAT_PARENT, _STAT_START = 1, 19
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """What one terminal must know about another's lab. `pid` is the enclosure's outer process."""
+    """What one terminal must know about another's lab.
+
+    `pid` is the enclosure's outer process, in the pid namespace with the inode `world`; `started`
+    (ticks since boot) tells it from a later process of the same number.
+    """
 
     name: str
     file: str
     pid: int
     started: int
+    world: int
     hosts: list[str]
 
 
@@ -58,11 +63,17 @@ def up(file: Path, command: Sequence[str] = (), *, firewall: bool = False) -> in
     if plan.name in running:
         print(f"a lab named {plan.name} is up already", file=sys.stderr)
         return FAILED
-    inside = [sys.executable, "-m", "lab.commands", str(file.resolve())]
+    # A descriptor, not the path: what is below /run here is not there inside.
+    content = os.memfd_create("lab")
+    os.write(content, file.read_bytes())
+    inside = [sys.executable, "-m", "lab.commands", str(file), "--descriptor", str(content)]
     inside += ["--firewall"] * firewall + ["--", *command]
     child = subprocess.Popen(
-        [sys.executable, "-m", "lab.enclosure", "--", *inside], env=python_environment()
+        [sys.executable, "-m", "lab.enclosure", "--", *inside],
+        env=python_environment(),
+        pass_fds=(content,),
     )
+    os.close(content)
     # A handler, not SIG_IGN, which the shell would inherit: ^C is for what runs inside.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
@@ -72,6 +83,7 @@ def up(file: Path, command: Sequence[str] = (), *, firewall: bool = False) -> in
         file=str(file),
         pid=child.pid,
         started=_stat(child.pid)[_STAT_START],
+        world=_pid_namespace(),
         hosts=[host.name for host in plan.hosts],
     )
     path.write_text(json.dumps(asdict(note)), encoding="utf-8")
@@ -88,12 +100,12 @@ def exec_(host: str, argv: Sequence[str], *, lab: str | None = None) -> int:
     `lab` None = the only one that is up, or the one that we are in.
     """
     join = ["nsenter", f"--net={NAMED / host}", "--", *argv]
-    if enclosure.mode() is not None:
+    notes = [note for note in _notes() if lab in (None, note.name)]
+    if not notes and enclosure.mode() is not None:
         if not (NAMED / host).exists():
             known = sorted(path.name for path in NAMED.iterdir())
             return _say(f"no host {host!r} here: {', '.join(known)}")
         return subprocess.run(join, check=False).returncode
-    notes = [note for note in _notes() if lab in (None, note.name)]
     if not notes:
         return _say("no lab is up" if lab is None else f"no lab {lab!r} is up")
     if len(notes) > 1:
@@ -152,11 +164,17 @@ def _notes() -> list[Note]:
     for path in sorted(_folder().glob("*.json")):
         with suppress(OSError, ValueError, TypeError):
             note = Note(**json.loads(path.read_text(encoding="utf-8")))
+            if note.world != _pid_namespace():
+                continue  # seen through a shared folder; its pids mean nothing here
             if _stat(note.pid)[_STAT_START] == note.started:
                 found.append(note)
                 continue
         path.unlink(missing_ok=True)
     return found
+
+
+def _pid_namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def _stat(pid: int) -> list[int]:
@@ -201,11 +219,11 @@ def _table(lab: Lab) -> str:
     return "\n".join(lines)
 
 
-def _inside(file: Path, command: Sequence[str], *, firewall: bool) -> int:
+def _inside(plan: topology.Topology, command: Sequence[str], *, firewall: bool) -> int:
     """In the enclosure: make the lab, run the shell or command in its node, end the lab."""
     signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        with Lab(topology.read(file)) as lab:
+        with Lab(plan) as lab:
             environment = dict(os.environ)
             if firewall:
                 environment |= daemon.start(lab).environment
@@ -226,12 +244,16 @@ def _inside(file: Path, command: Sequence[str], *, firewall: bool) -> int:
 
 def main() -> int:
     """The part of `up` that runs in the enclosure; people use `bartizan lab`."""
+    split = sys.argv.index("--")
     parser = argparse.ArgumentParser(prog="python -m lab.commands")
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", help="its name in messages")
+    parser.add_argument("--descriptor", type=int, required=True, help="where its text is read")
     parser.add_argument("--firewall", action="store_true")
-    parser.add_argument("command", nargs="*")
-    chosen = parser.parse_args()
-    return _inside(chosen.file, chosen.command, firewall=chosen.firewall)
+    chosen = parser.parse_args(sys.argv[1:split])
+    os.lseek(chosen.descriptor, 0, os.SEEK_SET)
+    with open(chosen.descriptor, encoding="utf-8") as content:  # noqa: PTH123 (a descriptor)
+        plan = topology.parse(content.read(), chosen.file)
+    return _inside(plan, sys.argv[split + 1 :], firewall=chosen.firewall)
 
 
 if __name__ == "__main__":
