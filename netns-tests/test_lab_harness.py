@@ -229,3 +229,13 @@ def test_an_ordinary_user_gets_a_lab_too():
     said = run.communicate(timeout=30)[0]
     assert run.returncode == 0
     assert said == "user\n"
+
+
+def test_where_user_namespaces_are_forbidden_the_error_names_the_sysctl():
+    """Exit 3. The limit is set inside a user namespace, so it is not this machine's."""
+    inner = f'"{sys.executable}" -m lab.enclosure --quiet --user -- true'
+    script = f"echo 0 > /proc/sys/user/max_user_namespaces && {inner}; echo exit $?"
+    run = _enclosed("--user", "--", "sh", "-c", script, stderr=subprocess.STDOUT)
+    said = run.communicate(timeout=30)[0]
+    assert "sudo sysctl -w user.max_user_namespaces=" in said
+    assert said.endswith("exit 3\n")
