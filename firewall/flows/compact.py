@@ -50,8 +50,8 @@ TIME_FORMATS = (
 )  # fmt: skip
 """What `--time-format` takes; the names are Go's."""
 
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
-_DAYS = "Mon Tue Wed Thu Fri Sat Sun".split()
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+_DAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 
 _POLICY_VERDICTS = {
     "FORWARDED": "ALLOWED",
@@ -72,7 +72,7 @@ _VERDICT_COLOUR = {
     "AUDIT": "audit",
     "TRACED": "audit",
     "TRANSLATED": "audit",
-    "REDIRECTED": "audit",
+    "REDIRECTED": "allowed",
 }
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {

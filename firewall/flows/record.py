@@ -50,7 +50,7 @@ from firewall.flows.flow import (
 from firewall.flows.summary import TCP_FLAG_NAMES, flow_text
 from firewall.identities.labels import K8S, POD_NAMESPACE
 from firewall.policy.snapshot import OriginRow
-from firewall.policy.verdict import DROP_TEXT, DropReason, TrafficDirection, Verdict
+from firewall.policy.verdict import DROP_TEXT, DropReason, PolicyMatch, TrafficDirection, Verdict
 
 __all__ = [
     "EndpointName",
@@ -342,6 +342,8 @@ def _why(
     allowed: tuple[OriginRow, ...],
     denied: tuple[OriginRow, ...],
     isolated: tuple[OriginRow, ...],
+    *,
+    match: int = PolicyMatch.NONE,
 ) -> str:
     word = _DIRECTIONS.get(direction, "").lower()
     if reason is DropReason.POLICY_DENY and denied:
@@ -353,6 +355,8 @@ def _why(
         return DROP_TEXT[reason]
     if allowed:
         return f"allowed by {_called(allowed)}"
+    if word and match == PolicyMatch.ALL:
+        return f"no policy restricts {word} of the endpoint"
     return ""
 
 
@@ -368,7 +372,9 @@ def _explain_packet(event: PacketEvent, reason: DropReason | None) -> Extensions
         reason = DropReason.POLICY_DENY if denied else DropReason.POLICY_DENIED
     return _extensions(
         Explanation(
-            why=_why(event.direction, reason, allowed, denied, event.isolated_by),
+            why=_why(
+                event.direction, reason, allowed, denied, event.isolated_by, match=event.match
+            ),
             rules=_references(denied if reason is not None else allowed),
             isolated_by=_references(event.isolated_by),
             ct_state=event.ct_state,

@@ -1,0 +1,200 @@
+"""Flow metrics under Hubble's names, so that Hubble's dashboards work unchanged.
+
+Names and labels: Documentation/observability/metrics.rst. HTTP is counted from the request's point
+of view (Hubble's httpV2): once per request, with the status that the client got. Every label whose
+values a peer chooses is bounded, or a stranger could fill our memory: unknown methods are "other",
+and ports beyond the first `PORTS_MAX_COUNT` too.
+"""
+
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from firewall.flows.compact import MATCH_TEXT, TRACE_POINTS
+from firewall.flows.flow import (
+    EVENT_DROP,
+    EVENT_L7,
+    EVENT_POLICY_VERDICT,
+    EVENT_TRACE,
+    Flow,
+    Layer4,
+)
+from firewall.flows.summary import flag_names, icmp_text
+from firewall.identities.reserved import is_world
+from firewall.policy.verdict import DROP_TEXT, DropReason
+
+PORTS_MAX_COUNT = 1024
+"""How many destination ports get a series of their own."""
+
+METHODS = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+)
+"""The methods of RFC 9110 and RFC 5789; all others are "other"."""
+
+LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Prometheus' default buckets, which Hubble uses."""
+
+_TYPES = {
+    EVENT_DROP: "Drop",
+    EVENT_TRACE: "Trace",
+    EVENT_POLICY_VERDICT: "PolicyVerdict",
+    EVENT_L7: "L7",
+}
+
+M = TypeVar("M", Counter, Histogram)
+
+
+class FlowMetrics:
+    """Counts flows. One registry of its own; the agent joins it with the others."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._children: dict[tuple[str, ...], Counter | Histogram] = {}
+        self._ports: set[tuple[str, str]] = set()
+        counter = self._counter
+        self._lost = counter("hubble_lost_events", "Flows that were lost", "source")
+        self._flows = counter("hubble_flows_processed", "Flows", "type", "subtype", "verdict")
+        self._drops = counter("hubble_drop", "Drops", "reason", "protocol")
+        self._verdicts = counter(
+            "hubble_policy_verdicts", "Policy verdicts", "direction", "match", "action"
+        )
+        self._requests = counter(
+            "hubble_http_requests", "HTTP requests", "method", "protocol", "status", "reporter"
+        )
+        self._flags = counter("hubble_tcp_flags", "TCP flags of new flows", "flag", "family")
+        self._icmp = counter("hubble_icmp", "ICMP messages", "family", "type")
+        self._port_counts = counter(
+            "hubble_port_distribution", "Flows by destination port", "protocol", "port"
+        )
+        self._world = counter(
+            "hubble_flows_to_world", "Flows to outside the cluster", "protocol", "verdict"
+        )
+        self._durations = Histogram(
+            "hubble_http_request_duration_seconds",
+            "From request to response head",
+            ("method", "reporter"),
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _child(self, metric: M, *values: str) -> M:
+        """Return a labelled series, remembered: prometheus_client's own way takes a lock."""
+        key = (metric._name, *values)  # noqa: SLF001 - the name given above, no accessor exists
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*values)
+        return child  # type: ignore[return-value]
+
+    def text(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def lost(self, source: str, count: int) -> None:
+        """Count flows that were lost; `source` as in flow.proto."""
+        self._child(self._lost, source.lower()).inc(count)
+
+    def observe(self, flow: Flow) -> None:
+        """Count one flow."""
+        event = flow.event_type
+        kind = "Unknown" if event is None else _TYPES.get(event.type, "Unknown")
+        protocol = _protocol(flow)
+        self._child(self._flows, kind, _subtype(flow), flow.verdict).inc()
+        if flow.verdict == "DROPPED":
+            self._child(self._drops, _reason(flow), protocol).inc()
+        self._observe_policy(flow)
+        if _to_world(flow):
+            self._child(self._world, protocol, flow.verdict).inc()
+        if flow.l7 is not None:
+            self._observe_http(flow)
+        elif flow.l4 is not None and flow.verdict in ("FORWARDED", "REDIRECTED"):
+            self._observe_layer4(flow, flow.l4, protocol)
+
+    def _observe_policy(self, flow: Flow) -> None:
+        event = flow.event_type
+        if event is not None and event.type == EVENT_POLICY_VERDICT:
+            match = MATCH_TEXT.get(flow.policy_match_type, "none").lower()
+        elif flow.l7 is not None and flow.l7.type == "REQUEST":
+            match = f"l7/{_protocol(flow).lower()}"
+        else:
+            return
+        direction = flow.traffic_direction.lower() or "unknown"
+        self._child(self._verdicts, direction, match, flow.verdict.lower()).inc()
+
+    def _observe_layer4(self, flow: Flow, l4: Layer4, protocol: str) -> None:
+        family = flow.ip.ip_version if flow.ip is not None else ""
+        if l4.tcp is not None:
+            names = flag_names(l4.tcp.flags)
+            for name in names:
+                if name in ("FIN", "RST"):
+                    self._child(self._flags, name, family).inc()
+                elif name == "SYN":  # told apart, so that SYNs nobody answered show
+                    answered = "SYN-ACK" if "ACK" in names else name
+                    self._child(self._flags, answered, family).inc()
+        if l4.icmpv4 is not None:
+            self._child(self._icmp, family, icmp_text(4, l4.icmpv4)).inc()
+        if l4.icmpv6 is not None:
+            self._child(self._icmp, family, icmp_text(6, l4.icmpv6)).inc()
+        ports = l4.tcp or l4.udp or l4.sctp
+        if ports is not None and not flow.is_reply:
+            port = str(ports.destination_port)
+            if (protocol, port) not in self._ports:
+                if len(self._ports) >= PORTS_MAX_COUNT:
+                    port = "other"
+                else:
+                    self._ports.add((protocol, port))
+            self._child(self._port_counts, protocol, port).inc()
+
+    def _observe_http(self, flow: Flow) -> None:
+        http = flow.l7.http if flow.l7 is not None else None
+        if flow.l7 is None or http is None:
+            return
+        denied = flow.verdict == "DROPPED"
+        response = flow.l7.type == "RESPONSE"
+        if response == denied:
+            return  # a request is counted by its answer; a denied one has no other than ours
+        method = http.method if http.method in METHODS else "other"
+        reporter = "client" if flow.traffic_direction == "EGRESS" else "server"
+        status = "403" if denied else str(http.code)
+        self._child(self._requests, method, http.protocol, status, reporter).inc()
+        if response and flow.l7.latency_ns:
+            seconds = int(flow.l7.latency_ns) / 1e9
+            self._child(self._durations, method, reporter).observe(seconds)
+
+
+def _protocol(flow: Flow) -> str:
+    if flow.l7 is not None:
+        return "HTTP" if flow.l7.http is not None else "DNS" if flow.l7.dns is not None else "L7"
+    l4 = flow.l4
+    if l4 is None:
+        return "Unknown"
+    names = ("TCP", "UDP", "ICMPv4", "ICMPv6", "SCTP")
+    parts = (l4.tcp, l4.udp, l4.icmpv4, l4.icmpv6, l4.sctp)
+    return next((name for name, part in zip(names, parts, strict=True) if part), "Unknown")
+
+
+def _subtype(flow: Flow) -> str:
+    if flow.l7 is not None:
+        return _protocol(flow)
+    event = flow.event_type
+    if event is None or event.type != EVENT_TRACE:
+        return ""
+    return TRACE_POINTS.get(event.sub_type, str(event.sub_type))
+
+
+def _reason(flow: Flow) -> str:
+    try:
+        return DROP_TEXT[DropReason(flow.drop_reason)]
+    except ValueError:
+        return flow.drop_reason_desc or "unknown"
+
+
+def _to_world(flow: Flow) -> bool:
+    """Whether a flow goes outside: replies of ours to the outside do not count."""
+    if flow.is_reply or flow.destination is None:
+        return False
+    return is_world(flow.destination.identity) or any(
+        label.startswith("reserved:world") for label in flow.destination.labels
+    )
