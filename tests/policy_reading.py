@@ -34,8 +34,9 @@ def refuse(text: str, settings: ReaderSettings = EVERY_CAPABILITY) -> list[str]:
 
 def cnp(spec: str, kind: str = "CiliumNetworkPolicy") -> str:
     """Put a spec (without its key) into an object; its first line is line 5."""
-    head = f"apiVersion: cilium.io/v2\nkind: {kind}\nmetadata: {{name: p, namespace: shop}}\nspec:\n"
-    return head + indent(dedent(spec).strip("\n"), "  ") + "\n"
+    body = indent(dedent(spec).strip("\n"), "  ")
+    metadata = "{name: p, namespace: shop}"
+    return f"apiVersion: cilium.io/v2\nkind: {kind}\nmetadata: {metadata}\nspec:\n{body}\n"
 
 
 def ccnp(spec: str) -> str:

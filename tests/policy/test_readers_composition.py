@@ -1,7 +1,7 @@
 """Text to nodes: places, bounds, double keys, and what plain scalars mean."""
 
 import pytest
-from policy_reading import accept, cnp, read_text, refuse
+from policy_reading import accept, cnp, read_text, refuse, refuse_ingress
 
 from firewall.policy.readers import read
 from firewall.policy.readers.composition import MAX_DEPTH, Mapping, Scalar, Sequence, compose
@@ -159,8 +159,8 @@ def test_plain_words_and_numbers_need_no_quotes(written):
 
 @pytest.mark.parametrize("written", ["0x50", "0o17", "017", "1_000", "1:30", "080"])
 def test_numbers_are_plain_decimals(written):
-    spec = f"endpointSelector: {{}}\ningress: [{{toPorts: [{{ports: [{{port: '1', endPort: {written}}}]}}]}}]"
-    assert f"write the number in plain decimal digits, not {written}" in refuse(cnp(spec))[0]
+    found = refuse_ingress(f"{{toPorts: [{{ports: [{{port: '1', endPort: {written}}}]}}]}}")
+    assert f"write the number in plain decimal digits, not {written}" in found
 
 
 def test_a_quoted_number_is_no_number():

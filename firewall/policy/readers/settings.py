@@ -35,7 +35,7 @@ CAPABILITIES: dict[str, str] = {
 }
 """Every capability that a field of some format can need, with the reason."""
 
-ENFORCED = frozenset({"http", "header-matches"})
+ENFORCED = frozenset({"http", "header-matches", "services", "cidr-groups", "namespaces"})
 """What this version enforces."""
 
 UNSUPPORTED: dict[str, str] = {
