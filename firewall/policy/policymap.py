@@ -142,8 +142,28 @@ def match_type(row: EntryRow) -> PolicyMatch:
     return PolicyMatch.L3_L4 if someone else PolicyMatch.L4_ONLY
 
 
+class _Group:
+    """Entries by selector, to be met with the selectors of a peer; the smaller side is walked."""
+
+    __slots__ = ("_by_selector", "_selectors")
+
+    def __init__(self) -> None:
+        self._by_selector: dict[int, list[_Ranked]] = {}
+        self._selectors: frozenset[int] = frozenset()
+
+    def add(self, entry: _Ranked) -> None:
+        self._by_selector.setdefault(entry.row.selector, []).append(entry)
+
+    def close(self) -> None:
+        self._selectors = frozenset(self._by_selector)
+
+    def collect(self, selectors: frozenset[int], into: list[_Ranked]) -> None:
+        for selector in self._selectors & selectors:
+            into += self._by_selector[selector]
+
+
 class _Ports:
-    """Entries of one protocol and selector by port range: a segment tree over their boundaries.
+    """Groups by port range: a segment tree over the boundaries of the ranges.
 
     A range lies in at most 2*log2(n) nodes and a port is in log2(n) of them, so neither a thousand
     single ports nor a thousand nested ranges cost a scan.
@@ -156,71 +176,77 @@ class _Ports:
         edges.update(entry.row.port_high + 1 for entry in entries)
         self._bounds = sorted(edges)
         self._leaves = len(self._bounds)
-        self._tree: list[list[_Ranked]] = [[] for _ in range(2 * self._leaves)]
+        self._tree: list[_Group | None] = [None] * (2 * self._leaves)
         at = {edge: place for place, edge in enumerate(self._bounds)}
         for entry in entries:
             self._insert(at[entry.row.port_low], at[entry.row.port_high + 1], entry)
+        for group in self._tree:
+            if group is not None:
+                group.close()
 
     def _insert(self, first: int, end: int, entry: _Ranked) -> None:
         first += self._leaves
         end += self._leaves
         while first < end:
             if first & 1:
-                self._tree[first].append(entry)
+                self._group(first).add(entry)
                 first += 1
             if end & 1:
                 end -= 1
-                self._tree[end].append(entry)
+                self._group(end).add(entry)
             first >>= 1
             end >>= 1
 
-    def collect(self, port: int, into: list[_Ranked]) -> None:
+    def _group(self, place: int) -> _Group:
+        group = self._tree[place]
+        if group is None:
+            group = self._tree[place] = _Group()
+        return group
+
+    def collect(self, port: int, selectors: frozenset[int], into: list[_Ranked]) -> None:
         place = bisect_right(self._bounds, port) - 1
         if place < 0:
             return
+        tree = self._tree
         place += self._leaves
         while place:
-            if self._tree[place]:
-                into += self._tree[place]
+            group = tree[place]
+            if group is not None:
+                group.collect(selectors, into)
             place >>= 1
 
 
 class _Table:
     """The entries of one protocol (0 = the entries for every protocol)."""
 
-    __slots__ = ("_named", "_named_selectors", "_ports", "_selectors", "_whole")
+    __slots__ = ("_named", "_ports", "_whole")
 
     def __init__(self, entries: Iterable[_Ranked]) -> None:
-        whole: dict[int, list[_Ranked]] = {}
-        ranges: dict[int, list[_Ranked]] = {}
-        named: dict[int, list[_Ranked]] = {}
+        ranges: list[_Ranked] = []
+        self._whole = _Group()
+        self._named: dict[str, _Group] = {}
         for entry in entries:
             row = entry.row
             if row.port_name:
-                named.setdefault(row.selector, []).append(entry)
+                self._named.setdefault(row.port_name, _Group()).add(entry)
             elif row.port_low == 0 and row.port_high == _LAST_PORT:
-                whole.setdefault(row.selector, []).append(entry)
+                self._whole.add(entry)
             else:
-                ranges.setdefault(row.selector, []).append(entry)
-        self._whole = whole
-        self._ports = {selector: _Ports(found) for selector, found in ranges.items()}
-        self._named = named
-        self._selectors = frozenset(whole) | frozenset(ranges)
-        self._named_selectors = frozenset(named)
+                ranges.append(entry)
+        self._ports = _Ports(ranges) if ranges else None
+        for group in (self._whole, *self._named.values()):
+            group.close()
 
     def collect(
         self, selectors: frozenset[int], port: int, names: frozenset[str], into: list[_Ranked]
     ) -> None:
-        for selector in self._selectors & selectors:
-            found = self._whole.get(selector)
-            if found is not None:
-                into += found
-            ports = self._ports.get(selector)
-            if ports is not None:
-                ports.collect(port, into)
-        if names:
-            for selector in self._named_selectors & selectors:
-                into += [e for e in self._named[selector] if e.row.port_name in names]
+        self._whole.collect(selectors, into)
+        if self._ports is not None:
+            self._ports.collect(port, selectors, into)
+        for name in names:
+            group = self._named.get(name)
+            if group is not None:
+                group.collect(selectors, into)
 
 
 class PolicyMap:
@@ -319,12 +345,17 @@ class PolicyMap:
             return self._deny(level) if entry.row.action == Action.DENY else self._allow(level)
         return self._default
 
-    def _deny(self, level: list[EntryRow]) -> DirectionVerdict:
-        return self._default._replace(
+    def _deny(
+        self, level: list[EntryRow], reason: DropReason = DropReason.POLICY_DENY
+    ) -> DirectionVerdict:
+        return DirectionVerdict(
             allowed=False,
+            enforced=True,
+            audited=False,
             match=match_type(level[0]),
-            reason=DropReason.POLICY_DENY,
+            reason=reason,
             denied_by=self._written(level),
+            isolated_by=self._default.isolated_by,
             log=_log(level),
             entries=tuple(level),
         )
@@ -333,26 +364,33 @@ class PolicyMap:
         for row in level:
             if row.authentication:
                 if row.authentication in _UNAUTHENTICATED:
-                    refused = self._deny([row, *(other for other in level if other is not row)])
-                    return refused._replace(
-                        reason=DropReason.AUTH_REQUIRED, denied_by=self._written([row])
-                    )
+                    return self._deny([row], DropReason.AUTH_REQUIRED)
                 break
-        proxied = tuple(dict.fromkeys(self._l7[row.l7] for row in level if row.l7 >= 0))
-        return self._default._replace(
+        l7, unrestricted = None, False
+        if level[0].l7 >= 0:  # rows that redirect come first
+            l7 = tuple(dict.fromkeys(self._l7[row.l7] for row in level if row.l7 >= 0))
+            unrestricted = any(row.l7 < 0 or row.observe for row in level)
+        return DirectionVerdict(
             allowed=True,
+            enforced=True,
+            audited=False,
             match=match_type(level[0]),
-            reason=None,
-            l7=proxied or None,
-            unrestricted=bool(proxied) and any(row.l7 < 0 or row.observe for row in level),
+            l7=l7,
+            unrestricted=unrestricted,
             allowed_by=self._written(level),
+            isolated_by=self._default.isolated_by,
             log=_log(level),
             entries=tuple(level),
         )
 
-    def _written(self, level: Iterable[EntryRow]) -> tuple[OriginRow, ...]:
+    def _written(self, level: list[EntryRow]) -> tuple[OriginRow, ...]:
+        if len(level) == 1:
+            return (self._origin(level[0].origin),)
         indexes = dict.fromkeys(row.origin for row in level)
-        return tuple(self._origins[i] if i >= 0 else LOCAL_HOST_ORIGIN for i in indexes)
+        return tuple(self._origin(index) for index in indexes)
+
+    def _origin(self, index: int) -> OriginRow:
+        return self._origins[index] if index >= 0 else LOCAL_HOST_ORIGIN
 
 
 def _log(level: Iterable[EntryRow]) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ from firewall.policy.snapshot import (
 )
 from firewall.policy.verdict import TrafficDirection
 
+_ISOLATED_BY_COUNT = 8  # objects named per direction: they travel with every denied flow
+
 _OPEN = DirectionRow(enforced=False, default_deny=False)
 _CLOSED = DirectionRow(enforced=True, default_deny=True)
 
@@ -234,6 +236,11 @@ class Resolver:
         return self._peers.texts()
 
     @property
+    def selectors(self) -> Mapping[int, Peer]:
+        """What the selector numbers of the snapshot mean, for explanations."""
+        return self._peers.peers()
+
+    @property
     def errors(self) -> tuple[ResolutionError, ...]:
         """The contradictions found by the last `snapshot`, by identity."""
         return tuple(
@@ -337,7 +344,7 @@ class Resolver:
         host = _is_host(subject.labels)
         if self._enforcement == "never" or (host and not entries):
             return _OPEN
-        isolated_by = dict.fromkeys(c.origin for c in entries if c.entry.default_deny)
+        isolated_by = self._isolated_by(entries)
         if self._enforcement == "always" and not host:
             isolated_by[self._tables.origins.number(ENFORCEMENT_ALWAYS)] = None
         elif subject.labels.get(RESERVED, Reserved.INIT.label) is not None:
@@ -348,8 +355,18 @@ class Resolver:
             enforced=True,
             default_deny=bool(isolated_by),
             entries=tuple(row for compiled in entries for row in compiled.rows),
-            isolated_by=tuple(isolated_by),
+            isolated_by=tuple(isolated_by)[:_ISOLATED_BY_COUNT],
         )
+
+    @staticmethod
+    def _isolated_by(entries: Iterable[CompiledEntry]) -> dict[int, None]:
+        """Return one origin for each object that switches default deny on, its first."""
+        found: dict[tuple[str, str, str], int] = {}
+        for compiled in entries:
+            if compiled.entry.default_deny:
+                origin = compiled.entry.origin
+                found.setdefault((origin.kind, origin.namespace, origin.name), compiled.origin)
+        return dict.fromkeys(found.values())
 
     def _identities(self) -> tuple[IdentityRow, ...]:
         rows = []

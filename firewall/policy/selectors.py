@@ -367,9 +367,9 @@ class SelectorCache:
         """Return the FQDN selector texts in use."""
         return {text for target in self._targets.values() for text in target.texts}
 
-    def describe(self) -> Mapping[int, str]:
-        """Return a line for people about every selector in use, by number."""
-        return {number: describe(peer) for peer, number in self._numbers.items()}
+    def peers(self) -> Mapping[int, Peer]:
+        """Return what every number in use means."""
+        return {number: peer for peer, number in self._numbers.items()}
 
     def _target(self, peer: Peer) -> Target:
         match peer:

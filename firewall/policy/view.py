@@ -244,6 +244,17 @@ class View:
             self._maps[key] = found
         return found
 
+    def port_names(
+        self, decision: Decision, direction: TrafficDirection, protocol: int, port: int
+    ) -> frozenset[str]:
+        """Return the names that a decision's port has for one of its sides."""
+        if direction is TrafficDirection.EGRESS:
+            ports = self._identity_ports.get(decision.destination.identity, ())
+        else:
+            endpoint = decision.destination.endpoint
+            ports = endpoint.named_ports if endpoint is not None else ()
+        return self._names(ports, protocol, port)
+
     def _names(self, ports: tuple[NamedPortRow, ...], protocol: int, port: int) -> frozenset[str]:
         table = self._port_names.get(ports)
         if table is None:
