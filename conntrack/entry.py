@@ -47,13 +47,14 @@ class Entry:
         expires_at: monotonic seconds from which on the entry is dead, unless offloaded.
         seen_reply: the other side has answered.
         assured: both sides take part; never evicted for a newer flow.
+        rank: place in `conntrack.eviction`; -1: kept.
         serial: counts the changes; -1 once the entry has left the table.
         original_packets: packets confirmed, ORIGINAL direction.
         reply_packets: packets confirmed, REPLY direction.
         original_bytes: their IP lengths summed.
         reply_bytes: their IP lengths summed.
         windows: TCP only: what each side has sent and may send; None while unknown.
-        tags: SCTP only: verification tag that packets of each direction must carry, 0 = unknown.
+        memory: what the protocol's machine must remember besides; only it knows the meaning.
         decision: the caller's; the tracker never reads it.
         revision: the caller's; the tracker never reads it.
         offloaded: the caller's: the kernel carries the flow. While set, the entry does not expire
@@ -66,23 +67,25 @@ class Entry:
         "decision",
         "expires_at",
         "key",
+        "memory",
         "offloaded",
         "original_bytes",
         "original_packets",
         "protocol",
+        "rank",
         "reply_bytes",
         "reply_packets",
         "revision",
         "seen_reply",
         "serial",
         "state",
-        "tags",
         "windows",
     )
 
     def __init__(self, key: bytes, protocol: int, now: float) -> None:
         self.key = key
         self.protocol = protocol
+        self.rank = -1
         self.state = 0
         self.created_at = now
         self.expires_at = now
@@ -94,7 +97,7 @@ class Entry:
         self.original_bytes = 0
         self.reply_bytes = 0
         self.windows: tuple[Window, Window] | None = None
-        self.tags: tuple[int, int] = (0, 0)
+        self.memory: tuple[int, ...] | None = None
         self.decision: object | None = None
         self.revision = 0
         self.offloaded = False
@@ -136,6 +139,28 @@ class Entry:
         return f"<Entry {self.original}{' ' if state else ''}{state}{marks}>"
 
 
+class Update(NamedTuple):
+    """The change that one packet makes to its entry.
+
+    Attributes:
+        state: the protocol's next state.
+        timeout_s: the entry expires that long after the confirmation; negative: as before.
+        assured: both sides take part from now on.
+        answers: a packet of the REPLY direction that proves the other side takes part.
+        windows: TCP windows (original, reply).
+        memory: what the protocol's machine remembers.
+        closes: the entry leaves the table once the packet is confirmed.
+    """
+
+    state: int
+    timeout_s: float
+    assured: bool
+    answers: bool
+    windows: tuple[Window, Window] | None
+    memory: tuple[int, ...] | None
+    closes: bool
+
+
 class Tracked(NamedTuple):
     """What one packet is, and the change it would make.
 
@@ -146,7 +171,8 @@ class Tracked(NamedTuple):
         reason: why the class is what it is; for INVALID the rule that refused it.
         packet: the packet that was tracked.
         serial: the entry's serial when it was tracked; a different one means it has changed since.
-        update: the protocol's own pending change; opaque to callers.
+        update: the pending change; None if the packet passes without one.
+        replaces: the flow that this NEW packet ends by opening its own.
     """
 
     ctstate: CtState
@@ -155,4 +181,34 @@ class Tracked(NamedTuple):
     reason: str
     packet: Packet
     serial: int
-    update: object
+    update: Update | None
+    replaces: Entry | None
+
+
+class Finding(NamedTuple):
+    """What a protocol's machine says about one packet; the tracker makes a `Tracked` of it.
+
+    Attributes:
+        valid: False: INVALID, for `reason`.
+        reason: the rule that decided; empty for the ordinary case.
+        update: the change, None if there is none.
+        reopens: the packet is the first of a new flow that takes the place of this one.
+    """
+
+    valid: bool
+    reason: str
+    update: Update | None
+    reopens: bool
+
+
+def invalid(reason: str) -> Finding:
+    """A packet that belongs to the flow's tuple but not to the flow."""
+    return Finding(False, reason, None, False)
+
+
+def passes(reason: str, update: Update | None = None) -> Finding:
+    """A packet that may pass, with or without a change."""
+    return Finding(True, reason, update, False)
+
+
+REOPENS: Finding = Finding(True, "the port is used again", None, True)

@@ -121,7 +121,8 @@ class Packet(NamedTuple):
         length: bytes of the whole packet, by the IP header.
         hop_limit: TTL or hop limit.
         key: see the module header.
-        sequence: TCP sequence number; SCTP verification tag; 0 otherwise.
+        sequence: TCP sequence number; SCTP verification tag; ICMP and ICMPv6: the 4 bytes after
+            the checksum (an error's path MTU or pointer); 0 otherwise.
         acknowledgment: TCP acknowledgment number; 0 otherwise.
         window: TCP window as sent, not scaled; 0 otherwise.
         payload_bytes: data after the transport header, by the stated lengths.
@@ -532,7 +533,8 @@ def _parse_icmp(head: _Head, data: bytes, start: int) -> Packet:
     return _packet(
         (
             head.version, head.protocol, head.source, head.destination, 0, 0,
-            kind, code, identifier, 0, head.total, head.hop_limit, key, 0, 0, 0,
+            kind, code, identifier, 0, head.total, head.hop_limit, key,
+            int.from_bytes(data[start + 4 : start + 8], "big"), 0, 0,
             head.total - start - _ICMP_BYTES, b"", head.oddities, quoted,
         )
     )  # fmt: skip

@@ -1,0 +1,188 @@
+"""Who must leave when the table is full: the source that crowds it, oldest entry first.
+
+A flood must cost the flooder. Entries that may be evicted stand in three ranks, and the first rank
+that has any gives the victim:
+
+    DEAD        both FINs or a reset were seen: nothing more is expected
+    UNASSURED   nobody has proved to take part (half-open, single datagrams)
+    HALF_CLOSED one side has ended
+
+Everything else is assured and never leaves for a newcomer. Within a rank the victim is the oldest
+entry of the source that has the most: who opens a thousand flows loses his own, and who opens one
+is touched only when everybody has no more than that. An IPv6 source is its /64, because one host
+owns all of it (RFC 6177).
+
+Every operation takes constant time. Sources are kept in one bucket per number of entries; a
+source moves by one bucket at a time, so the largest bucket is known without a search.
+"""
+
+from enum import IntEnum
+
+from conntrack.entry import Entry
+from conntrack.flow import SCTP, TCP
+from conntrack.sctp_states import SctpState
+from conntrack.tcp_states import TcpState
+
+
+class Rank(IntEnum):
+    """Order in which entries leave; KEPT never leaves."""
+
+    KEPT = -1
+    DEAD = 0
+    UNASSURED = 1
+    HALF_CLOSED = 2
+
+
+_DEAD_TCP = frozenset((TcpState.LAST_ACK, TcpState.TIME_WAIT, TcpState.CLOSE))
+_HALF_CLOSED_TCP = frozenset((TcpState.FIN_WAIT, TcpState.CLOSE_WAIT))
+_DEAD_SCTP = frozenset((SctpState.CLOSED, SctpState.SHUTDOWN_ACK_SENT))
+_HALF_CLOSED_SCTP = frozenset((SctpState.SHUTDOWN_SENT, SctpState.SHUTDOWN_RECEIVED))
+
+
+def rank_of(entry: Entry) -> int:
+    """The rank in which an entry stands by its state."""
+    state = entry.state
+    if not entry.assured:
+        return Rank.UNASSURED
+    if entry.protocol == TCP:
+        if state in _DEAD_TCP:
+            return Rank.DEAD
+        if state in _HALF_CLOSED_TCP:
+            return Rank.HALF_CLOSED
+    elif entry.protocol == SCTP:
+        if state in _DEAD_SCTP:
+            return Rank.DEAD
+        if state in _HALF_CLOSED_SCTP:
+            return Rank.HALF_CLOSED
+    return Rank.KEPT
+
+
+def source_of(key: bytes) -> bytes:
+    """Who is charged for a flow: its IPv4 source, or the /64 of its IPv6 source."""
+    return key[:4] if len(key) < 32 else key[:8]
+
+
+class Crowd:
+    """Entries of one rank, by source and age."""
+
+    __slots__ = ("_by_count", "_entries", "_largest")
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, dict[bytes, Entry]] = {}
+        self._by_count: dict[int, dict[bytes, None]] = {}
+        self._largest = 0
+
+    def add(self, entry: Entry) -> None:
+        """Put an entry behind all others of its source."""
+        source = source_of(entry.key)
+        own = self._entries.get(source)
+        if own is None:
+            own = self._entries[source] = {}
+        count = len(own)
+        own[entry.key] = entry
+        self._move(source, count, count + 1)
+
+    def discard(self, entry: Entry) -> None:
+        """Take an entry out; nothing happens if it is not there."""
+        source = source_of(entry.key)
+        own = self._entries.get(source)
+        if own is None or own.get(entry.key) is not entry:
+            return
+        count = len(own)
+        del own[entry.key]
+        if count == 1:
+            del self._entries[source]
+        self._move(source, count, count - 1)
+
+    def oldest_of(self, source: bytes) -> Entry | None:
+        """The oldest entry of one source."""
+        own = self._entries.get(source)
+        return next(iter(own.values())) if own else None
+
+    def victim(self) -> Entry | None:
+        """The oldest entry of the source that has the most."""
+        if self._largest == 0:
+            return None
+        return self.oldest_of(next(iter(self._by_count[self._largest])))
+
+    def _move(self, source: bytes, before: int, behind: int) -> None:
+        if before:
+            bucket = self._by_count[before]
+            del bucket[source]
+            if not bucket:
+                del self._by_count[before]
+        if behind:
+            self._by_count.setdefault(behind, {})[source] = None
+        if behind > self._largest:
+            self._largest = behind
+        elif before == self._largest and before not in self._by_count:
+            self._largest = behind  # it was alone at the top, and is now one below
+
+
+class Limits:
+    """Decides who leaves for a new flow.
+
+    Args:
+        limit_count: entries in the whole table.
+        source_limit_count: entries of one source; None: only the whole table is limited.
+    """
+
+    __slots__ = ("_crowds", "_per_source", "limit_count", "source_limit_count")
+
+    def __init__(self, limit_count: int, source_limit_count: int | None) -> None:
+        if limit_count < 1 or (source_limit_count is not None and source_limit_count < 1):
+            raise ValueError("a limit of entries is at least 1")
+        self.limit_count = limit_count
+        self.source_limit_count = source_limit_count
+        self._crowds = (Crowd(), Crowd(), Crowd())
+        self._per_source: dict[bytes, int] = {}
+
+    def inserted(self, entry: Entry) -> None:
+        """Note a new entry."""
+        source = source_of(entry.key)
+        self._per_source[source] = self._per_source.get(source, 0) + 1
+        self.ranked(entry)
+
+    def ranked(self, entry: Entry) -> None:
+        """Note that an entry's state or assurance may have changed its rank."""
+        rank = rank_of(entry)
+        if rank != entry.rank:
+            if entry.rank >= 0:
+                self._crowds[entry.rank].discard(entry)
+            entry.rank = rank
+            if rank >= 0:
+                self._crowds[rank].add(entry)
+
+    def removed(self, entry: Entry) -> None:
+        """Note that an entry has left the table."""
+        if entry.rank >= 0:
+            self._crowds[entry.rank].discard(entry)
+            entry.rank = Rank.KEPT
+        source = source_of(entry.key)
+        count = self._per_source[source] - 1
+        if count:
+            self._per_source[source] = count
+        else:
+            del self._per_source[source]
+
+    def is_crowding(self, key: bytes) -> bool:
+        """Whether the source of this flow has as many entries as one source may have."""
+        limit = self.source_limit_count
+        return limit is not None and self._per_source.get(source_of(key), 0) >= limit
+
+    def own_victim(self, key: bytes) -> Entry | None:
+        """Which of its own entries a source that is crowding loses for a new one."""
+        source = source_of(key)
+        for crowd in self._crowds:
+            entry = crowd.oldest_of(source)
+            if entry is not None:
+                return entry
+        return None
+
+    def victim(self) -> Entry | None:
+        """Who leaves when the table is full; None: everybody is assured."""
+        for crowd in self._crowds:
+            entry = crowd.victim()
+            if entry is not None:
+                return entry
+        return None

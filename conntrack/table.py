@@ -1,0 +1,87 @@
+"""Entries by key, in 256 dictionaries, so that no single operation ever takes long.
+
+One dictionary of two million keys is rehashed as a whole when it grows: 40 ms during which no
+packet is served. 256 dictionaries grow one at a time, in under a millisecond. Expiry walks one of
+them at a time, too, and stops when its budget is used up; what is dead and not yet swept is
+recognised at lookup.
+
+Every flow stands under two keys, its own and its replies'. Keys are `bytes`, whose hash is keyed
+with a secret per process (PEP 456), so nobody can choose tuples that collide.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from conntrack.entry import Entry
+from conntrack.keys import reply_key
+
+SHARD_COUNT: Final = 256
+SHARD_MASK: Final = SHARD_COUNT - 1
+
+
+class Table:
+    """All entries of a tracker.
+
+    Attributes:
+        shards: the dictionaries; an entry is in `shards[hash(key) & SHARD_MASK]` for both its keys.
+        count: number of entries.
+    """
+
+    __slots__ = ("_queue", "_swept", "count", "shards")
+
+    def __init__(self) -> None:
+        self.shards: list[dict[bytes, Entry]] = [{} for _ in range(SHARD_COUNT)]
+        self.count = 0
+        self._queue: list[Entry] = []
+        self._swept = 0
+
+    def get(self, key: bytes) -> Entry | None:
+        """The entry under this key, in either direction, dead or alive."""
+        return self.shards[hash(key) & SHARD_MASK].get(key)
+
+    def insert(self, entry: Entry) -> None:
+        """Put an entry under both its keys; neither may be taken."""
+        key, answers = entry.key, reply_key(entry.key)
+        self.shards[hash(key) & SHARD_MASK][key] = entry
+        self.shards[hash(answers) & SHARD_MASK][answers] = entry
+        self.count += 1
+
+    def remove(self, entry: Entry) -> bool:
+        """Take an entry out; False if it was not in the table."""
+        key, answers = entry.key, reply_key(entry.key)
+        shard = self.shards[hash(key) & SHARD_MASK]
+        if shard.get(key) is not entry:
+            return False
+        del shard[key]
+        if answers != key:
+            del self.shards[hash(answers) & SHARD_MASK][answers]
+        entry.serial = -1
+        self.count -= 1
+        return True
+
+    def next_to_examine(self, budget_count: int) -> Iterator[Entry]:
+        """Entries in the order of the sweep, each shard in turn, continuing where it stopped.
+
+        Args:
+            budget_count: how many keys are looked at; an entry has two, and counts once for each.
+        """
+        shards_left = SHARD_COUNT
+        while budget_count > 0:
+            if not self._queue:
+                if shards_left == 0:
+                    return
+                shards_left -= 1
+                self._queue = list(self.shards[self._swept].values())
+                self._swept = (self._swept + 1) & SHARD_MASK
+                continue
+            budget_count -= 1
+            entry = self._queue.pop()
+            if entry.serial >= 0:
+                yield entry
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Every entry once; the table may change meanwhile, shard by shard."""
+        for shard in self.shards:
+            for key, entry in list(shard.items()):
+                if key == entry.key and entry.serial >= 0:
+                    yield entry

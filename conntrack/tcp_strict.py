@@ -1,0 +1,487 @@
+"""TCP as the RFCs ask it: a segment that the receiver would refuse does not pass as part of a flow.
+
+What is checked beyond the windows (rules I-IV of `tcp_window`), in order
+    1. Flags that no host sends, and events that `STRICT_TABLE` refuses.
+    2. While the handshake lasts, numbers are exact: a SYN/ACK acknowledges the SYN or its data
+       (RFC 9293 section 3.10.7.3, RFC 7413), the last ACK acknowledges the SYN/ACK.
+    3. A reset ends the flow only with the exact number the receiver waits for (RFC 5961 section
+       3.2), in every synchronised state. Inside the window but inexact it passes without a change,
+       so that the receiver may answer with a challenge ACK; outside it is INVALID. A reset that the
+       next router will discard (hop limit 1) changes nothing.
+    4. An acknowledgment older than a window is INVALID (RFC 5961 section 5.2).
+    5. A FIN that is repeated is not the other side's FIN; TIME_WAIT needs both acknowledged.
+
+Timers are renewed only by progress, except in ESTABLISHED: half-open and half-closed flows cannot
+be kept alive by one side that repeats itself.
+
+Resynchronisation: a SYN inside a living flow passes, because its receiver will challenge it. If the
+other end has forgotten the flow it answers that SYN instead; a SYN/ACK that acknowledges exactly
+the SYN we let pass begins the flow anew. The tuple, and so the verdict, is the same.
+
+Flows whose windows are unknown (picked up, restored, carried by the kernel meanwhile) learn them
+from the next segment; the scale is then taken as 14, the largest, so that no genuine segment is
+refused.
+
+Sources: RFC 9293, RFC 5961, RFC 7323, RFC 7413, RFC 1337, RFC 6528.
+"""
+
+from typing import Final
+
+from conntrack.entry import REOPENS, Entry, Finding, Update, invalid, passes
+from conntrack.flow import Direction
+from conntrack.packet import Packet
+from conntrack.profile import Profile
+from conntrack.tcp_states import EVENT_OF_FLAGS, IG, IV, NW, STRICT_TABLE, TcpEvent, TcpState
+from conntrack.tcp_window import (
+    ACK_SLACK_BYTES,
+    ACKED,
+    HALF,
+    MAX_SCALE,
+    MODULUS_MASK,
+    NO_FIN,
+    SCALING,
+    UNACKNOWLEDGED,
+    UNKNOWN,
+    Window,
+    after,
+    highest_sack,
+    make,
+    segment_end,
+    syn_options,
+)
+
+_FIN: Final = 0x01
+_SYN: Final = 0x02
+_RST: Final = 0x04
+_ACK: Final = 0x10
+_NO_TIMER: Final = -1.0
+
+_ESTABLISHED: Final = int(TcpState.ESTABLISHED)
+
+# Memory: what an end may still answer. (acknowledgment of a challenge ACK in SYN_SENT) has one
+# place; (end, window, scale, flags of a SYN that passed) has four.
+_CHALLENGE_PLACES: Final = 1
+_SYN_PLACES: Final = 4
+
+
+def first(packet: Packet, profile: Profile, loose: bool) -> Finding:
+    """Judge a segment that belongs to no flow."""
+    event = EVENT_OF_FLAGS[packet.tcp_flags]
+    if event < 0:
+        return invalid("no host sends these flags")
+    if packet.source_port == 0 or packet.destination_port == 0:
+        return invalid("port 0 is reserved")  # RFC 6335 section 6
+    timeouts = profile.timeouts
+    if event == TcpEvent.SYN:
+        state = STRICT_TABLE[0][event][TcpState.NONE]
+        update = Update(
+            state, timeouts.tcp[state], False, False, (_opened(packet), UNKNOWN), None, False
+        )
+        return passes("", update)
+    if event != TcpEvent.ACK or not loose:
+        return invalid("a flow begins with SYN")
+    windows = _learn(packet, Direction.ORIGINAL)
+    update = Update(_ESTABLISHED, timeouts.tcp_unacknowledged, False, False, windows, None, False)
+    return passes("picked up in its middle", update)
+
+
+def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Finding:
+    """Judge a segment of a known flow."""
+    flags = packet.tcp_flags
+    event = EVENT_OF_FLAGS[flags]
+    if event < 0:
+        return invalid("no host sends these flags")
+    state = entry.state
+    windows = entry.windows
+    if windows is None or entry.offloaded:
+        if event not in (TcpEvent.ACK, TcpEvent.FIN):
+            return _blind(entry, direction, event, profile)
+        windows = _relearn(windows, packet, direction)
+    sender, receiver = windows[direction], windows[1 - direction]
+    if event == TcpEvent.ACK and state == _ESTABLISHED:
+        return _data(entry, packet, direction, sender, receiver, profile)
+    cell = STRICT_TABLE[direction][event][state]
+    if cell == IV:
+        return invalid("this kind of segment has no place in this state")
+    if cell == NW:
+        return REOPENS
+    if event == TcpEvent.RST:
+        return _reset(
+            entry, packet, direction, profile, sender=sender, receiver=receiver, cell=cell
+        )
+    if event == TcpEvent.SYN:
+        return _syn(entry, packet, windows, cell)
+    if event == TcpEvent.SYN_ACK and direction == Direction.REPLY:
+        return _syn_ack(entry, packet, receiver, cell, profile)
+    if state == TcpState.SYN_SENT:  # only an ACK of the reply side comes here
+        return _challenge(entry, packet)
+    if cell == IG:
+        return passes("says nothing new")
+    if state == TcpState.SYN_RECV:
+        fault = _handshake_fault(packet, direction, sender, receiver)
+        if fault:
+            return invalid(fault)
+    return _move(entry, packet, direction, event, profile, sender=sender, receiver=receiver)
+
+
+# --- the ordinary case --------------------------------------------------------------------------
+
+
+def _data(  # noqa: PLR0917 -- once per segment: keywords cost
+    entry: Entry, packet: Packet, direction: int, sender: Window, receiver: Window, profile: Profile
+) -> Finding:
+    """An ACK in ESTABLISHED: nearly every segment there is."""
+    end = (packet.sequence + packet.payload_bytes) & MODULUS_MASK
+    outcome = check(entry, packet, direction, end, sender, receiver, profile.liberal)
+    if isinstance(outcome, Finding):
+        return outcome
+    sender, receiver = outcome
+    timeouts = profile.timeouts
+    timeout_s = timeouts.tcp[_ESTABLISHED]
+    assured = entry.seen_reply or direction == Direction.REPLY
+    if not assured:
+        timeout_s = _NO_TIMER  # picked up, and nobody answers: an ACK scan
+    elif (sender.flags | receiver.flags) & UNACKNOWLEDGED:
+        timeout_s = min(timeouts.tcp_unacknowledged, timeout_s)
+    pair = (receiver, sender) if direction else (sender, receiver)
+    return Finding(
+        True, "", Update(_ESTABLISHED, timeout_s, assured, True, pair, entry.memory, False), False
+    )
+
+
+def check(  # noqa: PLR0917 -- once per segment: keywords cost
+    entry: Entry,
+    packet: Packet,
+    direction: int,
+    end: int,
+    sender: Window,
+    receiver: Window,
+    liberal: bool,
+) -> Finding | tuple[Window, Window]:
+    """Apply rules I-IV to a segment and advance the windows.
+
+    Args:
+        entry: the flow.
+        packet: the segment.
+        direction: the segment's.
+        end: sequence number after it.
+        sender: of the segment.
+        receiver: of the segment.
+        liberal: let pass what is outside, without a change.
+
+    Returns:
+        The sender's and receiver's windows after the segment; or the finding that it is INVALID,
+        or may pass without a change of state.
+    """
+    s_end, s_max_end, s_max_window, s_max_ack, s_scale, s_flags, s_initial, s_fin = sender
+    r_end, r_max_end, r_max_window, r_max_ack, r_scale, r_flags, r_initial, r_fin = receiver
+    acknowledgment = packet.acknowledgment
+    sequence = packet.sequence
+    selective = acknowledgment
+    if packet.options:
+        selective = highest_sack(packet.options, acknowledgment)
+    if 0 < (selective - r_end) & MODULUS_MASK < HALF:
+        return _outside("acknowledges data that was not sent", liberal)
+    lag = (r_end - acknowledgment) & MODULUS_MASK
+    if lag > ACK_SLACK_BYTES and lag > s_max_window:
+        return _outside("acknowledgment is older than a window", liberal)
+    ahead = (sequence - s_max_end) & MODULUS_MASK
+    if 0 < ahead < HALF:
+        return _overshoot(entry, direction, end, sender=sender, receiver=receiver, liberal=liberal)
+    if r_max_window and HALF > (s_end - end) & MODULUS_MASK > r_max_window:
+        # Data from before the window: the receiver drops it and says where it is (RFC 9293
+        # section 3.10.7.4), and the sender must see that answer.
+        return passes("older than the window")
+    window = packet.window if packet.tcp_flags & _SYN else packet.window << s_scale
+    if window > s_max_window:  # noqa: PLR1730 -- a call of max() costs as much as the rest
+        s_max_window = window
+    if 0 < (end - s_end) & MODULUS_MASK < HALF:
+        s_end = end
+        s_flags |= UNACKNOWLEDGED
+    if not s_flags & ACKED:
+        s_max_ack = acknowledgment
+        s_flags |= ACKED
+    elif 0 < (acknowledgment - s_max_ack) & MODULUS_MASK < HALF:
+        s_max_ack = acknowledgment
+    # A closed window is probed with one byte (RFC 9293 section 3.8.6.1).
+    granted = (acknowledgment + (window or 1)) & MODULUS_MASK
+    if 0 < (granted - r_max_end) & MODULUS_MASK < HALF:
+        r_max_end = granted
+    if acknowledgment == r_end:
+        r_flags &= ~UNACKNOWLEDGED
+    return (
+        make(s_end, s_max_end, s_max_window, s_max_ack, s_scale, s_flags, s_initial, s_fin),
+        make(r_end, r_max_end, r_max_window, r_max_ack, r_scale, r_flags, r_initial, r_fin),
+    )
+
+
+def _outside(reason: str, liberal: bool) -> Finding:
+    return passes(reason) if liberal else invalid(reason)
+
+
+def _overshoot(
+    entry: Entry, direction: int, end: int, *, sender: Window, receiver: Window, liberal: bool
+) -> Finding:
+    """A segment that starts behind the granted window, but less than one window behind it.
+
+    Some senders run a little ahead of the window that we have seen granted, because the grant took
+    another way. The receiver may take the data, so its acknowledgment must be expected; the flow
+    itself does not move.
+    """
+    beyond = (end - sender.max_end) & MODULUS_MASK
+    span = (end - sender.end + receiver.max_window) & MODULUS_MASK
+    if beyond > receiver.max_window or span >= HALF:
+        return _outside("starts behind the window", liberal)
+    sender = sender._replace(end=end, flags=sender.flags | UNACKNOWLEDGED)
+    pair = (receiver, sender) if direction else (sender, receiver)
+    update = Update(entry.state, _NO_TIMER, False, False, pair, entry.memory, False)
+    return passes("runs ahead of the window", update)
+
+
+# --- the handshake ------------------------------------------------------------------------------
+
+
+def _opened(packet: Packet) -> Window:
+    """Sequence space of a side that has sent its SYN or SYN/ACK."""
+    end = segment_end(packet.sequence, packet.payload_bytes, packet.tcp_flags)
+    scale, flags = syn_options(packet.options)
+    initial = (packet.sequence + 1) & MODULUS_MASK
+    return make(end, end, max(packet.window, 1), 0, scale, flags, initial, NO_FIN)
+
+
+def _syn(entry: Entry, packet: Packet, windows: tuple[Window, Window], cell: int) -> Finding:
+    """A SYN of the side that opened the flow, again."""
+    opened = _opened(packet)
+    if cell == TcpState.SYN_SENT:
+        # The latest SYN is the one that will be answered, whether its number is higher or lower
+        # (RFC 9293 section 3.4.2); repeating it does not prolong the flow.
+        update = Update(cell, _NO_TIMER, False, False, (opened, windows[1]), None, False)
+        return passes("", update)
+    kept = (opened.end, opened.max_window, opened.scale, opened.flags)
+    update = Update(entry.state, _NO_TIMER, False, False, windows, kept, False)
+    return passes("SYN in a living flow: its receiver will challenge it", update)
+
+
+def _syn_ack(entry: Entry, packet: Packet, client: Window, cell: int, profile: Profile) -> Finding:
+    """The answer to a SYN."""
+    memory = entry.memory
+    if cell == IG:
+        if memory is None or len(memory) != _SYN_PLACES or packet.acknowledgment != memory[0]:
+            return passes("says nothing new")
+        end, window, scale, flags = memory
+        client = make(end, end, window, 0, scale, flags, end, NO_FIN)
+    elif not _acknowledges_syn(packet.acknowledgment, client):
+        return invalid("SYN/ACK does not acknowledge the SYN")
+    server = _opened(packet)
+    if not server.flags & client.flags & SCALING:
+        # RFC 7323 section 2.2: scaling needs the option in both SYNs.
+        server, client = server._replace(scale=0), client._replace(scale=0)
+    granted = (packet.acknowledgment + max(packet.window, 1)) & MODULUS_MASK
+    server = server._replace(
+        max_end=(server.end + client.max_window) & MODULUS_MASK,
+        max_ack=packet.acknowledgment,
+        flags=server.flags | ACKED,
+    )
+    client = client._replace(max_end=granted)
+    state = int(TcpState.SYN_RECV)
+    # Repeating the handshake does not prolong it: a half-open flow lives for its timer, no longer.
+    timeout_s = _NO_TIMER if entry.state == state else profile.timeouts.tcp[state]
+    return passes("", Update(state, timeout_s, False, True, (client, server), None, False))
+
+
+def _acknowledges_syn(acknowledgment: int, client: Window) -> bool:
+    """ISS < SEG.ACK =< SND.NXT (RFC 9293 section 3.10.7.3); data in the SYN may be refused."""
+    return (acknowledgment - client.initial) & MODULUS_MASK <= (
+        client.end - client.initial
+    ) & MODULUS_MASK
+
+
+def _challenge(entry: Entry, packet: Packet) -> Finding:
+    """An ACK that answers a SYN: the server still has an older flow (RFC 9293 section 3.5.1)."""
+    if packet.payload_bytes:
+        return invalid("data before the handshake")
+    kept = (packet.acknowledgment,)
+    update = Update(entry.state, _NO_TIMER, False, False, entry.windows, kept, False)
+    return passes("challenge ACK", update)
+
+
+def _handshake_fault(packet: Packet, direction: int, sender: Window, receiver: Window) -> str:
+    """Why a segment cannot belong to a handshake that is not finished; empty if it can."""
+    if direction == Direction.ORIGINAL:
+        if after(receiver.initial, packet.acknowledgment) or after(
+            packet.acknowledgment, receiver.end
+        ):
+            return "does not acknowledge the SYN/ACK"
+        if after(sender.initial, packet.sequence) and not packet.tcp_flags & _SYN:
+            return "starts before the handshake"
+    elif not _acknowledges_syn(packet.acknowledgment, receiver):
+        return "acknowledges what was not sent"
+    return ""
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
+def _move(
+    entry: Entry,
+    packet: Packet,
+    direction: int,
+    event: int,
+    profile: Profile,
+    *,
+    sender: Window,
+    receiver: Window,
+) -> Finding:
+    """An ACK or FIN outside ESTABLISHED: windows first, then the table."""
+    state = entry.state
+    flags = packet.tcp_flags
+    end = segment_end(packet.sequence, packet.payload_bytes, flags)
+    before = (sender.end, sender.max_ack, receiver.max_end)
+    outcome = check(entry, packet, direction, end, sender, receiver, profile.liberal)
+    if isinstance(outcome, Finding):
+        return outcome
+    sender, receiver = outcome
+    if event == TcpEvent.FIN:
+        if sender.fin != NO_FIN:
+            event = TcpEvent.ACK  # repeated
+        else:
+            sender = sender._replace(fin=end)
+    if event == TcpEvent.ACK and _all_fins_acknowledged(sender, receiver):
+        event = TcpEvent.DONE
+    cell = STRICT_TABLE[direction][event][state]
+    if cell == IG:
+        return passes("says nothing new")
+    if event == TcpEvent.FIN and cell == TcpState.LAST_ACK:
+        # The second FIN; it may acknowledge the first one, its own is still open.
+        cell = int(TcpState.LAST_ACK)
+    pair = (receiver, sender) if direction else (sender, receiver)
+    progress = cell != state or before != (sender.end, sender.max_ack, receiver.max_end)
+    timeout_s = profile.timeouts.tcp[cell]
+    if cell == _ESTABLISHED and (sender.flags | receiver.flags) & UNACKNOWLEDGED:
+        timeout_s = min(timeout_s, profile.timeouts.tcp_unacknowledged)
+    if not progress or (cell == state and cell in (TcpState.SYN_RECV, TcpState.TIME_WAIT)):
+        timeout_s = _NO_TIMER
+    assured = cell == _ESTABLISHED and (entry.seen_reply or direction == Direction.REPLY)
+    return passes("", Update(cell, timeout_s, assured, True, pair, entry.memory, False))
+
+
+def _all_fins_acknowledged(sender: Window, receiver: Window) -> bool:
+    """Whether no FIN waits for its acknowledgment, and there was one."""
+    if sender.fin == NO_FIN and receiver.fin == NO_FIN:
+        return False
+    ours = sender.fin == NO_FIN or (
+        bool(receiver.flags & ACKED) and not after(sender.fin, receiver.max_ack)
+    )
+    theirs = receiver.fin == NO_FIN or not after(receiver.fin, sender.max_ack)
+    return ours and theirs
+
+
+def _reset(
+    entry: Entry,
+    packet: Packet,
+    direction: int,
+    profile: Profile,
+    *,
+    sender: Window,
+    receiver: Window,
+    cell: int,
+) -> Finding:
+    """A reset (RFC 9293 section 3.10.7, RFC 5961 section 3.2)."""
+    sequence = packet.sequence
+    acknowledges = packet.tcp_flags & _ACK
+    if packet.hop_limit <= 1:
+        return passes("reset that the next router discards")
+    if entry.state == TcpState.SYN_SENT:
+        return _reset_half_open(entry, packet, direction, profile, sender=sender, receiver=receiver)
+    if acknowledges and packet.acknowledgment and after(packet.acknowledgment, receiver.end):
+        return invalid("reset acknowledges data that was not sent")
+    expected = receiver.max_ack if receiver.flags & ACKED else sender.initial
+    if after(expected, sequence) or after(sequence, sender.max_end):
+        return invalid("reset outside the window")
+    if cell == IG:
+        return passes("the flow is over")
+    if sequence not in (expected, sender.end):
+        return passes("inexact reset: its receiver will challenge it")
+    return _closed(entry, profile)
+
+
+def _reset_half_open(
+    entry: Entry,
+    packet: Packet,
+    direction: int,
+    profile: Profile,
+    *,
+    sender: Window,
+    receiver: Window,
+) -> Finding:
+    """A reset before the SYN was answered."""
+    if direction == Direction.REPLY:
+        if not packet.tcp_flags & _ACK or not _acknowledges_syn(packet.acknowledgment, receiver):
+            return invalid("reset does not acknowledge the SYN")
+        return _closed(entry, profile)
+    memory = entry.memory
+    if memory is not None and len(memory) == _CHALLENGE_PLACES and memory[0] == packet.sequence:
+        # Ends the server's older flow; the SYN will be repeated and belongs to this entry.
+        return passes("answers a challenge ACK")
+    # From the SYN's own number to behind its data: a client that gives up.
+    span = (sender.end - sender.initial + 1) & MODULUS_MASK
+    if (packet.sequence - sender.initial + 1) & MODULUS_MASK > span:
+        return invalid("reset outside the window")
+    return _closed(entry, profile)
+
+
+def _closed(entry: Entry, profile: Profile) -> Finding:
+    """The flow ends. One that was never answered leaves no trace; others linger for stragglers."""
+    state = int(TcpState.CLOSE)
+    timeout_s = profile.timeouts.tcp[state]
+    answered = entry.seen_reply
+    update = Update(state, timeout_s, False, answered, entry.windows, None, not answered)
+    return passes("reset", update)
+
+
+# --- flows whose windows nobody knows -----------------------------------------------------------
+
+
+def _learn(packet: Packet, direction: int) -> tuple[Window, Window]:
+    """Windows of a flow that is met in its middle: generous, because the scale is unknown."""
+    end = segment_end(packet.sequence, packet.payload_bytes, packet.tcp_flags & ~_FIN)
+    window = max(packet.window, 1) << MAX_SCALE
+    acknowledgment = packet.acknowledgment
+    span = 0xFFFF << MAX_SCALE
+    sender = make(
+        end, (end + span) & MODULUS_MASK, window, acknowledgment, MAX_SCALE, ACKED,
+        packet.sequence, NO_FIN,
+    )  # fmt: skip
+    receiver = make(
+        # What the other side has sent beyond this acknowledgment is unknown: a window at most.
+        (acknowledgment + window) & MODULUS_MASK, (acknowledgment + window) & MODULUS_MASK,
+        span, 0, MAX_SCALE, 0, acknowledgment, NO_FIN,
+    )  # fmt: skip
+    return (receiver, sender) if direction else (sender, receiver)
+
+
+def _relearn(
+    windows: tuple[Window, Window] | None, packet: Packet, direction: int
+) -> tuple[Window, Window]:
+    """As `_learn`, for a flow whose FINs are known."""
+    learnt = _learn(packet, direction)
+    if windows is None:
+        return learnt
+    return learnt[0]._replace(fin=windows[0].fin), learnt[1]._replace(fin=windows[1].fin)
+
+
+def _blind(entry: Entry, direction: int, event: int, profile: Profile) -> Finding:
+    """A SYN, SYN/ACK or reset in a flow whose windows are unknown.
+
+    The kernel has compared it with its own windows before it came here (its INVALID segments are
+    dropped by our first rule), so the table alone decides.
+    """
+    cell = STRICT_TABLE[direction][event][entry.state]
+    if cell == IV:
+        return invalid("this kind of segment has no place in this state")
+    if cell == NW:
+        return REOPENS
+    if cell == IG:
+        return passes("says nothing new")
+    timeout_s = profile.timeouts.tcp[cell]
+    return passes("", Update(cell, timeout_s, entry.assured, True, None, None, False))
