@@ -65,6 +65,28 @@ class ProxySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConntrackSettings:
+    """`conntrack`: the tracker of each datapath worker."""
+
+    profile: str = field(
+        default="strict",
+        metadata=_meaning(
+            "strict: a flow begins at its beginning; linux: as lenient as the kernel's conntrack",
+            words=("strict", "linux"),
+        ),
+    )
+    limit: int = field(
+        default=262_144,
+        metadata=_meaning(
+            "flows that a worker tracks at most; further ones are dropped",
+            unit="flows",
+            minimum=16,
+            maximum=16_777_216,
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySettings:
     """`policy`: how policies are found and enforced."""
 
@@ -209,12 +231,6 @@ class Config:
     queue_base: int = field(
         default=0, metadata=_meaning("number of the first NFQUEUE", minimum=0, maximum=65_535 - 64)
     )
-    bypass: bool = field(
-        default=True,
-        metadata=_meaning(
-            "let the kernel pass established flows; off = every packet comes to userspace"
-        ),
-    )
     mark_mask: int = field(
         default=DEFAULT_MASK,
         metadata=_meaning(
@@ -222,14 +238,28 @@ class Config:
         ),
     )
     copy_range: int = field(
-        default=256,
+        default=256,  # firewall.datapath.nfqueue says why
         metadata=_meaning(
-            "bytes of each packet that the kernel copies to userspace",
+            "how much of each packet the kernel copies to userspace",
             unit="bytes",
             minimum=128,
-            maximum=65_535,
+            maximum=4016,
         ),
     )
+    queue_length: int = field(
+        default=8192,
+        metadata=_meaning(
+            "packets that may wait in a queue; the kernel drops further ones",
+            unit="packets",
+            minimum=1,
+            maximum=1_048_576,
+        ),
+    )
+    gso: bool = field(
+        default=True,
+        metadata=_meaning("take large segments whole; off = the kernel splits them first"),
+    )
+    conntrack: ConntrackSettings = field(default_factory=ConntrackSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
     labels: LabelSettings = field(default_factory=LabelSettings)

@@ -84,7 +84,7 @@ class PolicyBook:
     Attributes:
         repository: the policies.
         resources: the other objects, by key.
-        problems: what is wrong now, by file: the file's objects are those of its last valid text.
+        refused: what is wrong now, by file: the file's objects are those of its last valid text.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PolicyBook:
     ) -> None:
         self.repository = repository
         self.resources: dict[Key, Resource] = {}
-        self.problems: dict[str, tuple[str, ...]] = {}
+        self.refused: dict[str, tuple[Problem, ...]] = {}
         self._settings = settings or ReaderSettings()
         self._path = state_dir / _FILE
         self._texts: list[StoredText] = []
@@ -134,7 +134,7 @@ class PolicyBook:
         """Bring the objects of a file of the policy directory in line with its content.
 
         Returns:
-            What changed, None if the file is invalid: its objects stay, `problems` says why.
+            What changed, None if the file is invalid: its objects stay, `refused` says why.
 
         Raises:
             OSError: it could not be persisted; nothing changed.
@@ -143,9 +143,9 @@ class PolicyBook:
         try:
             result = self._read(text, file)
         except InvalidPolicyError as error:
-            self.problems[file] = tuple(map(str, error.problems))
+            self.refused[file] = error.problems
             return None
-        self.problems.pop(file, None)
+        self.refused.pop(file, None)
         old = self._keys_of_file(file)
         self._adopt("directory", file, text, result)
         change = self.repository.replace(result.objects, within=lambda one: key_row(one.key) in old)
@@ -153,7 +153,7 @@ class PolicyBook:
 
     def unfollow(self, path: Path) -> BookChange:
         """Delete the objects of a file that is gone."""
-        self.problems.pop(str(path), None)
+        self.refused.pop(str(path), None)
         return self.delete(self._keys_of_file(str(path)))
 
     def followed(self) -> tuple[Path, ...]:

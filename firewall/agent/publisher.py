@@ -8,6 +8,7 @@ one of an earlier life.
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,39 +27,38 @@ class Publisher:
 
     Attributes:
         snapshot: the last one published, or the one an earlier life left, or an empty one.
+        last: what an earlier life left, None = there was none.
         published: whether this life has published one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.snapshot = Snapshot()
+        self.last: Snapshot | None = None
         self.published = False
         self._moved = asyncio.Condition()
 
     def restore(self) -> None:
-        """Read what an earlier life left. A damaged file is only reported: it is made anew."""
+        """Read what an earlier life left.
+
+        A damaged file is kept aside and made anew: everything in it follows from other files. Only
+        its generation is lost, and flows that bypass us may carry it; the wall clock gives one
+        that they hardly carry.
+        """
         try:
-            self.snapshot = decode(self.path.read_bytes())
+            self.snapshot = self.last = decode(self.path.read_bytes())
         except FileNotFoundError:
             return
         except (OSError, SnapshotError) as error:
-            log.warning(
-                "snapshot is made anew: the old one cannot be used",
-                extra=fields(path=self.path, error=error),
-            )
+            aside = self.path.with_name(f"{self.path.name}.unusable")
+            self.path.rename(aside)
+            self.last = Snapshot(generation=int(time.time()))
+            log.warning("snapshot is made anew", extra=fields(error=error, kept=aside))
 
     @property
     def revision(self) -> int:
         """Revision of `snapshot`; the next one must be higher."""
         return self.snapshot.revision
-
-    def surpass(self, revision: int) -> bool:
-        """Make the next revision higher than this one too; say whether that needs a new one."""
-        if revision <= self.revision:
-            return False
-        self.snapshot = Snapshot(revision=revision)
-        self.published = False
-        return True
 
     async def publish(self, snapshot: Snapshot, workers: Iterable[Worker]) -> None:
         """Write a snapshot and tell every worker that is connected.

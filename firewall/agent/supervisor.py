@@ -19,8 +19,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import IntEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,9 @@ BACKOFF_MAX_S = 5.0
 
 STEADY_S = 10.0
 """A worker that lived this long begins with the first pause again."""
+
+VERSION = version("bartizan")
+"""The version of this program, and the one that its workers must have."""
 
 log = logging.getLogger(__name__)
 
@@ -106,23 +110,21 @@ class Supervisor:
     Args:
         specs: what shall run.
         version: the version that every worker must have.
-        received: called with each message of a worker, its greeting included.
-        changed: called when a worker came or went.
+        received: awaited with each message of a worker, its greeting included; while it works, the
+            worker's further messages wait.
     """
 
     def __init__(
         self,
         specs: Iterable[WorkerSpec],
         version: str,
-        received: Callable[[Worker, FromWorker], None],
-        changed: Callable[[Worker], None],
+        received: Callable[[Worker, FromWorker], Awaitable[None]],
     ) -> None:
         self.workers = [Worker(spec) for spec in specs]
         self._version = version
         self._received = received
-        self._changed = changed
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = asyncio.Event()
+        self._ending: set[Worker] = set()
 
     def start(self) -> None:
         """Begin to adopt or start every worker."""
@@ -131,15 +133,15 @@ class Supervisor:
             for worker in self.workers
         ]
 
-    async def stop(self, deadline_s: float) -> None:
-        """Drain and end every worker."""
-        self._stopping.set()
-        await asyncio.gather(*(self._end(worker, deadline_s) for worker in self.workers))
-        await self.release()
+    async def stop(self, deadline_s: float, kind: str | None = None) -> None:
+        """Drain and end every worker, or every one of a kind."""
+        chosen = [worker for worker in self.workers if kind in (None, worker.spec.kind)]
+        self._ending.update(chosen)
+        await asyncio.gather(*(self._end(worker, deadline_s) for worker in chosen))
 
     async def release(self) -> None:
         """Let go of the workers; those that run go on running."""
-        self._stopping.set()
+        self._ending.update(self.workers)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -157,7 +159,7 @@ class Supervisor:
     async def _keep(self, worker: Worker) -> None:
         """Adopt or start one worker, again and again."""
         pause_s = 0.0
-        while not self._stopping.is_set():
+        while worker not in self._ending:
             began = time.monotonic()
             try:
                 await self._attend(worker)
@@ -166,12 +168,11 @@ class Supervisor:
                 log.warning(
                     "worker failed", extra=fields(worker=worker.spec.name, error=worker.error)
                 )
-            if self._stopping.is_set():
+            if worker in self._ending:
                 return
             worker.pid = 0
             worker.state = WorkerState.WAITING
             worker.restarts_count += 1
-            self._changed(worker)
             if time.monotonic() - began > STEADY_S:
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
@@ -194,7 +195,7 @@ class Supervisor:
             if child is not None:
                 code = child.poll()
                 worker.error = f"ended with {_ending(code)}" if code is not None else worker.error
-        if not self._stopping.is_set():
+        if worker not in self._ending:
             log.error(
                 "worker ended", extra=fields(worker=worker.spec.name, pid=pid, error=worker.error)
             )
@@ -248,10 +249,9 @@ class Supervisor:
         worker.revision = greeting.revision
         worker.state = WorkerState.RUNNING
         worker.error = ""
-        self._received(worker, greeting)
-        self._changed(worker)
+        await self._received(worker, greeting)
         async for message in worker.channel:
-            self._received(worker, message)
+            await self._received(worker, message)
 
 
 async def end_orphans(run_dir: Path, keep: Iterable[Path] = ()) -> list[int]:

@@ -70,6 +70,11 @@ class DirectoryWatch:
         self._seen = present
         return Found(texts, gone, errors)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Return the files that the last look saw."""
+        return tuple(sorted(self._seen))
+
     def forget(self, path: Path) -> None:
         """Take a file as new at the next look."""
         self._seen.pop(path, None)

@@ -1,0 +1,448 @@
+"""The REST API: JSON over a unix socket, `/v1/...`.
+
+Who may open the socket (mode 0660, group by `api.group`) may do everything; there is no second
+check. Every error has one shape, `{"error": {"message": ..., "problems": [...]}}`, and the HTTP
+status says whose fault it is: 400 the request, 404 no such thing, 409 it contradicts what is there,
+422 the document is invalid, 503 a worker or the store does not answer.
+
+Changes answer when every worker enforces them, or after `?wait=SECONDS` (default 5, 0 = at once);
+the header `Bartizan-Enforced: yes|no` tells which.
+"""
+
+import asyncio
+import dataclasses
+import grp
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from conntrack.address import Prefix, format_prefix
+from firewall.agent import views
+from firewall.agent.collector import Collector
+from firewall.agent.config import Loaded, value
+from firewall.agent.declaration import Declaration, parse_declaration, parse_labels
+from firewall.agent.document import DocumentError
+from firewall.agent.engine import Engine, LinkError
+from firewall.agent.policies import InvalidPolicyError
+from firewall.agent.roster import RosterError, UnknownEndpointError
+from firewall.agent.status import Status
+from firewall.agent.supervisor import WorkerState
+from firewall.control.channel import ChannelClosedError, listen
+from firewall.flows.filters import FilterError
+from firewall.identities.labels import K8S, POD_NAMESPACE, LabelError, parse_label
+from firewall.identities.registry import KvStoreError
+from firewall.policy.readers import read
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""Largest request body: about 50,000 policies."""
+
+MAX_WAIT_S = 600.0
+"""Longest `?wait=`."""
+
+DEFAULT_WAIT_S = 5.0
+"""How long a change waits for the workers if the request does not say."""
+
+ASK_TIMEOUT_S = 5.0
+"""How long a worker may take to answer a question."""
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class RequestError(Exception):
+    """The request itself is wrong; the text says how."""
+
+
+class Api:
+    """The routes over an engine.
+
+    Args:
+        engine: what is asked and changed.
+        collector: the flows.
+        status: what is well and what is not.
+        loaded: returns the configuration in force.
+    """
+
+    def __init__(
+        self, engine: Engine, collector: Collector, status: Status, loaded: Callable[[], Loaded]
+    ) -> None:
+        self._engine = engine
+        self._collector = collector
+        self._status = status
+        self._loaded = loaded
+        self._runner: web.AppRunner | None = None
+        self._path: Path | None = None
+        self._ending = asyncio.Event()
+
+    async def start(self, path: Path, group: str) -> None:
+        """Listen at `path`.
+
+        Raises:
+            ChannelError: the path is taken or cannot be bound.
+            LookupError: there is no such group. OSError: the socket cannot be given to it.
+        """
+        bound = listen(path, socket.SOCK_STREAM, 0o660)
+        self._path = path
+        if group:
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        self._runner = web.AppRunner(
+            self._application(), handle_signals=False, access_log=None, shutdown_timeout=1.0
+        )
+        await self._runner.setup()
+        await web.SockSite(self._runner, bound).start()
+
+    async def stop(self) -> None:
+        """End streams, finish requests, stop listening."""
+        self._ending.set()
+        self._collector.wake()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+
+    def _application(self) -> web.Application:
+        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_shape_errors])
+        application.add_routes(
+            [
+                web.get("/v1/healthz", self._healthz),
+                web.get("/v1/status", self._get_status),
+                web.get("/v1/config", self._get_config),
+                web.get("/v1/endpoint", self._list_endpoints),
+                web.get("/v1/endpoint/{name}", self._get_endpoint),
+                web.put("/v1/endpoint/{name}", self._put_endpoint),
+                web.delete("/v1/endpoint/{name}", self._delete_endpoint),
+                web.patch("/v1/endpoint/{name}/labels", self._patch_labels),
+                web.get("/v1/identity", self._list_identities),
+                web.get("/v1/identity/{number}", self._get_identity),
+                web.get("/v1/policy", self._get_policy),
+                web.put("/v1/policy", self._put_policy),
+                web.delete("/v1/policy", self._delete_policy),
+                web.post("/v1/policy/validate", self._validate_policy),
+                web.get("/v1/ipcache", self._get_ipcache),
+                web.get("/v1/snapshot", self._get_snapshot),
+                web.get("/v1/conntrack", self._get_conntrack),
+                web.get("/v1/flows", self._get_flows),
+                web.get("/v1/metrics", self._get_metrics),
+            ]
+        )
+        return application
+
+    # --- the daemon ---------------------------------------------------------------------------
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _get_status(self, _: web.Request) -> web.Response:
+        return web.json_response(await self._status.document())
+
+    async def _get_config(self, _: web.Request) -> web.Response:
+        loaded = self._loaded()
+        rows = [
+            {"setting": path, "value": value(loaded.config, path), "source": source}
+            for path, source in loaded.sources.items()
+        ]
+        return web.json_response(body=_encode(rows))
+
+    async def _get_metrics(self, _: web.Request) -> web.Response:
+        text = await self._status.metrics()
+        return web.Response(text=text, content_type="text/plain", charset="utf-8")
+
+    # --- endpoints ----------------------------------------------------------------------------
+
+    async def _list_endpoints(self, _: web.Request) -> web.Response:
+        rows = [views.endpoint(self._engine, member) for member in self._engine.roster]
+        return web.json_response(rows)
+
+    async def _get_endpoint(self, request: web.Request) -> web.Response:
+        member = self._engine.roster.get(request.match_info["name"])
+        return web.json_response(views.endpoint(self._engine, member))
+
+    async def _put_endpoint(self, request: web.Request) -> web.Response:
+        wait_s = _wait(request)
+        name = request.match_info["name"]
+        known = self._engine.roster.find(name)
+        declaration = parse_declaration(await _text(request), "request", name)
+        await self._engine.put_endpoint(declaration, "api")
+        enforced = await self._engine.enforced(wait_s)
+        document = views.endpoint(self._engine, self._engine.roster.get(name))
+        return _changed(document, enforced=enforced, status=200 if known is not None else 201)
+
+    async def _delete_endpoint(self, request: web.Request) -> web.Response:
+        wait_s = _wait(request)
+        await self._engine.delete_endpoint(request.match_info["name"], "api")
+        return _changed({}, enforced=await self._engine.enforced(wait_s))
+
+    async def _patch_labels(self, request: web.Request) -> web.Response:
+        wait_s = _wait(request)
+        member = self._engine.roster.get(request.match_info["name"])
+        declaration = _relabelled(member.declaration, await _json(request))
+        await self._engine.put_endpoint(declaration, "api")
+        enforced = await self._engine.enforced(wait_s)
+        member = self._engine.roster.get(member.endpoint.name)
+        return _changed(views.endpoint(self._engine, member), enforced=enforced)
+
+    # --- identities ---------------------------------------------------------------------------
+
+    async def _list_identities(self, _: web.Request) -> web.Response:
+        return web.json_response(views.identities(self._engine))
+
+    async def _get_identity(self, request: web.Request) -> web.Response:
+        text = request.match_info["number"]
+        for row in views.identities(self._engine):
+            if str(row["id"]) == text:
+                return web.json_response(row)
+        raise _NotFoundError(f"no identity {text!r} is known here")
+
+    async def _get_ipcache(self, _: web.Request) -> web.Response:
+        rows = [
+            {"prefix": _prefix(row.network, row.length), "identity": row.identity}
+            for row in self._engine.publisher.snapshot.ipcache
+        ]
+        return web.json_response(rows)
+
+    # --- policies -----------------------------------------------------------------------------
+
+    async def _get_policy(self, request: web.Request) -> web.Response:
+        book = self._engine.book
+        objects = book.repository.select(**_selection(request))
+        return web.json_response(body=_encode(views.policies(objects, book.repository)))
+
+    async def _put_policy(self, request: web.Request) -> web.Response:
+        wait_s = _wait(request)
+        file = request.query.get("file", "request")
+        change = await self._engine.apply_policy(await _text(request), file)
+        enforced = await self._engine.enforced(wait_s)
+        return _changed(views.applied(change), enforced=enforced)
+
+    async def _delete_policy(self, request: web.Request) -> web.Response:
+        wait_s = _wait(request)
+        selection = _selection(request)
+        everything = request.query.get("all", "") in ("1", "true", "yes")
+        if not everything and not selection:
+            raise RequestError("say which policies: kind, namespace, name, labels, or all=1")
+        keys = [views.key_of(one.key) for one in self._engine.book.repository.select(**selection)]
+        if "labels" not in selection:
+            keys += [key for key in self._engine.book.resources if _fits(key, selection)]
+        change = await self._engine.delete_policy(keys)
+        enforced = await self._engine.enforced(wait_s)
+        return _changed(views.deleted(change), enforced=enforced)
+
+    async def _validate_policy(self, request: web.Request) -> web.Response:
+        result = read(await _text(request), request.query.get("file", "request"))
+        document = {
+            "valid": not result.errors,
+            "objects": len(result.objects) + len(result.resources),
+            "problems": [str(problem) for problem in result.problems],
+        }
+        return web.json_response(document, status=422 if result.errors else 200)
+
+    async def _get_snapshot(self, _: web.Request) -> web.Response:
+        return web.json_response(body=_encode(msgspec.to_builtins(self._engine.publisher.snapshot)))
+
+    # --- traffic ------------------------------------------------------------------------------
+
+    async def _get_conntrack(self, request: web.Request) -> web.Response:
+        running = [
+            worker
+            for worker in self._engine.workers
+            if worker.spec.kind == "datapath" and worker.state is WorkerState.RUNNING
+        ]
+        answers = await asyncio.gather(
+            *(worker.channel.ask("conntrack", ASK_TIMEOUT_S) for worker in running)
+        )
+        rows = views.conntrack_rows(
+            (row for answer in answers for row in answer),
+            self._engine,
+            request.query.getall("from", []),
+            request.query.getall("to", []),
+        )
+        return web.json_response(body=_encode(rows))
+
+    async def _get_flows(self, request: web.Request) -> web.StreamResponse:
+        query = self._collector.query(dict.fromkeys(request.query.keys()), request.query.getall)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async for lines in self._collector.stream(query, self._ending):
+            await response.write(lines)
+        await response.write_eof()
+        return response
+
+
+class _NotFoundError(LookupError):
+    """The thing asked for does not exist."""
+
+
+_STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (RequestError, 400),
+    (FilterError, 400),
+    (UnknownEndpointError, 404),
+    (_NotFoundError, 404),
+    (RosterError, 409),
+    (DocumentError, 422),
+    (InvalidPolicyError, 422),
+    (LabelError, 422),
+    (LinkError, 422),
+    (KvStoreError, 503),
+    (ChannelClosedError, 503),
+    (TimeoutError, 503),
+    (OSError, 507),
+)
+"""HTTP status of each error, the first that fits; 507: the state could not be written."""
+
+
+@web.middleware
+async def _shape_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error in the one shape."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _error(error.status, f"{request.method} {request.path}: {error.reason}")
+    except (ConnectionResetError, asyncio.CancelledError):
+        raise  # the client left
+    except Exception as error:
+        for kind, status in _STATUS:
+            if isinstance(error, kind):
+                return _error(status, _message(error), _problems(error))
+        log.exception("request failed: %s %s", request.method, request.path)
+        return _error(500, f"internal error: {type(error).__name__}: {error}")
+
+
+def _message(error: Exception) -> str:
+    """Return one line; a document's own lines are its problems."""
+    if isinstance(error, DocumentError):
+        count = len(error.problems)
+        return f"the document is invalid: {count} error{'s' * (count > 1)}, nothing was changed"
+    return str(error) or type(error).__name__
+
+
+def _problems(error: Exception) -> list[str]:
+    if isinstance(error, (DocumentError, InvalidPolicyError)):
+        return [str(problem) for problem in error.problems]
+    return []
+
+
+def _error(status: int, message: str, problems: list[str] | None = None) -> web.Response:
+    document = {"error": {"message": message, "problems": problems or []}}
+    return web.json_response(document, status=status)
+
+
+def _changed(document: Any, *, enforced: bool, status: int = 200) -> web.Response:
+    headers = {"Bartizan-Enforced": "yes" if enforced else "no"}
+    return web.json_response(document, status=status, headers=headers)
+
+
+def _encode(document: Any) -> bytes:
+    """Encode what may hold paths and other plain objects."""
+    return json.dumps(document, default=_plain).encode()
+
+
+def _plain(thing: object) -> object:
+    """Return what stands for an object in JSON: addresses as hex, declarations by name."""
+    if isinstance(thing, bytes):
+        return thing.hex()
+    if isinstance(thing, Declaration):
+        return thing.name
+    return str(thing)
+
+
+async def _text(request: web.Request) -> str:
+    """Return the body as text.
+
+    Raises:
+        RequestError: it is not UTF-8.
+    """
+    try:
+        return (await request.read()).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8: {error.reason}") from error
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    """Return the body as a JSON object.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        document = json.loads(await _text(request))
+    except ValueError as error:
+        raise RequestError(f"the body is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise RequestError("the body is no JSON object")
+    return document
+
+
+def _wait(request: web.Request) -> float:
+    """Return how long a change shall wait.
+
+    Raises:
+        RequestError: `wait` is no number of seconds.
+    """
+    text = request.query.get("wait")
+    if text is None:
+        return DEFAULT_WAIT_S
+    try:
+        wait_s = float(text)
+    except ValueError:
+        wait_s = -1.0
+    if not 0 <= wait_s <= MAX_WAIT_S:
+        raise RequestError(f"wait={text}: expected seconds, 0-{MAX_WAIT_S:g}")
+    return wait_s
+
+
+def _selection(request: web.Request) -> dict[str, Any]:
+    """Return what `Repository.select` needs to find the objects of a query."""
+    chosen: dict[str, Any] = {
+        name: request.query[name] for name in ("kind", "namespace", "name") if name in request.query
+    }
+    labels = [
+        str(parse_label(text))
+        for given in request.query.getall("labels", [])
+        for text in given.split(",")
+        if text
+    ]
+    if labels:
+        chosen["labels"] = labels
+    return chosen
+
+
+def _fits(key: tuple[str, str, str], selection: dict[str, Any]) -> bool:
+    wanted = (selection.get("kind"), selection.get("namespace"), selection.get("name"))
+    return all(want in (None, have) for want, have in zip(wanted, key, strict=True))
+
+
+def _relabelled(declaration: Declaration, document: dict[str, Any]) -> Declaration:
+    """Return a declaration with labels set and removed as `{"set": ..., "remove": [...]}` says.
+
+    Raises:
+        RequestError: the document has another shape. LabelError: a label is wrong.
+    """
+    unknown = set(document) - {"set", "remove"}
+    if unknown:
+        raise RequestError(f"unknown key {unknown.pop()!r}; expected set and remove")
+    given = document.get("set", [])
+    if isinstance(given, dict):
+        given = [f"{key}={text}" for key, text in given.items()]
+    removed = document.get("remove", [])
+    if not isinstance(given, list) or not isinstance(removed, list):
+        raise RequestError("set is a list or an object of labels, remove a list of keys")
+    names = [parse_label(str(key), K8S).name for key in removed]
+    protected = f"{K8S}:{POD_NAMESPACE}"
+    added = parse_labels(map(str, given))
+    if protected in names or added.get(K8S, POD_NAMESPACE) not in (None, declaration.namespace):
+        raise RequestError("the namespace of an endpoint cannot change; delete it and add it again")
+    labels = declaration.labels.without(names).with_labels(added)
+    return dataclasses.replace(declaration, labels=labels)
+
+
+def _prefix(network: bytes, length: int) -> str:
+    return format_prefix(Prefix(network, length))

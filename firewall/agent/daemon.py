@@ -1,0 +1,494 @@
+"""One run of the daemon: from taking the network namespace to giving it back.
+
+Start: namespace taken, state restored, files of the watched directories read, rules installed,
+workers adopted or started, first snapshot enforced, API open, READY. The order keeps an endpoint
+that was isolated before a restart isolated throughout: the rules and sets of the earlier life stay
+as they are until the new ones replace them in one transaction, and the workers of the earlier life
+decide by its last snapshot until they get ours.
+
+End, by SIGTERM: the proxy drains, rules and sets go, the datapath workers answer what is queued and
+end. A second SIGTERM ends the agent alone, at once, as `kill -9` would: rules and workers stay, the
+next start takes them over, and `bartizan cleanup` removes them.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from firewall.agent import journal, standing
+from firewall.agent.api import Api
+from firewall.agent.collector import Collector
+from firewall.agent.config import Config, Loaded, load, needs_restart
+from firewall.agent.declaration import read_declarations
+from firewall.agent.document import DocumentError
+from firewall.agent.engine import Engine, make_directories
+from firewall.agent.journal import fields
+from firewall.agent.node import AddressMonitor, local_addresses
+from firewall.agent.policies import InvalidPolicyError
+from firewall.agent.publisher import Publisher
+from firewall.agent.statefile import StateError
+from firewall.agent.status import Status
+from firewall.agent.supervisor import VERSION, Supervisor, Worker, WorkerSpec, end_orphans
+from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
+from firewall.control.channel import ChannelError
+from firewall.control.messages import Acknowledged, Events, FromWorker, Hello
+from firewall.datapath import kernel
+from firewall.datapath.kernel import KernelError
+from firewall.datapath.marks import Kind, Marks
+from firewall.datapath.ruleset import RulesetConfig
+from firewall.identities.registry import IdentityRegistry, KvStoreError
+from firewall.kvstore.sqlite import SqliteStore
+
+READY_S = 30.0
+"""Time for the workers to start and enforce the first snapshot; imports take about 0.5 s each."""
+
+PROXY_DRAIN_S = 2.0
+"""What open HTTP exchanges get to end."""
+
+DATAPATH_DRAIN_S = 1.0
+"""What queued packets get to be answered."""
+
+UPKEEP_S = 10.0
+"""Pause between two looks at the rules, the store and the identities nobody uses."""
+
+SETTLE_S = 0.1
+"""Links come in bursts; this long after the first message they are looked at once."""
+
+log = logging.getLogger(__name__)
+
+
+class UnableError(Exception):
+    """This machine cannot run the daemon now; the text says why and what would help."""
+
+
+class Daemon:
+    """One run.
+
+    Args:
+        loaded: the configuration.
+        path: its file, read again on SIGHUP; None = there is none.
+        overrides: flags, which count again on SIGHUP.
+    """
+
+    def __init__(self, loaded: Loaded, path: Path | None, overrides: Mapping[str, str]) -> None:
+        self._loaded = loaded
+        self._path = path
+        self._overrides = overrides
+        config = loaded.config
+        self._rules = ruleset_config(config)
+        self._supervisor = Supervisor(specs(config), VERSION, self._received)
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._links_changed = asyncio.Event()
+        self._policy_watch = _watch(config.policy.directory)
+        self._endpoint_watch = _watch(config.endpoint_directory)
+        self._publisher = Publisher(config.snapshot_path)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._engine: Engine
+        self._collector: Collector
+        self._status: Status
+
+    @property
+    def _config(self) -> Config:
+        return self._loaded.config
+
+    async def run(self) -> None:
+        """Serve until SIGTERM.
+
+        Raises:
+            OccupiedError: another daemon has this network namespace.
+            UnableError, KernelError, KvStoreError, StateError, ChannelError: it cannot start.
+            InvalidPolicyError: a policy of the directory is invalid and was never valid here.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(standing.occupy())
+            self._catch_signals()
+            make_directories(self._config)
+            store = await SqliteStore.open(self._config.state_dir / "identities.db")
+            stack.push_async_callback(store.close)
+            await self._restore(store)
+            monitor = AddressMonitor()
+            stack.callback(monitor.close)
+            await self._begin(monitor)
+            api = Api(self._engine, self._collector, self._status, lambda: self._loaded)
+            try:
+                await self._start_api(api)
+                await self._await_enforcement()
+                standing.tell_systemd("READY=1", f"STATUS={self._status.summary()}")
+                log.info("ready", extra=fields(status=self._status.summary()))
+                await self._serve()
+            finally:
+                await self._end(api)
+
+    # --- start --------------------------------------------------------------------------------
+
+    async def _restore(self, store: SqliteStore) -> None:
+        """Make the engine, with everything that was in force before and what the files say."""
+        config = self._config
+        registry = IdentityRegistry(store, node=config.node, grace_s=config.identity.grace_period_s)
+        self._publisher.restore()
+        self._engine = Engine(
+            config, registry, self._publisher, self._supervisor.workers, kernel.update_endpoints
+        )
+        self._collector = Collector(self._engine, config.flows)
+        self._status = Status(self._engine, self._collector, "sqlite")
+        await self._engine.restore()
+        self._engine.local_addresses = await asyncio.to_thread(local_addresses)
+        await self._engine.sync_endpoints(config.endpoints, "config")
+        await self._follow_policies(first=True)
+        await self._follow_endpoints(first=True)
+
+    async def _begin(self, monitor: AddressMonitor) -> None:
+        """Install the rules, start or adopt the workers, begin to publish."""
+        config = self._config
+        await asyncio.to_thread(kernel.install, self._rules)
+        keep = [spec.socket_path for spec in specs(config)]
+        for pid in await end_orphans(config.run_dir, keep):
+            log.info("worker ended: it is not configured any more", extra=fields(pid=pid))
+        asyncio.get_running_loop().add_reader(monitor.fileno(), self._on_link, monitor)
+        self._supervisor.start()
+        self._engine.publish()
+        for work in (self._engine.run(), self._collector.run(), self._keep_following(),
+                     self._keep_links(), self._keep_up()):  # fmt: skip
+            self._tasks.append(asyncio.create_task(_forever(work)))
+
+    async def _start_api(self, api: Api) -> None:
+        try:
+            await api.start(self._config.api_path, self._config.api.group)
+        except LookupError:
+            raise UnableError(f"api.group: no group {self._config.api.group!r}") from None
+        except OSError as error:
+            raise UnableError(f"{self._config.api_path}: {error.strerror}") from error
+
+    async def _await_enforcement(self) -> None:
+        """Wait for the first snapshot to be enforced.
+
+        Raises:
+            UnableError: no datapath worker enforces it in time; its own words say why.
+        """
+        if await self._engine.enforced(READY_S) or self._stop.is_set():
+            return
+        datapath = [w for w in self._supervisor.workers if w.spec.kind == "datapath"]
+        if not any(worker.revision for worker in datapath):
+            reasons = {worker.error for worker in datapath if worker.error}
+            raise UnableError(
+                f"no datapath worker enforces a snapshot after {READY_S:g} s: "
+                f"{'; '.join(sorted(reasons)) or 'they do not start'}; see `bartizan doctor`"
+            )
+        log.warning("not everything is enforced", extra=fields(errors=self._status.errors()))
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._on_term)
+        loop.add_signal_handler(signal.SIGINT, self._on_term)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_dump)
+
+    # --- service ------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Wait for SIGTERM, reloading on SIGHUP."""
+        while not self._stop.is_set():
+            events = (self._stop, self._reload)
+            waits: list[asyncio.Task[Any]] = [asyncio.create_task(event.wait()) for event in events]
+            done, pending = await asyncio.wait(
+                {*waits, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in waits:
+                if task in pending:
+                    task.cancel()
+            for task in done & set(self._tasks):
+                task.result()  # a task of ours never ends but by an error: let it be seen
+            if self._reload.is_set() and not self._stop.is_set():
+                self._reload.clear()
+                await self._do_reload()
+
+    async def _received(self, worker: Worker, message: FromWorker) -> None:
+        """Take what a worker says."""
+        match message:
+            case Events():
+                self._collector.take(worker, message)
+            case Acknowledged():
+                await self._engine.acknowledged(worker, message)
+            case Hello():
+                await self._engine.greeted(worker, message)
+            case _:
+                log.warning("message without a reader", extra=fields(worker=worker.spec.name))
+
+    async def _do_reload(self) -> None:
+        """Read configuration and directories again; what is invalid changes nothing."""
+        standing.tell_systemd("RELOADING=1", standing.monotonic_usec())
+        try:
+            loaded = load(self._path, self._overrides, os.environ)
+        except DocumentError as error:
+            self._status.problems["configuration"] = f"not reloaded: {error}"
+            log.error("configuration not reloaded", extra=fields(problems=str(error)))  # noqa: TRY400
+        else:
+            self._status.problems.pop("configuration", None)
+            await self._apply_config(loaded)
+        await self._follow_policies()
+        await self._follow_endpoints()
+        standing.tell_systemd("READY=1", f"STATUS={self._status.summary()}")
+
+    async def _apply_config(self, loaded: Loaded) -> None:
+        """Let the live settings take effect."""
+        old, new = self._config, loaded.config
+        waiting = needs_restart(old, new)
+        if waiting:
+            log.warning("settings need a restart", extra=fields(settings=",".join(waiting)))
+        self._loaded = loaded
+        self._engine.config = new
+        logging.getLogger().setLevel(new.log.level.upper())
+        if new.policy.directory != old.policy.directory:
+            self._policy_watch = _watch(new.policy.directory)
+        if new.endpoint_directory != old.endpoint_directory:
+            self._endpoint_watch = _watch(new.endpoint_directory)
+        await self._engine.sync_endpoints(new.endpoints, "config")
+        self._engine.publish()
+        log.info("configuration reloaded", extra=fields(path=self._path))
+
+    # --- watched directories ------------------------------------------------------------------
+
+    async def _keep_following(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            await self._follow_policies()
+            await self._follow_endpoints()
+
+    async def _follow_policies(self, *, first: bool = False) -> None:
+        """Follow the policy directory.
+
+        Raises:
+            InvalidPolicyError: `first`, and a file is invalid of which no valid text is known.
+        """
+        watch, book = self._policy_watch, self._engine.book
+        if watch is None:
+            return
+        found = await asyncio.to_thread(watch.look)
+        present = set(watch.paths)
+        gone = set(found.gone)
+        if not found.errors:
+            gone |= {path for path in book.followed() if path not in present}
+        for path in sorted(gone):
+            await self._engine.follow_file(path, None)
+        followed = set(book.followed())
+        for path, text in found.texts.items():
+            try:
+                change = await self._engine.follow_file(path, text)
+            except OSError as error:
+                watch.forget(path)
+                self._status.problems["policy.directory"] = f"{path}: not persisted: {error}"
+                continue
+            if change is None:
+                problems = book.refused[str(path)]
+                if first and path not in followed:
+                    raise InvalidPolicyError(problems)
+                log.error(
+                    "policy file is invalid, its last valid text stays",
+                    extra=fields(file=path, problems="; ".join(map(str, problems))),
+                )
+        self._note("policy.directory", found.errors)
+
+    async def _follow_endpoints(self, *, first: bool = False) -> None:
+        """Follow the endpoint directory; at the start, files that went meanwhile count as gone."""
+        watch = self._endpoint_watch
+        if watch is None:
+            return
+        found = await asyncio.to_thread(watch.look)
+        errors = dict(found.errors)
+        gone = {str(path) for path in found.gone}
+        if first and not errors:
+            files = {
+                member.declaration.place.file
+                for member in self._engine.roster
+                if member.origin == "directory"
+            }
+            gone |= files - {str(path) for path in watch.paths}
+        for file in sorted(gone):
+            await self._engine.sync_endpoints((), "directory", file)
+            self._status.problems.pop(f"endpoint file {file}", None)
+        for path, text in found.texts.items():
+            topic = f"endpoint file {path}"
+            try:
+                declarations = read_declarations(text, str(path))
+            except DocumentError as error:
+                self._status.problems[topic] = f"its last valid text stays: {error}"
+                log.error("endpoint file is invalid", extra=fields(problems=str(error)))  # noqa: TRY400
+            else:
+                self._status.problems.pop(topic, None)
+                await self._engine.sync_endpoints(declarations, "directory", str(path))
+        self._note("endpoint_directory", errors)
+
+    def _note(self, topic: str, errors: Mapping[Path, str]) -> None:
+        """Show what cannot be read, or that everything can."""
+        if errors:
+            listed = "; ".join(f"{path} {error}" for path, error in errors.items())
+            self._status.problems[topic] = listed
+        else:
+            self._status.problems.pop(topic, None)
+
+    # --- the machine --------------------------------------------------------------------------
+
+    def _on_link(self, monitor: AddressMonitor) -> None:
+        monitor.drain()
+        self._links_changed.set()
+
+    async def _keep_links(self) -> None:
+        """Follow links and addresses of the node."""
+        while True:
+            await self._links_changed.wait()
+            await asyncio.sleep(SETTLE_S)
+            self._links_changed.clear()
+            found = await asyncio.to_thread(local_addresses)
+            if found != self._engine.local_addresses:
+                self._engine.local_addresses = found
+                self._engine.publish()
+            await self._engine.find_links()
+
+    async def _keep_up(self) -> None:
+        """Keep rules, store and identities in order."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(UPKEEP_S)
+            await self._check_rules()
+            registry, problems = self._engine.registry, self._engine.problems
+            try:
+                await registry.keep_alive()
+                if await registry.collect(loop.time()):
+                    self._engine.publish()
+                await self._engine.retry_identities()
+                problems.pop("kvstore", None)
+            except KvStoreError as error:
+                problems["kvstore"] = str(error)
+            standing.tell_systemd(f"STATUS={self._status.summary()}")
+
+    async def _check_rules(self) -> None:
+        """Put the rules back if somebody took them away."""
+        try:
+            if await asyncio.to_thread(kernel.is_installed):
+                self._status.problems.pop("rules", None)
+                return
+            log.error("our rules were removed or are not first any more: installed again")
+            await asyncio.to_thread(kernel.install, self._rules)
+        except KernelError as error:
+            self._status.problems["rules"] = str(error)
+
+    # --- end ----------------------------------------------------------------------------------
+
+    def _on_term(self) -> None:
+        if self._stop.is_set():
+            log.warning("second signal: ended at once; rules and workers stay as they are")
+            _exit_now()
+        self._stop.set()
+
+    def _on_dump(self) -> None:
+        self._tasks.append(asyncio.create_task(self._dump()))
+
+    async def _dump(self) -> None:
+        log.info("state: %s", json.dumps(await self._status.document()))
+        await asyncio.Event().wait()
+
+    async def _end(self, api: Api) -> None:
+        """Give everything back."""
+        standing.tell_systemd("STOPPING=1")
+        log.info("ending")
+        await api.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._supervisor.stop(PROXY_DRAIN_S, "l7proxy")
+        try:
+            await asyncio.to_thread(kernel.remove, self._rules)
+        except KernelError as error:
+            log.error("rules not removed: run `bartizan cleanup`", extra=fields(error=error))  # noqa: TRY400
+        await self._supervisor.stop(DATAPATH_DRAIN_S)
+        await self._supervisor.release()
+        await self._collector.close()
+        log.info("ended")
+
+
+def ruleset_config(config: Config) -> RulesetConfig:
+    """Return what the kernel's rules depend on."""
+    return RulesetConfig(
+        marks=Marks(config.mark_mask),
+        first_queue=config.queue_base,
+        queue_count=config.worker_count,
+        http_proxy_port=config.proxy.port if config.proxy.workers else 0,
+    )
+
+
+def specs(config: Config) -> list[WorkerSpec]:
+    """Return the workers of a configuration, by their whole command lines."""
+    shared = ("--run-dir", str(config.run_dir), "--snapshot", str(config.snapshot_path))
+    found: list[WorkerSpec] = []
+    for number in range(config.worker_count):
+        arguments = [
+            "-P", "-m", "firewall.datapath.worker",
+            "--number", str(number),
+            "--queue", str(config.queue_base + number),
+            *shared,
+            "--workers", str(config.worker_count),
+            "--mark-mask", f"{config.mark_mask:#x}",
+            "--copy-range", str(config.copy_range),
+            "--queue-length", str(config.queue_length),
+            "--flow-limit", str(config.conntrack.limit),
+            "--profile", config.conntrack.profile,
+        ]  # fmt: skip
+        if not config.gso:
+            arguments.append("--no-gso")
+        path = config.run_dir / f"datapath-{number}.sock"
+        found.append(WorkerSpec("datapath", number, tuple(arguments), path))
+    from_proxy = Marks(config.mark_mask).of(Kind.FROM_PROXY).value
+    for number in range(config.proxy.workers):
+        arguments = [
+            "-P", "-m", "l7proxy.worker",
+            "--number", str(number),
+            "--port", str(config.proxy.port),
+            *shared,
+            "--mark-from-proxy", f"{from_proxy:#x}",
+        ]  # fmt: skip
+        path = config.run_dir / f"l7proxy-{number}.sock"
+        found.append(WorkerSpec("l7proxy", number, tuple(arguments), path))
+    return found
+
+
+def configure_log(config: Config) -> None:
+    """Set the log up as configured."""
+    journal.configure(config.log.format, config.log.level)
+
+
+def start_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that mean: this machine, as it is, cannot run the daemon."""
+    return (
+        UnableError,
+        standing.OccupiedError,
+        KernelError,
+        KvStoreError,
+        StateError,
+        ChannelError,
+    )
+
+
+def _watch(directory: Path | None) -> DirectoryWatch | None:
+    return None if directory is None else DirectoryWatch(directory)
+
+
+async def _forever(work: Coroutine[Any, Any, None]) -> None:
+    """Run a task of the daemon; an error in it is logged, and ends the daemon."""
+    try:
+        await work
+    except Exception:
+        log.exception("a task of the agent failed")
+        raise
+
+
+def _exit_now() -> NoReturn:
+    """Leave without any of Python's farewells."""
+    logging.shutdown()
+    os._exit(1)

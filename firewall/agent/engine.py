@@ -1,0 +1,504 @@
+"""The control plane: endpoints, identities and policies in, snapshots out.
+
+Theory of operation. Everything here runs on one event loop. A change is made at once in the model
+(roster, policy book, registry) and asks for a publication; one task publishes, so that any number
+of changes which arrive together become one snapshot. An endpoint is `regenerating` from the moment
+its snapshot is being published, and `ready` when every worker has acknowledged that revision.
+
+Order of a publication, so that no packet meets a half-known world: numbers for the prefixes of
+rules, identities into the resolver, the snapshot computed, the kernel's sets of managed addresses,
+the file, the announcements. What fails is tried again with growing pauses; what was in force stays
+in force, and `problems` says what is wrong.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from conntrack.address import Prefix
+from firewall.agent import statefile
+from firewall.agent.config import Config
+from firewall.agent.declaration import Declaration
+from firewall.agent.journal import fields
+from firewall.agent.numbers import PrefixNumbers
+from firewall.agent.policies import BookChange, Key, PolicyBook
+from firewall.agent.publisher import Publisher, enforced_by_all
+from firewall.agent.roster import Member, Origin, Roster, RosterError
+from firewall.agent.supervisor import Worker
+from firewall.control.messages import Acknowledged, Hello
+from firewall.datapath.kernel import KernelError
+from firewall.datapath.ruleset import EndpointLink, RulesetError
+from firewall.endpoints.endpoint import Endpoint, Step
+from firewall.endpoints.lifecycle import EndpointState
+from firewall.endpoints.sources import Interface, SourceError, find_interface, interface_named
+from firewall.identities.ipcache import Ipcache, Source
+from firewall.identities.labels import LabelFilter, LabelSet
+from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError
+from firewall.identities.reserved import Reserved
+from firewall.policy.readers import ReaderSettings
+from firewall.policy.repository import Repository
+from firewall.policy.resolve import Resolver
+from firewall.policy.snapshot import Settings, Snapshot
+
+COALESCE_S = 0.005
+"""Changes within this time share a snapshot; short beside the 20 ms that publishing takes."""
+
+RETRY_FIRST_S = 0.2
+"""Pause after a publication that failed; doubled for every further one."""
+
+RETRY_MAX_S = 10.0
+"""Longest pause: what was mended is noticed within it."""
+
+log = logging.getLogger(__name__)
+
+
+class LinkError(Exception):
+    """The interface of an endpoint cannot be found; the text says what was looked for."""
+
+
+class Engine:
+    """State of the node and the task that publishes it.
+
+    Args:
+        config: the configuration in force.
+        registry: gives label sets their numbers.
+        publisher: restored, so that revisions go on.
+        workers: those that must acknowledge.
+        manage: makes the kernel queue the packets of these endpoints (blocking; runs in a thread).
+
+    Attributes:
+        problems: what is wrong now, by topic; shown in the status until it is mended.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        registry: IdentityRegistry,
+        publisher: Publisher,
+        workers: list[Worker],
+        manage: Callable[[Iterable[EndpointLink]], None],
+    ) -> None:
+        self.config = config
+        self.registry = registry
+        self.publisher = publisher
+        self.workers = workers
+        self.problems: dict[str, str] = {}
+        self.local_addresses: tuple[bytes, ...] = ()
+        self.book = PolicyBook(
+            config.state_dir,
+            Repository(revision=max(1, publisher.snapshot.policy_revision)),
+            ReaderSettings(cluster_name=config.cluster_name),
+        )
+        self.roster = Roster(
+            config.state_dir, config.cluster_name, LabelFilter(config.labels.filter)
+        )
+        self.resolver = Resolver(cluster=config.cluster_name, last=publisher.last)
+        self._prefixes = PrefixNumbers(config.state_dir, registry.local)
+        self._manage = manage
+        self._managed: list[EndpointLink] | None = None
+        self._told: dict[int, LabelSet] = {}
+        self._offset = 0
+        self._wanted = asyncio.Event()
+        self._asked = 0
+        self._done = 0
+        self._done_revision = 0
+        self._moved = asyncio.Condition()
+        self._regenerating: dict[Endpoint, int] = {}
+        self._leaving: list[tuple[Endpoint, int | None]] = []
+        self._changing = asyncio.Lock()
+
+    # --- start --------------------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """Bring back what was in force before the restart.
+
+        Raises:
+            StateError: a state file cannot be used.
+            InvalidPolicyError: a stored policy is refused by this version.
+        """
+        self._follow(self.book.restore())
+        self.roster.restore(time.time_ns())
+        self._prefixes.restore()
+        for member in self.roster:
+            await self._relabel(member)
+
+    def surpass(self, hello: Hello) -> None:
+        """Number snapshots above what a worker of an earlier life enforces already."""
+        if hello.revision > self.publisher.revision:
+            self._offset += hello.revision + 1 - self.publisher.revision
+            self.publish()
+
+    # --- endpoints ----------------------------------------------------------------------------
+
+    async def put_endpoint(self, declaration: Declaration, origin: Origin) -> Member:
+        """Add or change an endpoint.
+
+        An endpoint from a file is enforced by its address until its interface comes.
+
+        Raises:
+            RosterError: it contradicts another one. OSError: it could not be persisted.
+            LinkError: its interface is not there (from the API only).
+        """
+        async with self._changing:
+            self.roster.check(declaration, origin)
+            topic = f"endpoint {declaration.name}"
+            try:
+                interface = await self._interface(declaration)
+                self.problems.pop(topic, None)
+            except LinkError as error:
+                if origin == "api":
+                    raise
+                interface = Interface("", 0)
+                self.problems[topic] = str(error)
+            member = self.roster.put(declaration, origin, interface, time.time_ns())
+            await self._relabel(member)
+            return member
+
+    async def delete_endpoint(self, name: str, origin: Origin) -> None:
+        """Stop managing an endpoint.
+
+        Raises:
+            UnknownEndpointError: there is none. RosterError: another origin declared it.
+            OSError: it could not be persisted.
+        """
+        async with self._changing:
+            endpoint = self.roster.remove(name, origin).endpoint
+            number = endpoint.disconnect(time.time_ns())
+            self._leaving.append((endpoint, number))
+            self._regenerating.pop(endpoint, None)
+            self.problems.pop(f"endpoint {name}", None)
+            self.publish()
+
+    async def sync_endpoints(
+        self, declarations: Iterable[Declaration], origin: Origin, file: str | None = None
+    ) -> None:
+        """Make the endpoints of an origin (of it, a file) exactly these.
+
+        What contradicts another endpoint is left out and named in `problems`.
+
+        Raises:
+            OSError: it could not be persisted.
+        """
+        wanted = {declaration.name: declaration for declaration in declarations}
+        for name in self.roster.of_origin(origin, file):
+            if name not in wanted:
+                await self.delete_endpoint(name, origin)
+        topic = f"endpoints in {file or 'the configuration'}"
+        self.problems.pop(topic, None)
+        for declaration in wanted.values():
+            known = self.roster.find(declaration.name)
+            if known is not None and (known.declaration, known.origin) == (declaration, origin):
+                continue
+            try:
+                await self.put_endpoint(declaration, origin)
+            except RosterError as error:
+                self.problems[topic] = str(error)
+                log.warning("endpoint left out", extra=fields(error=error, file=file))
+
+    async def find_links(self) -> None:
+        """Look every endpoint's interface up again: links have come, gone or changed."""
+        async with self._changing:
+            for member in self.roster:
+                endpoint, topic = member.endpoint, f"endpoint {member.endpoint.name}"
+                try:
+                    interface = await self._interface(member.declaration)
+                except LinkError as error:
+                    # The old interface stays: a packet with this source from elsewhere is spoofed.
+                    self.problems[topic] = str(error)
+                    continue
+                self.problems.pop(topic, None)
+                if endpoint.configure(time.time_ns(), interface=interface) is not Step.NOTHING:
+                    self.publish()
+
+    async def _interface(self, declaration: Declaration) -> Interface:
+        """Return the node's side of an endpoint's link; ("", 0) if the declaration names none."""
+        try:
+            if declaration.netns:
+                return await asyncio.to_thread(find_interface, declaration.netns)
+            if declaration.interface:
+                return await asyncio.to_thread(interface_named, declaration.interface)
+        except SourceError as error:
+            raise LinkError(f"endpoint {declaration.name}: {error}") from error
+        return Interface("", 0)
+
+    async def _relabel(self, member: Member) -> None:
+        """Bring labels and identity in line with declaration and namespace."""
+        namespace = self.book.namespaces().get(member.declaration.namespace)
+        labels = self.roster.labels_of(
+            member.declaration, namespace.labels if namespace is not None else None
+        )
+        step = member.endpoint.set_labels(labels, time.time_ns())
+        if step is Step.ALLOCATE:
+            await self._identify(member.endpoint)
+        self.publish()
+
+    async def _identify(self, endpoint: Endpoint) -> None:
+        """Get an endpoint the number of its labels; without a store it waits and stays `init`."""
+        topic = f"identity of {endpoint.name}"
+        while True:
+            asked = endpoint.relevant
+            try:
+                number = await self.registry.allocate(asked)
+            except (KvStoreError, IdentityError) as error:
+                self.problems[topic] = str(error)
+                log.warning(
+                    "no identity", extra=fields(endpoint=endpoint.title, error=error, labels=asked)
+                )
+                return
+            self.problems.pop(topic, None)
+            answer = endpoint.identity_allocated(number, asked, time.time_ns())
+            if answer.release is not None:
+                await self._release(answer.release)
+            if answer.step is not Step.ALLOCATE:
+                return
+
+    async def _release(self, number: int) -> None:
+        """Give a reference back; if the store does not answer, the registry does it later."""
+        with contextlib.suppress(KvStoreError):
+            await self.registry.release(number)
+
+    async def retry_identities(self) -> None:
+        """Ask again for the endpoints that still have no number."""
+        for member in self.roster:
+            if member.endpoint.identity is None:
+                await self._identify(member.endpoint)
+                self.publish()
+
+    # --- policies -----------------------------------------------------------------------------
+
+    async def apply_policy(self, text: str, file: str) -> BookChange:
+        """Apply a text.
+
+        Raises:
+            InvalidPolicyError: it is refused as a whole. OSError: it could not be persisted.
+        """
+        change = self.book.apply(text, file)
+        await self._adopt(change)
+        return change
+
+    async def follow_file(self, path: Path, text: str | None) -> BookChange | None:
+        """Follow a file of the policy directory; `text` None = it is gone.
+
+        Returns:
+            None if the file is invalid: `book.problems` says why, and nothing changed.
+
+        Raises:
+            OSError: it could not be persisted.
+        """
+        change = self.book.unfollow(path) if text is None else self.book.follow(path, text)
+        if change is not None:
+            await self._adopt(change)
+        return change
+
+    async def delete_policy(self, keys: Iterable[Key]) -> BookChange:
+        """Delete objects; raises OSError if that could not be persisted."""
+        change = self.book.delete(keys)
+        await self._adopt(change)
+        return change
+
+    async def _adopt(self, change: BookChange) -> None:
+        """Let the rest of the node follow a change of the book."""
+        if not change.changed:
+            return
+        namespaces = self._follow(change)
+        now_ns = time.time_ns()
+        for member in self.roster:
+            if member.declaration.namespace in namespaces:
+                await self._relabel(member)
+            reason = f"policy revision {change.policies.revision}"
+            member.endpoint.need_regeneration(reason, now_ns)
+        self.publish()
+
+    def _follow(self, change: BookChange) -> set[str]:
+        """Tell the resolver; return the namespaces whose labels may have changed."""
+        self.resolver.apply(change.policies)
+        if change.resources:
+            self.resolver.set_resources(self.book.resources.values())
+        return {name for kind, _, name in change.resources if kind == "Namespace"}
+
+    # --- publication --------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Ask for a publication; what is changed until it happens is part of it."""
+        self._asked += 1
+        self._wanted.set()
+
+    async def enforced(self, timeout_s: float) -> bool:
+        """Wait until every worker enforces everything asked for so far; say whether it does."""
+        asked = self._asked
+        if timeout_s <= 0:
+            return False
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: self._done >= asked)
+        except TimeoutError:
+            return False
+        left_s = timeout_s - (time.monotonic() - began)
+        return await self.publisher.enforced(self._done_revision, self.workers, left_s)
+
+    async def run(self) -> None:
+        """Publish whenever it is asked for, until cancelled."""
+        pause_s = 0.0
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(max(COALESCE_S, pause_s))
+            self._wanted.clear()
+            asked = self._asked
+            try:
+                await self._publish()
+            except (OSError, KernelError, RulesetError, IdentityError) as error:
+                pause_s = min(max(2 * pause_s, RETRY_FIRST_S), RETRY_MAX_S)
+                self._failed(error)
+                continue
+            pause_s = 0.0
+            self.problems.pop("snapshot", None)
+            async with self._moved:
+                self._done, self._done_revision = asked, self.publisher.revision
+                self._moved.notify_all()
+            self.settle()
+
+    def _failed(self, cause: Exception) -> None:
+        """Note that a publication failed, and ask for another one."""
+        error = self.problems["snapshot"] = str(cause)
+        log.error("snapshot not published", extra=fields(error=error))
+        for endpoint in tuple(self._regenerating):
+            endpoint.fail_regeneration(error, time.time_ns())
+        self._regenerating.clear()
+        self._wanted.set()
+
+    async def _publish(self) -> None:
+        """Compute and publish one snapshot."""
+        self._prefixes.follow(self.resolver.prefixes())
+        self._tell_identities()
+        members = list(self.roster)
+        leaving, self._leaving = self._leaving, []
+        begun = [member.endpoint for member in members if _begin(member.endpoint)]
+        self.resolver.set_endpoints(
+            member.endpoint.row() for member in members if member.endpoint.addresses
+        )
+        snapshot = self.resolver.snapshot(settings=self._settings(), ipcache=self._ipcache())
+        revision = snapshot.revision + self._offset
+        self._regenerating.update(dict.fromkeys(begun, revision))
+        await self._manage_links(members)
+        if revision != self.publisher.revision or not self.publisher.published:
+            await self._write(snapshot, revision)
+        for endpoint, number in leaving:
+            endpoint.disconnected(time.time_ns())
+            if number is not None:
+                await self._release(number)
+
+    async def _write(self, snapshot: Snapshot, revision: int) -> None:
+        """Publish a snapshot under its final revision."""
+        began = time.monotonic()
+        snapshot = msgspec.structs.replace(snapshot, revision=revision)
+        await self.publisher.publish(snapshot, self.workers)
+        log.info(
+            "snapshot published",
+            extra=fields(
+                revision=revision,
+                policy_revision=snapshot.policy_revision,
+                generation=snapshot.generation,
+                reason=self.resolver.reason or "no permission was taken away",
+                endpoints=len(snapshot.endpoints),
+                identities=len(snapshot.identities),
+                ms=round(1000 * (time.monotonic() - began), 1),
+            ),
+        )
+
+    async def _manage_links(self, members: list[Member]) -> None:
+        """Have the kernel queue what concerns these endpoints, if that is not so already."""
+        links = [
+            EndpointLink(member.endpoint.addresses, member.endpoint.interface) for member in members
+        ]
+        if links != self._managed:
+            await asyncio.to_thread(self._manage, links)
+            self._managed = links
+
+    def _tell_identities(self) -> None:
+        """Bring the resolver's identities in line with the registry's."""
+        known = self.registry.known()
+        for number in self._told.keys() - known.keys():
+            self.resolver.remove_identity(number)
+            del self._told[number]
+        for number, labels in known.items():
+            if self._told.get(number) != labels:
+                self.resolver.upsert_identity(number, labels)
+                self._told[number] = labels
+
+    def _ipcache(self) -> list[tuple[Prefix, int]]:
+        """Return the identity of every prefix that is known."""
+        cache = Ipcache()
+        for prefix, number in self._prefixes.items():
+            cache.upsert(prefix, number, Source.GENERATED)
+        for address in self.local_addresses:
+            cache.upsert(_host(address), Reserved.HOST, Source.KVSTORE)
+        for member in self.roster:
+            row = member.endpoint.row()
+            for address in row.addresses:
+                cache.upsert(_host(address), row.identity, Source.LOCAL)
+        return [(prefix, entry.identity) for prefix, entry in cache]
+
+    def _settings(self) -> Settings:
+        config = self.config
+        return Settings(
+            enforcement=config.policy.enforcement,
+            allow_localhost=config.policy.allow_localhost,
+            policy_audit_mode=config.policy.audit,
+            http_proxy_port=config.proxy.port if config.proxy.workers else 0,
+            node_name=config.node,
+            local_addresses=self.local_addresses,
+        )
+
+    # --- what workers say ---------------------------------------------------------------------
+
+    async def greeted(self, worker: Worker, hello: Hello) -> None:
+        """Bring a worker up to date that has just connected."""
+        self.surpass(hello)
+        await self.publisher.greet(worker, hello)
+        self.settle()
+
+    async def acknowledged(self, worker: Worker, message: Acknowledged) -> None:
+        """Note what a worker enforces."""
+        await self.publisher.acknowledge(worker, message)
+        self.settle()
+
+    def settle(self) -> None:
+        """Make endpoints ready whose revision every worker enforces."""
+        policy_revision = self.publisher.snapshot.policy_revision
+        for endpoint, revision in tuple(self._regenerating.items()):
+            if revision <= self.publisher.revision and enforced_by_all(revision, self.workers):
+                del self._regenerating[endpoint]
+                endpoint.finish_regeneration(policy_revision, time.time_ns())
+
+
+def _begin(endpoint: Endpoint) -> bool:
+    """Let an endpoint begin its regeneration if it waits for it."""
+    waits = (EndpointState.RESTORING, EndpointState.WAITING_TO_REGENERATE)
+    if endpoint.state not in waits or endpoint.identity is None:
+        return False
+    endpoint.begin_regeneration(time.time_ns())
+    return True
+
+
+def _host(address: bytes) -> Prefix:
+    """Return the prefix of exactly one address."""
+    return Prefix(address, 8 * len(address))
+
+
+def make_directories(config: Config) -> None:
+    """Make run and state directory: 0755 (the API socket decides who may ask) and 0700.
+
+    Raises:
+        StateError: they cannot be made.
+    """
+    for path, mode in ((config.run_dir, 0o755), (config.state_dir, 0o700)):
+        try:
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+        except OSError as error:
+            raise statefile.StateError(f"{path}: {error.strerror}; run as root") from error

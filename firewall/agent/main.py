@@ -1,0 +1,114 @@
+"""Entry points of the agent, called by the command line.
+
+Exit codes: 0 ended as asked, 2 the configuration is wrong, 3 this machine cannot (permissions,
+kernel, another daemon, unusable state), 4 a policy is invalid.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from firewall.agent import standing
+from firewall.agent.config import Config, Loaded, load
+from firewall.agent.daemon import Daemon, configure_log, ruleset_config, start_errors
+from firewall.agent.document import DocumentError
+from firewall.agent.journal import fields
+from firewall.agent.policies import InvalidPolicyError
+from firewall.agent.supervisor import end_orphans
+from firewall.control.channel import ChannelError, listener_pid
+from firewall.datapath import kernel
+from firewall.datapath.kernel import KernelError
+
+OK = 0
+FAILED = 1
+USAGE = 2
+UNABLE = 3
+INVALID = 4
+
+log = logging.getLogger(__name__)
+
+
+def run(config_path: Path | None, overrides: Mapping[str, str]) -> int:
+    """Run the daemon in the foreground until SIGTERM; return the exit code."""
+    loaded = _loaded(config_path, overrides)
+    if loaded is None:
+        return USAGE
+    configure_log(loaded.config)
+    try:
+        asyncio.run(_run(loaded, config_path, overrides))
+    except start_errors() as error:
+        log.error("cannot run", extra=fields(error=error))  # noqa: TRY400  the text says it all
+        return UNABLE
+    except InvalidPolicyError as error:
+        _tell(map(str, error.problems))
+        log.error("cannot run", extra=fields(error=error))  # noqa: TRY400
+        return INVALID
+    return OK
+
+
+async def _run(loaded: Loaded, path: Path | None, overrides: Mapping[str, str]) -> None:
+    await Daemon(loaded, path, overrides).run()
+
+
+def cleanup(config_path: Path | None, overrides: Mapping[str, str]) -> int:
+    """Remove what a killed daemon left: rules, sets, routes, sockets, workers.
+
+    Refused while a daemon runs: that one cleans up when it is stopped.
+    """
+    loaded = _loaded(config_path, overrides)
+    if loaded is None:
+        return USAGE
+    configure_log(loaded.config)
+    pid = standing.occupant()
+    if pid:
+        _tell([f"process {pid} is the daemon of this network namespace: stop it with kill {pid}"])
+        return UNABLE
+    try:
+        kernel.remove(ruleset_config(loaded.config))
+    except KernelError as error:
+        _tell([str(error)])
+        return UNABLE
+    ended = asyncio.run(end_orphans(loaded.config.run_dir))
+    log.info("rules, sets and routes removed", extra=fields(workers_ended=len(ended)))
+    return OK if _remove_api_socket(loaded.config) else FAILED
+
+
+def validate(config_path: Path | None, overrides: Mapping[str, str]) -> int:
+    """Check the configuration and print everything that is wrong with it."""
+    return USAGE if _loaded(config_path, overrides) is None else OK
+
+
+def _loaded(path: Path | None, overrides: Mapping[str, str]) -> Loaded | None:
+    """Return the configuration, or None after printing what is wrong."""
+    try:
+        return load(path, overrides, os.environ)
+    except DocumentError as error:
+        _tell(map(str, error.problems))
+        return None
+
+
+def _remove_api_socket(config: Config) -> bool:
+    """Remove a stale API socket; say whether none is left."""
+    path = config.api_path
+    if not path.is_socket():
+        return True
+    try:
+        pid = listener_pid(path, socket.SOCK_STREAM)
+    except ChannelError as error:
+        _tell([str(error)])
+        return False
+    if pid:
+        _tell([f"{path}: process {pid} listens there; it was left alone"])
+        return False
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _tell(lines: Iterable[str]) -> None:
+    """Print for people."""
+    for line in lines:
+        sys.stderr.write(f"{line}\n")

@@ -1,0 +1,192 @@
+"""What is well and what is not, on one page and as metrics.
+
+`errors` gathers every present trouble, one line each, with the next step where there is one: it is
+what `bartizan status` ends with, and what makes it exit with 1.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from firewall.agent import views
+from firewall.agent.collector import Collector
+from firewall.agent.engine import Engine
+from firewall.agent.supervisor import VERSION, WorkerState
+from firewall.control.channel import ChannelClosedError
+from firewall.datapath.kernel import KernelError, QueueCounters, read_queues
+
+ASK_TIMEOUT_S = 2.0
+"""How long a worker may take to tell its metrics before they are left out."""
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Status:
+    """Describes an engine and its collector.
+
+    Attributes:
+        problems: troubles of the daemon itself, by topic.
+    """
+
+    def __init__(self, engine: Engine, collector: Collector, store: str) -> None:
+        self._engine = engine
+        self._collector = collector
+        self._store = store
+        self._began = time.monotonic()
+        self.problems: dict[str, str] = {}
+
+    async def document(self) -> dict[str, Any]:
+        """Return everything, JSON-able."""
+        engine = self._engine
+        queues, trouble = await asyncio.to_thread(_queues)
+        kvstore = engine.problems.get("kvstore", "")
+        return {
+            "agent": {
+                "pid": os.getpid(),
+                "version": VERSION,
+                "uptime_s": round(time.monotonic() - self._began, 3),
+                "node_name": engine.config.node,
+                "cluster_name": engine.config.cluster_name,
+                "fail_mode": "closed",
+            },
+            "revision": engine.publisher.revision,
+            "policy_revision": engine.book.repository.revision,
+            "generation": engine.publisher.snapshot.generation,
+            "enforcement": engine.config.policy.enforcement,
+            "audit": engine.config.policy.audit,
+            "workers": [views.worker(worker) for worker in engine.workers],
+            "endpoints": views.endpoint_counts(engine),
+            "identities": views.identity_counts(engine),
+            "policies": len(engine.book.repository.objects),
+            "queues": [views.queue(counters) for counters in queues],
+            "flows": self._collector.counts(),
+            "kvstore": {"kind": self._store, "ok": not kvstore, "error": kvstore},
+            "errors": self.errors() + ([trouble] if trouble else []),
+        }
+
+    def errors(self) -> list[str]:
+        """Return every present trouble."""
+        engine = self._engine
+        errors = [f"{topic}: {text}" for topic, text in sorted(self.problems.items())]
+        errors += [f"{topic}: {text}" for topic, text in sorted(engine.problems.items())]
+        for worker in engine.workers:
+            if worker.state is not WorkerState.RUNNING:
+                dropped = (
+                    "its packets are dropped"
+                    if worker.spec.kind == "datapath"
+                    else "requests that need it wait for another one"
+                )
+                errors.append(
+                    f"worker {worker.spec.name}: {worker.state.name.lower()}; {dropped}"
+                    + (f" ({worker.error})" if worker.error else "")
+                )
+            elif worker.error:
+                errors.append(f"worker {worker.spec.name}: {worker.error}")
+        errors += [f"policy: {problem}" for file in sorted(engine.book.refused)
+                   for problem in engine.book.refused[file]]  # fmt: skip
+        errors += [f"policy: {error}" for error in engine.resolver.errors]
+        return errors
+
+    def summary(self) -> str:
+        """Return one line for the service manager."""
+        counts = views.endpoint_counts(self._engine)
+        return (
+            f"{counts['ready']}/{counts['total']} endpoints ready, "
+            f"{len(self._engine.book.repository.objects)} policies, "
+            f"revision {self._engine.book.repository.revision}, "
+            f"{self._collector.counts()['lost']} flows lost, {len(self.errors())} errors"
+        )
+
+    async def metrics(self) -> str:
+        """Return all metrics in Prometheus' text form."""
+        engine = self._engine
+        exposition = Exposition()
+        add = exposition.add
+        for state, count in views.endpoint_counts(engine)["by_state"].items():
+            add("cilium_endpoint_state", count, endpoint_state=state)
+        identities = views.identity_counts(engine)
+        for kind, name in (("reserved", "reserved"), ("cluster", "cluster_local"),
+                           ("local", "node_local")):  # fmt: skip
+            add("cilium_identity", identities[kind], type=name)
+        add("cilium_policy", len(engine.book.repository.objects))
+        add("cilium_policy_max_revision", engine.book.repository.revision)
+        add("bartizan_snapshot_revision", engine.publisher.revision)
+        add("bartizan_generation", engine.publisher.snapshot.generation)
+        for worker in engine.workers:
+            labels = {"kind": worker.spec.kind, "worker": str(worker.spec.number)}
+            add("bartizan_worker_up", int(worker.state is WorkerState.RUNNING), **labels)
+            add("bartizan_worker_restarts_total", worker.restarts_count, **labels)
+            add("bartizan_worker_snapshot_revision", worker.revision, **labels)
+        for queue in (await asyncio.to_thread(_queues))[0]:
+            number = str(queue.queue)
+            add("bartizan_nfqueue_depth", queue.depth, queue=number)
+            add("bartizan_nfqueue_kernel_dropped_total", queue.kernel_dropped, queue=number)
+            add("bartizan_nfqueue_user_dropped_total", queue.user_dropped, queue=number)
+        add("bartizan_errors", len(self.errors()))
+        for name, value, labels in await self._of_workers():
+            add(name, value, **labels)
+        return exposition.text() + self._collector.metrics()
+
+    async def _of_workers(self) -> list[tuple[str, float, dict[str, str]]]:
+        """Ask every worker; one that does not answer in time is left out."""
+        running = [w for w in self._engine.workers if w.state is WorkerState.RUNNING]
+        answers = await asyncio.gather(
+            *(worker.channel.ask("metrics", ASK_TIMEOUT_S) for worker in running),
+            return_exceptions=True,
+        )
+        found: list[tuple[str, float, dict[str, str]]] = []
+        for worker, answer in zip(running, answers, strict=True):
+            if isinstance(answer, (ChannelClosedError, TimeoutError)):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            for row in answer:
+                labels = {str(k): str(v) for k, v in _mapping(row.get("labels")).items()}
+                labels["worker"] = worker.spec.name
+                found.append((f"cilium_{row['name']}", float(str(row["value"])), labels))
+        return found
+
+
+class Exposition:
+    """Metrics in Prometheus' text format, version 0.0.4: samples of one name stand together."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, dict[Labels, float]] = {}
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """Add a sample; a name ending in `_total` is a counter, any other a gauge."""
+        self._samples.setdefault(name, {})[tuple(sorted(labels.items()))] = value
+
+    def text(self) -> str:
+        """Return everything that was added."""
+        lines: list[str] = []
+        for name, samples in self._samples.items():
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines.append(f"# TYPE {name} {kind}")
+            lines += [f"{name}{_braces(labels)} {value:.17g}" for labels, value in samples.items()]
+        return "".join(f"{line}\n" for line in lines)
+
+
+def _braces(labels: Labels) -> str:
+    if not labels:
+        return ""
+    pairs = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels)
+    return f"{{{pairs}}}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _mapping(value: object) -> Mapping[object, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _queues() -> tuple[tuple[QueueCounters, ...], str]:
+    """Return the queues of this network namespace, or why they cannot be read."""
+    try:
+        return read_queues(), ""
+    except KernelError as error:
+        return (), str(error)

@@ -1,0 +1,236 @@
+"""The model as the API shows it: plain JSON-able values, no decisions."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from conntrack.address import format_address
+from firewall.agent.engine import Engine
+from firewall.agent.policies import BookChange, Key
+from firewall.agent.roster import Member
+from firewall.agent.supervisor import Worker
+from firewall.datapath.kernel import QueueCounters
+from firewall.endpoints.endpoint import Endpoint
+from firewall.identities.reserved import CLUSTER_MAX, CLUSTER_MIN, Reserved
+from firewall.policy.model import ObjectKey, PolicyObject
+from firewall.policy.repository import Repository
+from firewall.policy.snapshot import DirectionRow, NamedPortRow
+
+Json = dict[str, Any]
+
+_PROTOCOLS = {6: "TCP", 17: "UDP", 132: "SCTP"}
+
+
+def endpoint(engine: Engine, member: Member) -> Json:
+    """Return one endpoint."""
+    one = member.endpoint
+    number = Reserved.INIT if one.identity is None else one.identity
+    labels = engine.registry.lookup(number) or one.relevant
+    return {
+        "id": one.id,
+        "name": one.name,
+        "namespace": one.namespace,
+        "identity": {"id": int(number), "labels": list(labels.strings())},
+        "labels": list(one.labels.strings()),
+        "addresses": {
+            "ipv4": [format_address(a) for a in one.addresses if len(a) == 4],
+            "ipv6": [format_address(a) for a in one.addresses if len(a) == 16],
+        },
+        "interface": one.interface,
+        "interface_index": one.interface_index,
+        "netns": one.netns,
+        "state": one.shown_state,
+        "failure": one.failure,
+        "audit": one.audit,
+        "policy": _enforcement(engine, one),
+        "named_ports": [_port(row) for row in one.named_ports],
+        "origin": member.origin,
+        "file": member.declaration.place.file if member.origin != "api" else "",
+        "log": [
+            {
+                "time": timestamp(change.time_ns),
+                "from": change.before.word if change.before is not None else None,
+                "to": change.after.word,
+                "reason": change.reason,
+            }
+            for change in one.log
+        ],
+    }
+
+
+def _enforcement(engine: Engine, one: Endpoint) -> Json:
+    """Return what is enforced for an endpoint by the last snapshot."""
+    snapshot = engine.publisher.snapshot
+    row = next((row for row in snapshot.policies if row.identity == one.identity), None)
+    audit = one.audit or snapshot.settings.policy_audit_mode
+
+    def direction(found: DirectionRow | None) -> Json:
+        enforced = found is not None and found.enforced
+        return {"enforced": enforced, "audit": enforced and audit}
+
+    return {
+        "ingress": direction(row.ingress if row is not None else None),
+        "egress": direction(row.egress if row is not None else None),
+        "revision": one.policy_revision,
+    }
+
+
+def _port(row: NamedPortRow) -> Json:
+    return {
+        "name": row.name,
+        "port": row.port,
+        "protocol": _PROTOCOLS.get(row.protocol, str(row.protocol)),
+    }
+
+
+def identities(engine: Engine) -> list[Json]:
+    """Return every identity known here, by number."""
+    users: dict[int, list[str]] = {}
+    for member in engine.roster:
+        if member.endpoint.identity is not None:
+            users.setdefault(member.endpoint.identity, []).append(member.endpoint.title)
+    return [
+        {
+            "id": int(number),
+            "labels": list(labels.strings()),
+            "refcount": engine.registry.refcount(number),
+            "endpoints": users.get(number, []),
+        }
+        for number, labels in sorted(engine.registry.known().items())
+    ]
+
+
+def policies(objects: Iterable[PolicyObject], repository: Repository) -> Json:
+    """Return policy objects with the revision."""
+    return {
+        "revision": repository.revision,
+        "objects": [
+            {
+                "key": _key((one.key.kind, one.key.namespace, one.key.name)),
+                "labels": list(one.labels),
+                "file": one.file,
+                "document": one.document,
+            }
+            for one in objects
+        ],
+    }
+
+
+def applied(change: BookChange) -> Json:
+    """Return what applying a text did."""
+    return {
+        "revision": change.policies.revision,
+        "applied": [{"key": _key(key), "change": kind.value} for key, kind in change.listed()],
+        "problems": [str(problem) for problem in change.warnings],
+    }
+
+
+def deleted(change: BookChange) -> Json:
+    """Return what was deleted."""
+    return {
+        "revision": change.policies.revision,
+        "deleted": [_key(key) for key, _ in change.listed()],
+    }
+
+
+def key_of(key: ObjectKey) -> Key:
+    """Return an object's key as the book has it."""
+    return key.kind, key.namespace, key.name
+
+
+def _key(key: Key) -> Json:
+    kind, namespace, name = key
+    return {"kind": kind, "namespace": namespace, "name": name}
+
+
+def worker(one: Worker) -> Json:
+    """Return one worker."""
+    return {
+        "kind": one.spec.kind,
+        "number": one.spec.number,
+        "pid": one.pid,
+        "state": one.state.name.lower(),
+        "revision": one.revision,
+        "version": one.version,
+        "adopted": one.adopted,
+        "restarts": one.restarts_count,
+        "error": one.error,
+    }
+
+
+def queue(counters: QueueCounters) -> Json:
+    """Return the counters of one queue."""
+    return {
+        "queue": counters.queue,
+        "depth": counters.depth,
+        "kernel_dropped": counters.kernel_dropped,
+        "user_dropped": counters.user_dropped,
+        "packets": counters.packet_count,
+    }
+
+
+def endpoint_counts(engine: Engine) -> Json:
+    """Return how many endpoints are in which state."""
+    by_state: dict[str, int] = {}
+    for member in engine.roster:
+        state = member.endpoint.shown_state
+        by_state[state] = by_state.get(state, 0) + 1
+    return {
+        "total": len(engine.roster),
+        "ready": by_state.get("ready", 0),
+        "by_state": by_state,
+    }
+
+
+def identity_counts(engine: Engine) -> Json:
+    """Return how many identities are known, and the range of the shared ones."""
+    known = engine.registry.known()
+    return {
+        "total": len(known),
+        "reserved": sum(number < CLUSTER_MIN for number in known),
+        "cluster": sum(CLUSTER_MIN <= number <= CLUSTER_MAX for number in known),
+        "local": sum(number > CLUSTER_MAX for number in known),
+        "min": CLUSTER_MIN,
+        "max": CLUSTER_MAX,
+    }
+
+
+def timestamp(time_ns: int) -> str:
+    """Return a wall-clock time as RFC 3339 in UTC with nanoseconds."""
+    whole = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{time_ns % 1_000_000_000:09d}Z"
+
+
+def conntrack_rows(rows: Iterable[Mapping[str, Any]], engine: Engine, sources: list[str],
+                   destinations: list[str]) -> list[Json]:  # fmt: skip
+    """Return the flows between these endpoints or addresses; no name = any."""
+    wanted_sources = _texts(engine, sources)
+    wanted_destinations = _texts(engine, destinations)
+    return [
+        dict(row)
+        for row in rows
+        if _among(str(row.get("source", "")), wanted_sources)
+        and _among(str(row.get("destination", "")), wanted_destinations)
+    ]
+
+
+def _texts(engine: Engine, names: list[str]) -> set[str] | None:
+    """Return the addresses that endpoint names or addresses stand for, None = any."""
+    if not names:
+        return None
+    texts: set[str] = set()
+    for name in names:
+        member = engine.roster.find(name.rpartition("/")[2])
+        if member is None:
+            texts.add(name)
+        else:
+            texts.update(format_address(address) for address in member.endpoint.addresses)
+    return texts
+
+
+def _among(text: str, wanted: set[str] | None) -> bool:
+    """Say whether `address`, `address:port` or `[address]:port` is one of the wanted."""
+    if wanted is None or text in wanted:
+        return True
+    host = text.rpartition(":")[0]
+    return host in wanted or host.strip("[]") in wanted
