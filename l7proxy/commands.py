@@ -1,0 +1,131 @@
+"""What an exchange asks of the world. The shell (`l7proxy.connection`) performs them in order.
+
+The other half of the vocabulary, what the world tells an exchange, are the methods of
+`exchange.Exchange`; each returns a list of these.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from l7proxy.judgement import Judgement
+
+
+class RecordKind(IntEnum):
+    """Which half of an exchange a record describes."""
+
+    REQUEST = 1
+    RESPONSE = 2
+
+
+class Record(NamedTuple):
+    """One line of the access log.
+
+    A request that is forwarded has two records that share `request_id`, REQUEST when it was
+    decided, RESPONSE when its answer ended; every other request has one. `judgement` None: it was
+    refused before policy saw it. `status` is that of the answer, 0 if there was none (yet).
+    `flag` and `detail` are Envoy's response flag and response code detail, or "".
+    `latency_s`: request head to response head; `duration_s`: request head to the end. Byte counts
+    are of bodies. Text is printable ASCII except `user_agent` and `headers` (Latin-1).
+    """
+
+    kind: RecordKind
+    judgement: Judgement | None
+    method: str
+    authority: str
+    path: str
+    protocol: str
+    status: int = 0
+    flag: str = ""
+    detail: str = ""
+    request_id: str = ""
+    latency_s: float = 0.0
+    duration_s: float = 0.0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class OpenUpstream(NamedTuple):
+    """Connect to the original destination; answer with `upstream_opened` or `upstream_failed`."""
+
+
+class SendUpstream(NamedTuple):
+    """Send to the server."""
+
+    data: bytes
+
+
+class CloseUpstream(NamedTuple):
+    """Close the server's connection, or stop opening it; no event follows.
+
+    `reset`: by RST, so that a truncated request cannot look complete.
+    """
+
+    reset: bool
+
+
+class SendClient(NamedTuple):
+    """Send to the client."""
+
+    data: bytes
+
+
+class ShutdownClient(NamedTuple):
+    """Send FIN after what was sent; go on reading."""
+
+
+class CloseClient(NamedTuple):
+    """Close the client's connection; no event follows. `reset`: by RST, at once."""
+
+    reset: bool
+
+
+class PauseClient(NamedTuple):
+    """Read nothing more from the client for now."""
+
+
+class ResumeClient(NamedTuple):
+    """Read from the client again."""
+
+
+class PauseUpstream(NamedTuple):
+    """Read nothing more from the server for now."""
+
+
+class ResumeUpstream(NamedTuple):
+    """Read from the server again."""
+
+
+class Log(NamedTuple):
+    """Report this."""
+
+    record: Record
+
+
+class Count(NamedTuple):
+    """Add one to a counter that no record implies, by Envoy's name."""
+
+    name: str
+
+
+Command = (
+    OpenUpstream
+    | SendUpstream
+    | CloseUpstream
+    | SendClient
+    | ShutdownClient
+    | CloseClient
+    | PauseClient
+    | ResumeClient
+    | PauseUpstream
+    | ResumeUpstream
+    | Log
+    | Count
+)
+
+
+class ConnectFailure(IntEnum):
+    """Why there is no connection to the server."""
+
+    REFUSED = 1
+    TIMEOUT = 2

@@ -1,0 +1,50 @@
+"""What policy says about a connection or a request: the border between exchange and policy.
+
+The exchange asks a `Judge` and knows nothing else of policy; `l7proxy.policy` implements it on the
+snapshot. Every answer names the revision it was given by and the rules behind it, so that a log
+record explains itself.
+"""
+
+from typing import NamedTuple, Protocol
+
+from firewall.policy.http_match import HeaderEdit
+from firewall.policy.snapshot import OriginRow
+from firewall.policy.verdict import TrafficDirection
+from l7proxy.request import Request
+
+
+class Judgement(NamedTuple):
+    """One answer of policy.
+
+    `connected`: the client may talk to this destination at all; False ends the connection.
+    `drop_reason` is a `DropReason` or 0. `direction`: the side that refused, or the last that
+    allowed. `uses_headers`: header rules took part. `detail` says more, or "".
+    """
+
+    allowed: bool
+    connected: bool
+    direction: TrafficDirection
+    drop_reason: int
+    revision: int
+    source_identity: int = 0
+    destination_identity: int = 0
+    source_endpoint: int = 0
+    destination_endpoint: int = 0
+    edits: tuple[HeaderEdit, ...] = ()
+    uses_headers: bool = False
+    allowed_by: tuple[OriginRow, ...] = ()
+    denied_by: tuple[OriginRow, ...] = ()
+    isolated_by: tuple[OriginRow, ...] = ()
+    detail: str = ""
+
+
+class Judge(Protocol):
+    """Policy for one client connection; asked anew for every request."""
+
+    def connection(self) -> Judgement:
+        """Say whether the connection itself is allowed now."""
+        ...
+
+    def request(self, request: Request) -> Judgement:
+        """Say whether this request is allowed now."""
+        ...

@@ -1,0 +1,136 @@
+"""Every number and switch of the proxy, with its unit, default and source.
+
+"Envoy" is the default in envoyproxy/data-plane-api of January 2026, "edge" the value of Envoy's
+best-practice configuration for a proxy that faces strangers, "Cilium" what Cilium generates. Each
+can be set on the worker's command line with `--set NAME=VALUE`.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+
+class LimitError(ValueError):
+    """A setting that does not exist or a value that it cannot take; the text names both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one connection may use, and what a request may look like."""
+
+    head_bytes: int = 60 * 1024
+    """Request line and header fields, bytes. Envoy max_request_headers_kb 60."""
+    header_count: int = 100
+    """Header fields of a request or response. Envoy max_headers_count 100."""
+    response_head_bytes: int = 60 * 1024
+    """Status line and header fields of a response, bytes. As for requests."""
+    connection_token_count: int = 10
+    """Options in `Connection`. Envoy's sanitizeConnectionHeader refuses more than 10."""
+    chunk_line_bytes: int = 4 * 1024
+    """One chunk-size line with its extensions, bytes. h11 and nginx allow 4 to 16 KiB."""
+    chunk_extension_bytes: int = 16 * 1024
+    """All chunk extensions of one body, bytes (CVE-2023-39326 is their abuse)."""
+    trailer_bytes: int = 16 * 1024
+    """The trailer section of one body, bytes; trailers are read, checked and dropped."""
+    informational_count: int = 16
+    """1xx responses before the final one."""
+    buffer_bytes: int = 64 * 1024
+    """Bytes held for one direction of one connection before its sender is paused. Envoy
+    per_connection_buffer_limit_bytes: 1 MiB, edge 32 KiB."""
+    discard_bytes: int = 64 * 1024
+    """Body of a refused request that is read and thrown away to keep the connection usable; a
+    longer one closes it."""
+    connection_count: int = 10_000
+    """Client connections of one worker. Edge: 10,000 per listener."""
+    connection_count_per_source: int = 1_000
+    """Client connections of one source address on one worker. Advice; Envoy has none."""
+
+    first_byte_timeout_s: float = 15.0
+    """Accepted connection to first byte. Envoy listener_filters_timeout 15 s."""
+    head_timeout_s: float = 10.0
+    """First to last byte of a request head (slowloris). Envoy: off, recommended at the edge."""
+    body_timeout_s: float = 60.0
+    """Without any byte of a request body that the client still owes. Advice."""
+    idle_timeout_s: float = 300.0
+    """Between two requests of one connection. Envoy 1 h; Cilium 60 s upstream; advice 60-300 s."""
+    stream_idle_timeout_s: float = 300.0
+    """Without a byte of a response that has begun, or with a client that does not read one.
+    Envoy stream_idle_timeout 5 min."""
+    response_timeout_s: float = 3600.0
+    """End of the request to the head of the response. Cilium http-request-timeout 3600 s."""
+    connect_timeout_s: float = 5.0
+    """For the connection to the server. Envoy connect_timeout 5 s; Cilium 2 s."""
+    linger_s: float = 1.0
+    """Between our FIN and the forced close: the client can still read our last answer.
+    Envoy delayed_close_timeout 1 s."""
+
+    accept_http_10: bool = True
+    """HTTP/1.0 requests (with Host) are served, each on its own connection. False: 426, as Envoy
+    without accept_http_10."""
+    underscore_names: str = "allow"
+    """Header names with `_`: "allow" (Envoy's default; refused all the same where a header rule
+    decides, because CGI-like servers read `X_A` as `X-A`), "drop" or "reject" (edge)."""
+    escaped_twice: str = "reject"
+    """`%25` followed by two hex digits in a path: "reject", or "keep" byte for byte (Envoy)."""
+    path_parameters: str = "keep"
+    """`;` in a path segment: "keep" or "reject" (some servers cut a segment there). A dot segment
+    with parameters (`..;x`) is always refused (CVE-2026-73551)."""
+    strip_headers: tuple[str, ...] = ()
+    """Request header names, lower case, that never reach the server. Consider `x-original-url` and
+    `x-rewrite-url` where a server lets them replace the path."""
+    request_id: bool = True
+    """Add `X-Request-Id` to requests that have none that is usable. Envoy generate_request_id."""
+    retry_idle_close: bool = True
+    """Send a body-less request with an idempotent method once more when the server closed a kept
+    connection instead of answering (RFC 9112 9.3.1)."""
+    denied_body: str = "Access denied"
+    """Text of the 403, CRLF is added. Cilium http-403-msg."""
+    log_headers: tuple[str, ...] = ("user-agent",)
+    """Request header names, lower case, that are copied into flow records."""
+
+
+_CHOICES = {
+    "underscore_names": ("allow", "drop", "reject"),
+    "escaped_twice": ("reject", "keep"),
+    "path_parameters": ("keep", "reject"),
+}
+
+
+def override(limits: Limits, assignments: list[str]) -> Limits:
+    """Return the limits with each `name=value` applied, in order.
+
+    Numbers must be positive; booleans are `true` or `false`; name lists are comma separated.
+
+    Raises:
+        LimitError: no such name, or not a value for it.
+    """
+    defaults = {field.name: getattr(limits, field.name) for field in fields(limits)}
+    changed: dict[str, int | float | bool | str | tuple[str, ...]] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in defaults:
+            raise LimitError(f"{assignment!r}: not NAME=VALUE of a setting in docs/l7.md")
+        changed[name] = _parse(name, text, defaults[name])
+    return replace(limits, **changed)  # type: ignore[arg-type]  # each value has its default's type
+
+
+def _parse(
+    name: str, text: str, default: float | bool | str | tuple[str, ...]
+) -> int | float | bool | str | tuple[str, ...]:
+    if isinstance(default, bool):
+        if text not in {"true", "false"}:
+            raise LimitError(f"{name}={text}: true or false")
+        return text == "true"
+    if isinstance(default, tuple):
+        return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if isinstance(default, str):
+        if name in _CHOICES and text not in _CHOICES[name]:
+            raise LimitError(f"{name}={text}: one of {', '.join(_CHOICES[name])}")
+        if any(not " " <= character <= "~" for character in text):
+            raise LimitError(f"{name}: printable ASCII only")
+        return text
+    try:
+        number = int(text) if isinstance(default, int) else float(text)
+    except ValueError:
+        raise LimitError(f"{name}={text}: not a number") from None
+    if not 0 < number < float("inf"):
+        raise LimitError(f"{name}={text}: must be positive")
+    return number

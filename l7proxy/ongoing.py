@@ -1,0 +1,113 @@
+"""The request that a client connection is being served, and the records about it."""
+
+from l7proxy.commands import Record, RecordKind
+from l7proxy.framing import BodyReader, body_reader
+from l7proxy.head import RequestHead
+from l7proxy.judgement import Judgement
+from l7proxy.limits import Limits
+from l7proxy.refusals import Refusal
+from l7proxy.reply import Reply
+from l7proxy.request import Request
+
+
+class Ongoing:
+    """A judged request with its answer, from its head to its end.
+
+    Attributes:
+        reader: where its body ends.
+        reply: the server's answer; None: it was not sent on.
+        replay: its bytes, if it may be sent once more to another connection, else empty.
+        head_at: monotonic seconds of its head, `latency_s` from there to the answer's head.
+        received_bytes: bytes of its body so far.
+    """
+
+    __slots__ = (
+        "head_at",
+        "judgement",
+        "latency_s",
+        "reader",
+        "received_bytes",
+        "replay",
+        "reply",
+        "request",
+        "request_id",
+    )
+
+    def __init__(self, request: Request, judgement: Judgement, limits: Limits, now: float) -> None:
+        self.request = request
+        self.judgement = judgement
+        self.reader: BodyReader = body_reader(request.framing, limits)
+        self.reply: Reply | None = None
+        self.replay = b""
+        self.head_at = now
+        self.latency_s = 0.0
+        self.received_bytes = 0
+        self.request_id = b""
+
+    @property
+    def answer_begun(self) -> bool:
+        """Whether the client has got the head of the server's answer."""
+        return self.reply is not None and self.reply.response is not None
+
+    def record(
+        self, kind: RecordKind, limits: Limits, now: float, refusal: Refusal | None = None
+    ) -> Record:
+        """Describe it as it stands; `refusal` says how it ended, if not by the server's answer."""
+        request = self.request
+        reply = self.reply
+        response = None if reply is None else reply.response
+        status = 0 if response is None else response.head.status
+        flag, detail = "", "" if response is None else "via_upstream"
+        if refusal is not None:
+            status, flag, detail = status or refusal.status, refusal.flag, refusal.detail
+        return Record(
+            kind,
+            self.judgement,
+            request.method.decode("ascii"),
+            request.target.authority.decode("ascii"),
+            request.target.wire.decode("ascii"),
+            protocol(request.minor),
+            status,
+            flag,
+            detail,
+            self.request_id.decode("latin-1"),
+            self.latency_s,
+            now - self.head_at,
+            self.received_bytes,
+            0 if reply is None else reply.sent_bytes,
+            _headers(request, limits.log_headers),
+        )
+
+
+def _headers(request: Request, wanted: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    if not wanted:
+        return ()
+    return tuple(
+        (name.decode("ascii"), value.decode("latin-1"))
+        for name, _, value in request.fields
+        if name.decode("ascii") in wanted
+    )
+
+
+def protocol(minor: int) -> str:
+    """Return the name of an HTTP version as logs have it."""
+    return "HTTP/1.1" if minor else "HTTP/1.0"
+
+
+def connection_record(refusal: Refusal, judgement: Judgement | None) -> Record:
+    """Describe a connection that ended by our will while no request was being served."""
+    return Record(RecordKind.REQUEST, judgement, "", "", "", "", 0, refusal.flag, refusal.detail)
+
+
+def malformed_record(refusal: Refusal, head: RequestHead | None) -> Record:
+    """Describe a request that policy never saw; nothing of an invalid head is copied."""
+    record = Record(
+        RecordKind.REQUEST, None, "", "", "", "", refusal.status, refusal.flag, refusal.detail
+    )
+    if head is None:
+        return record
+    return record._replace(
+        method=head.method.decode("ascii"),
+        path=head.target.decode("ascii"),
+        protocol=protocol(head.minor),
+    )

@@ -1,0 +1,244 @@
+"""Policy for the proxy: a snapshot's answers about connections and requests.
+
+One `Policy` per worker holds the snapshot in force; one `ConnectionJudge` per client connection asks
+it. The pair (source, destination) is decided by the same View that the datapath uses; a redirected
+connection has http rules on the egress side, the ingress side, or both, and a request must satisfy
+each side that has some. Rules are compiled once per list and kept over snapshots that repeat it.
+
+Fail closed: without a snapshot, and for rules that this proxy does not enforce (kind "dns", "tls"),
+nothing is allowed. Source: Cilium proxylib and l7policy (two steps: connection, then request).
+"""
+
+from typing import NamedTuple
+
+from firewall.policy.http_match import HeaderEdit, HttpMatcher, SecretReader
+from firewall.policy.policymap import DirectionVerdict
+from firewall.policy.snapshot import HttpRuleRow, L7Row, OriginRow, Snapshot
+from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
+from firewall.policy.view import Decision, Peer, View
+from l7proxy.judgement import Judgement
+from l7proxy.request import Request
+
+TCP = 6
+"""IANA protocol number."""
+
+_MATCHER_COUNT = 1024  # compiled lists kept; a list of ten rules is about 20 kB of RE2 programs
+
+
+class _Side(NamedTuple):
+    """The http rules of one direction; `matcher` None: this side restricts nothing."""
+
+    direction: TrafficDirection
+    verdict: DirectionVerdict
+    matcher: HttpMatcher | None
+    uses_headers: bool
+    audit: bool
+    written: dict[HttpRuleRow, tuple[OriginRow, ...]]
+
+
+class Policy:
+    """The snapshot in force and what was compiled from it.
+
+    `view` None: none was loaded yet, everything is refused.
+    """
+
+    def __init__(self, secrets: SecretReader | None = None) -> None:
+        self.view: View | None = None
+        self._secrets = secrets
+        self._matchers: dict[tuple[HttpRuleRow, ...], HttpMatcher] = {}
+
+    @property
+    def revision(self) -> int:
+        """The snapshot's revision, 0 = none."""
+        return 0 if self.view is None else self.view.revision
+
+    def install(self, snapshot: Snapshot) -> None:
+        """Decide by this snapshot from now on."""
+        self.view = View(snapshot)
+
+    def matcher(self, rows: tuple[HttpRuleRow, ...]) -> HttpMatcher:
+        """Return the compiled form of a list of rules."""
+        matcher = self._matchers.get(rows)
+        if matcher is None:
+            if len(self._matchers) >= _MATCHER_COUNT:
+                self._matchers.clear()
+            matcher = HttpMatcher(rows, secrets=self._secrets)
+            self._matchers[rows] = matcher
+        return matcher
+
+
+class ConnectionJudge:
+    """Policy for the connection of `source` to `destination`, a `judgement.Judge`.
+
+    Args:
+        policy: the worker's policy; a later snapshot counts from the next question on.
+        source: the client's packed address.
+        destination: packed address the client connected to.
+        port: destination port.
+    """
+
+    __slots__ = ("_decision", "_destination", "_policy", "_port", "_sides", "_source", "_view")
+
+    def __init__(self, policy: Policy, source: bytes, destination: bytes, port: int) -> None:
+        self._policy = policy
+        self._source = source
+        self._destination = destination
+        self._port = port
+        self._view: View | None = None
+        self._decision: Decision | None = None
+        self._sides: list[_Side] = []
+
+    def connection(self) -> Judgement:
+        """Say whether the connection itself is allowed now."""
+        decision = self._current()
+        if decision is None:
+            return Judgement(
+                allowed=False,
+                connected=False,
+                direction=TrafficDirection.INGRESS,
+                drop_reason=DropReason.DROP_EP_NOT_READY,
+                revision=0,
+                detail="no snapshot",
+            )
+        allowed = decision.verdict is not Verdict.DROP
+        side = _deciding_side(decision)
+        return self._judgement(
+            decision,
+            allowed=allowed,
+            connected=allowed,
+            direction=decision.direction or TrafficDirection.INGRESS,
+            drop_reason=decision.reason or 0,
+            allowed_by=side.allowed_by if side else (),
+            denied_by=side.denied_by if side else (),
+            isolated_by=side.isolated_by if side else (),
+        )
+
+    def request(self, request: Request) -> Judgement:
+        """Say whether this request is allowed now: by the connection's verdict, then by each side."""
+        decision = self._current()
+        if decision is None or decision.verdict is Verdict.DROP:
+            return self.connection()
+        judgement: Judgement | None = None
+        edits: list[HeaderEdit] = []
+        uses_headers = any(side.uses_headers for side in self._sides)
+        headers = request.headers if uses_headers else []
+        for side in self._sides:
+            if side.matcher is None:
+                continue
+            found = side.matcher.evaluate(
+                request.method, request.target.wire, request.target.authority, headers
+            )
+            edits += found.edits
+            if found.rule is None and not side.verdict.unrestricted:
+                if not side.audit:
+                    return self._denied(decision, side)
+                judgement = self._denied(decision, side)._replace(
+                    allowed=True, drop_reason=0, detail="audited"
+                )
+            else:
+                judgement = self._allowed(decision, side, found.rule)
+        if judgement is None:
+            judgement = self.connection()
+        return judgement._replace(edits=tuple(edits), uses_headers=uses_headers)
+
+    def _current(self) -> Decision | None:
+        view = self._policy.view
+        if view is not self._view:
+            self._view = view
+            self._decision = None
+            if view is not None:
+                decision = view.decide(self._source, self._destination, TCP, self._port)
+                self._sides = [
+                    self._side(view, direction, verdict, peer)
+                    for direction, verdict, peer in (
+                        (TrafficDirection.EGRESS, decision.egress, decision.source),
+                        (TrafficDirection.INGRESS, decision.ingress, decision.destination),
+                    )
+                    if verdict is not None
+                ]
+                self._decision = decision
+        return self._decision
+
+    def _side(
+        self, view: View, direction: TrafficDirection, verdict: DirectionVerdict, subject: Peer
+    ) -> _Side:
+        rows = _http_rules(verdict.l7)
+        uses_headers = any(row.headers or row.header_matches for row in rows)
+        # Header actions of a rule apply even where nothing is refused.
+        consulted = verdict.l7 is not None and (not verdict.unrestricted or uses_headers)
+        written: dict[HttpRuleRow, tuple[OriginRow, ...]] = {}
+        for entry in verdict.entries:
+            if entry.l7 >= 0:
+                origin = view.snapshot.origins[entry.origin]
+                for row in view.snapshot.l7[entry.l7].http:
+                    written[row] = (*written.get(row, ()), origin)
+        return _Side(
+            direction,
+            verdict,
+            self._policy.matcher(rows) if consulted else None,
+            uses_headers,
+            view.snapshot.settings.policy_audit_mode
+            or (subject.endpoint is not None and subject.endpoint.audit),
+            written,
+        )
+
+    def _allowed(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:
+        by = side.verdict.allowed_by if rule is None else side.written.get(rule)
+        return self._judgement(
+            decision,
+            allowed=True,
+            connected=True,
+            direction=side.direction,
+            drop_reason=0,
+            allowed_by=by or side.verdict.allowed_by,
+        )
+
+    def _denied(self, decision: Decision, side: _Side) -> Judgement:
+        """Name as deniers the rules that let the connection in but not this request."""
+        return self._judgement(
+            decision,
+            allowed=False,
+            connected=True,
+            direction=side.direction,
+            drop_reason=DropReason.POLICY_DENIED,
+            denied_by=side.verdict.allowed_by,
+            isolated_by=side.verdict.isolated_by,
+        )
+
+    def _judgement(
+        self,
+        decision: Decision,
+        *,
+        allowed: bool,
+        connected: bool,
+        direction: TrafficDirection,
+        drop_reason: int,
+        allowed_by: tuple[OriginRow, ...] = (),
+        denied_by: tuple[OriginRow, ...] = (),
+        isolated_by: tuple[OriginRow, ...] = (),
+    ) -> Judgement:
+        source, destination = decision.source, decision.destination
+        return Judgement(
+            allowed=allowed,
+            connected=connected,
+            direction=direction,
+            drop_reason=int(drop_reason),
+            revision=self._policy.revision,
+            source_identity=source.identity,
+            destination_identity=destination.identity,
+            source_endpoint=0 if source.endpoint is None else source.endpoint.id,
+            destination_endpoint=0 if destination.endpoint is None else destination.endpoint.id,
+            allowed_by=allowed_by,
+            denied_by=denied_by,
+            isolated_by=isolated_by,
+        )
+
+
+def _http_rules(rows: tuple[L7Row, ...] | None) -> tuple[HttpRuleRow, ...]:
+    return tuple(rule for row in rows or () if row.kind == "http" for rule in row.http)
+
+
+def _deciding_side(decision: Decision) -> DirectionVerdict | None:
+    if decision.direction is TrafficDirection.EGRESS:
+        return decision.egress
+    return decision.ingress

@@ -1,0 +1,102 @@
+"""What the proxy itself answers instead of forwarding, and under which name it is logged.
+
+A `Refusal` is a value: status, the detail string of the log and of the counters, Envoy's response
+flag. Where Envoy has a detail string for the same thing, it is used (response_code_details.rst).
+`RequestRefused` carries one from the module that noticed to the exchange that answers.
+"""
+
+from typing import NamedTuple
+
+
+class Refusal(NamedTuple):
+    """One way not to forward: `status` 0 = close without an answer; `flag` as in Envoy's log."""
+
+    status: int
+    detail: str
+    flag: str = "DPE"
+
+
+class RequestRefused(Exception):  # noqa: N818 - a refusal is the normal answer to a hostile request
+    """The request must not be forwarded; `refusal` says what to answer."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.refusal = refusal
+
+
+class ResponseRefused(Exception):  # noqa: N818 - see RequestRefused
+    """The server's answer must not be forwarded; `refusal` says what the client gets instead."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.refusal = refusal
+
+
+# --- the head, byte by byte: 400 and close, RFC 9112 2.2, 3, 5 ----------------------------------
+
+CODEC = Refusal(400, "http1.codec_error")
+CONTROL_BYTE = Refusal(400, "http1.invalid_characters")
+BARE_LF = Refusal(400, "http1.bare_line_feed")
+BARE_CR = Refusal(400, "http1.bare_carriage_return")
+REQUEST_LINE = Refusal(400, "http1.invalid_request_line")
+METHOD = Refusal(400, "http1.invalid_method")
+URL = Refusal(400, "http1.invalid_url")
+VERSION = Refusal(400, "http1.invalid_version")
+UNSUPPORTED_VERSION = Refusal(505, "http1.unsupported_version")
+LOW_VERSION = Refusal(426, "low_version")
+FIELD = Refusal(400, "http1.invalid_header_line")
+FIELD_NAME = Refusal(400, "http1.invalid_header_name")
+OBS_FOLD = Refusal(400, "http1.obsolete_line_folding")
+UNDERSCORE = Refusal(400, "http1.unexpected_underscore")
+HEAD_TOO_LARGE = Refusal(431, "http1.headers_too_large")
+TOO_MANY_FIELDS = Refusal(431, "http1.too_many_headers")
+TRUNCATED = Refusal(400, "http1.truncated_request")
+
+# --- framing: 400 and close, RFC 9112 6 and 7 ----------------------------------------------------
+
+LENGTH_AND_CHUNKED = Refusal(400, "http1.content_length_and_chunked_not_allowed")
+LENGTH = Refusal(400, "http1.invalid_content_length")
+TRANSFER_ENCODING = Refusal(400, "http1.invalid_transfer_encoding")
+CHUNK = Refusal(400, "http1.invalid_chunk")
+TRAILER = Refusal(400, "http1.invalid_trailer")
+
+# --- host and target -----------------------------------------------------------------------------
+
+NO_HOST = Refusal(400, "missing_host_header")
+SEVERAL_HOSTS = Refusal(400, "http1.several_host_headers")
+HOST = Refusal(400, "http1.invalid_host")
+HOST_DIFFERS = Refusal(400, "http1.host_differs_from_target")
+FRAGMENT = Refusal(400, "path_with_fragment")
+PATH = Refusal(400, "path_normalization_failed")
+ESCAPED_SLASH = Refusal(400, "path_with_escaped_slashes_rejected")
+DOUBLE_ESCAPE = Refusal(400, "path_escaped_twice")
+
+# --- what the connection may do ------------------------------------------------------------------
+
+CONNECTION_HEADER = Refusal(400, "connection_header_rejected")
+EXPECTATION = Refusal(417, "expectation_failed")
+CONNECT = Refusal(403, "connect_refused", "UAEX")
+UPGRADE = Refusal(403, "upgrade_failed", "UAEX")
+DENIED = Refusal(403, "access_denied", "UAEX")
+DENIED_CONNECTION = Refusal(0, "connection_denied", "UAEX")
+
+# --- time ----------------------------------------------------------------------------------------
+
+HEAD_TIMEOUT = Refusal(408, "request_header_timeout", "SI")
+BODY_TIMEOUT = Refusal(408, "request_body_timeout", "SI")
+RESPONSE_TIMEOUT = Refusal(504, "response_timeout", "UT")
+STREAM_IDLE = Refusal(0, "stream_idle_timeout", "SI")
+FLUSH_TIMEOUT = Refusal(0, "client_flush_timeout", "SI")
+
+# --- the server's side ---------------------------------------------------------------------------
+
+CONNECT_TIMEOUT = Refusal(504, "upstream_connect_timeout", "UF")
+CONNECT_FAILED = Refusal(503, "upstream_reset_before_response_started{connection_failure}", "UF")
+UPSTREAM_CLOSED = Refusal(503, "upstream_reset_before_response_started{termination}", "UC")
+UPSTREAM_TRUNCATED = Refusal(0, "upstream_reset_after_response_started{termination}", "UC")
+UPSTREAM_PROTOCOL = Refusal(502, "upstream_reset_before_response_started{protocol_error}", "UPE")
+UPSTREAM_HEAD_TOO_LARGE = Refusal(502, "upstream_response_headers_too_large", "UPE")
+UPSTREAM_LATE_PROTOCOL = Refusal(0, "upstream_reset_after_response_started{protocol_error}", "UPE")
+CLIENT_GONE = Refusal(0, "downstream_remote_disconnect", "DC")
+OVERLOADED = Refusal(503, "overload", "OM")
+INTERNAL = Refusal(500, "internal_error", "DPE")

@@ -1,0 +1,138 @@
+"""A server's answer to one request: bytes in, the bytes for the client out.
+
+A `Reply` reads interim (1xx) responses, the final head and the body, and writes them anew for the
+client. It is complete when `done`; bytes beyond the end are kept in `excess`, because a server that
+sends more than one answer to one request must not be asked again on this connection.
+Source: RFC 9110 15.2; RFC 9112 4, 6.3, 9.2.
+"""
+
+from l7proxy import refusals
+from l7proxy.framing import (
+    LAST_CHUNK,
+    BodyReader,
+    CloseReader,
+    Delimiter,
+    FramingFault,
+    body_reader,
+    chunk,
+)
+from l7proxy.head import check_response_start, parse_response
+from l7proxy.limits import Limits
+from l7proxy.refusals import ResponseRefused
+from l7proxy.request import Request
+from l7proxy.responses import (
+    Response,
+    admit_response,
+    serialise_informational,
+    serialise_response,
+)
+
+_HEAD_END = b"\r\n\r\n"
+_SWITCHING_PROTOCOLS = 101
+
+
+class Reply:
+    """The answer to `request` as far as it has come.
+
+    Attributes:
+        response: the final head, None until it is complete.
+        done: nothing more belongs to this answer.
+        begun: some byte of it has come.
+        excess: bytes came after its end.
+        sent_bytes: body bytes written for the client.
+    """
+
+    __slots__ = (
+        "_inbox",
+        "_informational_count",
+        "_limits",
+        "_reader",
+        "_request",
+        "begun",
+        "done",
+        "excess",
+        "response",
+        "sent_bytes",
+    )
+
+    def __init__(self, request: Request, limits: Limits) -> None:
+        self._request = request
+        self._limits = limits
+        self._inbox = b""
+        self._informational_count = 0
+        self._reader: BodyReader | None = None
+        self.response: Response | None = None
+        self.done = False
+        self.begun = False
+        self.excess = False
+        self.sent_bytes = 0
+
+    def read(self, data: bytes, *, close: bool) -> bytes:
+        """Take bytes of the server and return bytes for the client.
+
+        `close`: the client is to be told that its connection ends with this answer.
+
+        Raises:
+            ResponseRefused: the answer is malformed; with status 0 when its head was passed on.
+        """
+        self.begun = True
+        if self._reader is not None:
+            return self._read_body(self._reader, data)
+        self._inbox += data
+        return self._read_heads(close=close)
+
+    def end(self) -> bytes | None:
+        """Take the server's FIN; None if the answer is not complete with it."""
+        if self.done:
+            return b""
+        if not isinstance(self._reader, CloseReader):
+            return None
+        self.done = True
+        return self._terminator()
+
+    def _read_heads(self, *, close: bool) -> bytes:
+        written = b""
+        while (end := self._inbox.find(_HEAD_END) + len(_HEAD_END)) >= len(_HEAD_END):
+            head = parse_response(self._inbox[:end], self._limits)
+            rest, self._inbox = self._inbox[end:], b""
+            if head.status >= 200:
+                request = self._request
+                self.response = response = admit_response(head, request.method, request.minor)
+                close = close or response.sent.delimiter is Delimiter.CLOSE
+                written += serialise_response(response, close=close)
+                self._reader = reader = body_reader(response.framing, self._limits)
+                return written + self._read_body(reader, rest)
+            self._informational_count += 1
+            # RFC 9110 15.2.2: nobody asked to switch.
+            if (
+                head.status == _SWITCHING_PROTOCOLS
+                or self._informational_count > self._limits.informational_count
+            ):
+                raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
+            # The proxy said 100 itself; HTTP/1.0 knows no interim responses.
+            if head.status != 100 and self._request.minor:
+                written += serialise_informational(head)
+            self._inbox = rest
+        check_response_start(self._inbox, self._limits)
+        return written
+
+    def _read_body(self, reader: BodyReader, data: bytes) -> bytes:
+        try:
+            payload, rest = reader.read(data)
+        except FramingFault as fault:
+            raise ResponseRefused(refusals.UPSTREAM_LATE_PROTOCOL) from fault
+        self.sent_bytes += len(payload)
+        if payload and self._chunked:
+            payload = chunk(payload)
+        if reader.done:
+            self.done = True
+            self.excess = bool(rest)
+            payload += self._terminator()
+        return payload
+
+    @property
+    def _chunked(self) -> bool:
+        return self.response is not None and self.response.sent.delimiter is Delimiter.CHUNKED
+
+    def _terminator(self) -> bytes:
+        return LAST_CHUNK if self._chunked else b""

@@ -1,0 +1,142 @@
+"""Responses: the proxy's own, and the server's with this hop's fields replaced.
+
+Own responses are complete messages with Content-Length; their bytes do not depend on the request,
+so nothing a client sends can appear in them. A server's response keeps status, reason, field order
+and spelling; hop-by-hop fields go, framing is written anew.
+Source: RFC 9110 7.6.1, 15; RFC 9112 6.3, 9; Cilium http-403-msg.
+"""
+
+from typing import NamedTuple
+
+from l7proxy.framing import Delimiter, Framing, response_framing
+from l7proxy.head import Field, ResponseHead
+from l7proxy.limits import Limits
+from l7proxy.refusals import Refusal
+
+REASONS = {
+    400: b"Bad Request",
+    403: b"Forbidden",
+    408: b"Request Timeout",
+    417: b"Expectation Failed",
+    426: b"Upgrade Required",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported",
+}
+"""RFC 9110 15 and RFC 6585 5."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"content-length",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+
+
+def local_response(refusal: Refusal, *, head_only: bool, close: bool, limits: Limits) -> bytes:
+    """Return the proxy's own answer.
+
+    `head_only`: to a HEAD request (RFC 9110 9.3.2), body bytes would be taken for the next answer.
+    """
+    reason = REASONS[refusal.status]
+    body = limits.denied_body.encode() if refusal.status == 403 else reason
+    body += b"\r\n"
+    extra = b"Upgrade: HTTP/1.1\r\n" if refusal.status == 426 else b""  # RFC 9110 15.5.22
+    options = [b"close"] if close else []
+    if extra:
+        options.append(b"upgrade")
+    connection = b"Connection: %b\r\n" % b", ".join(options) if options else b""
+    return b"HTTP/1.1 %d %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
+        refusal.status,
+        reason,
+        len(body),
+        extra,
+        connection,
+        b"" if head_only else body,
+    )
+
+
+class Response(NamedTuple):
+    """A server's final response with one reading.
+
+    `framing` is how the server delimits it, `sent` how the client will get it. `reusable`: the
+    server's connection may carry another request.
+    """
+
+    head: ResponseHead
+    framing: Framing
+    sent: Framing
+    reusable: bool
+
+
+def admit_response(head: ResponseHead, method: bytes, client_minor: int) -> Response:
+    """Return the one reading of a final response to `method`.
+
+    An unknown length becomes chunked for HTTP/1.1 clients; HTTP/1.0 clients, which know no chunks,
+    get everything until the close (RFC 9112 7.1, 9.3).
+
+    Raises:
+        ResponseRefused: there is more than one reading.
+    """
+    framing = response_framing(method, head.status, head.minor, head.fields)
+    sent = framing
+    if framing.delimiter in {Delimiter.CHUNKED, Delimiter.CLOSE}:
+        sent = Framing(Delimiter.CHUNKED if client_minor else Delimiter.CLOSE)
+    reusable = (
+        head.minor == 1
+        and framing.delimiter is not Delimiter.CLOSE
+        and b"close" not in _connection_options(head.fields)
+    )
+    return Response(head, framing, sent, reusable)
+
+
+def _connection_options(fields: list[Field]) -> set[bytes]:
+    return {
+        option.strip(b" \t").lower()
+        for name, _, value in fields
+        if name == b"connection"
+        for option in value.split(b",")
+    }
+
+
+def serialise_response(response: Response, *, close: bool) -> bytes:
+    """Write the head for the client; `close` announces that no further request will be read."""
+    head = response.head
+    nominated = _connection_options(head.fields)
+    parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
+    length: bytes | None = None
+    for name, spelling, value in head.fields:
+        if name == b"content-length":
+            length = value
+        elif name not in _HOP_BY_HOP and name not in nominated:
+            parts.append(b"%b: %b\r\n" % (spelling, value))
+    if response.sent.delimiter is Delimiter.CHUNKED:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+    elif length is not None and head.status != 204:  # RFC 9110 8.6: none with 204
+        # To HEAD and with 304 it describes a body that is not sent, and is kept as it is.
+        parts.append(b"Content-Length: %d\r\n" % int(length))
+    if close:
+        parts.append(b"Connection: close\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def serialise_informational(head: ResponseHead) -> bytes:
+    """Write a 1xx response (RFC 9110 15.2: a proxy must forward them, but it may drop fields)."""
+    lines = [
+        b"%b: %b\r\n" % (spelling, value)
+        for name, spelling, value in head.fields
+        if name not in _HOP_BY_HOP
+    ]
+    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, b"".join(lines))

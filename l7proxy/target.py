@@ -1,0 +1,140 @@
+r"""From the request target to the one path that is matched, logged and sent.
+
+Input: the target of the request line (visible ASCII by then) and the Host value. Output: a `Target`
+whose `path` is the only form of the path that exists afterwards. There is no second parse: rules
+see it, and the server gets it.
+
+Rules, in order (RFC 3986 6.2.2 unless noted):
+  1. absolute-form loses scheme and authority; the authority must equal Host (RFC 9112 3.2.2);
+  2. `#` is refused; the query is everything after the first `?` and is never changed;
+  3. refused in a path, because servers disagree about them: `\`, `%5C`, `%2F`, a `%` without two
+     hex digits, an escaped control byte, escaped bytes that UTF-8 never has, `%25` before two hex
+     digits (configurable), dot segments with parameters;
+  4. escaped unreserved characters are unescaped, the other escapes get upper case digits;
+  5. runs of `/` become one (as nginx merge_slashes and Envoy merge_slashes);
+  6. dot segments are removed, never above the root.
+The result is a fixed point: normalising it again changes nothing.
+
+Not done: decoding of other escapes, case folding, Unicode normalisation. Source: RFC 3986, RFC 9112
+3.2, Envoy path_utility, CVE-2026-73551, CVE-2021-32779.
+"""
+
+import re
+from typing import NamedTuple
+
+from l7proxy import grammar, refusals
+from l7proxy.limits import Limits
+from l7proxy.refusals import RequestRefused
+
+_PLAIN = re.compile(rb"(?:/(?!\.)[0-9A-Za-z_~!$&'()*+,=:@.-]++)++/?+")
+"""Paths that need no work: without escape, empty segment, segment that begins with a dot, `;`."""
+
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
+_ESCAPED_TWICE = re.compile(rb"%25[0-9A-Fa-f]{2}")
+_SLASHES = re.compile(rb"//+")
+_DOT_PARAMETERS = re.compile(rb"/\.\.?;")
+_ABSOLUTE = re.compile(rb"([A-Za-z][0-9A-Za-z+.-]*+)://([^/?#]*+)([^#]*+)")
+
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_SLASH_LIKE = frozenset(b"/\\")
+# RFC 3629 1: these bytes do not occur in UTF-8; decoders that accept them make `/` and `.` of them.
+_NEVER_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
+_CONTROL = frozenset((*range(0x20), 0x7F))
+
+
+class Target(NamedTuple):
+    """The request target after normalisation.
+
+    `path` without query; `wire` is what is matched and sent: path, and `?` and query if there were
+    any. `authority` is the host to match and send, as the client wrote it.
+    """
+
+    path: bytes
+    wire: bytes
+    authority: bytes
+
+
+def normalise(method: bytes, raw: bytes, host: bytes, limits: Limits) -> Target:
+    """Return the one reading of a request target.
+
+    Raises:
+        RequestRefused: another program could read the target differently.
+    """
+    if b"#" in raw:
+        raise RequestRefused(refusals.FRAGMENT)
+    if raw[:1] != b"/":
+        if raw == b"*" and method == b"OPTIONS":  # RFC 9112 3.2.4
+            return Target(raw, raw, host)
+        raw = _without_authority(raw, host)
+    path, mark, query = raw.partition(b"?")
+    if not _PLAIN.fullmatch(path) and path != b"/":
+        path = _normalise_path(path, limits)
+    return Target(path, path + mark + query, host)
+
+
+def check_host(value: bytes) -> None:
+    """Refuse a Host value that is not host[:port].
+
+    Raises:
+        RequestRefused: userinfo, path, space, port above 65535, empty, ...
+    """
+    match = grammar.host.fullmatch(value)
+    if match is None or (match[1] is not None and int(match[1]) > 65535):
+        raise RequestRefused(refusals.HOST)
+
+
+def _without_authority(raw: bytes, host: bytes) -> bytes:
+    absolute = _ABSOLUTE.fullmatch(raw)
+    # Only what arrives in clear text is seen here, so `https` would be a lie about the connection.
+    if absolute is None or absolute[1].lower() != b"http":
+        raise RequestRefused(refusals.URL)
+    check_host(absolute[2])
+    if absolute[2].lower() != host.lower():
+        raise RequestRefused(refusals.HOST_DIFFERS)
+    rest = absolute[3]
+    return rest if rest[:1] == b"/" else b"/" + rest
+
+
+def _normalise_path(path: bytes, limits: Limits) -> bytes:
+    if b"\\" in path:
+        raise RequestRefused(refusals.ESCAPED_SLASH)
+    if b"%" in path:
+        path = _ESCAPE.sub(_unescape, path)
+        # Afterwards, because unescaping can complete the pair: `%25%32e`.
+        if limits.escaped_twice == "reject" and _ESCAPED_TWICE.search(path):
+            raise RequestRefused(refusals.DOUBLE_ESCAPE)
+    path = _SLASHES.sub(b"/", path)
+    if b";" in path and (limits.path_parameters == "reject" or _DOT_PARAMETERS.search(path)):
+        raise RequestRefused(refusals.PATH)
+    if b"/." in path:
+        path = _remove_dot_segments(path)
+    return path
+
+
+def _unescape(escape: re.Match[bytes]) -> bytes:
+    digits = escape[1]
+    if digits is None:
+        raise RequestRefused(refusals.PATH)
+    byte = int(digits, 16)
+    if byte in _UNRESERVED:
+        return bytes((byte,))
+    if byte in _SLASH_LIKE:
+        raise RequestRefused(refusals.ESCAPED_SLASH)
+    if byte in _CONTROL or byte in _NEVER_UTF8:
+        raise RequestRefused(refusals.PATH)
+    return b"%" + digits.upper()
+
+
+def _remove_dot_segments(path: bytes) -> bytes:
+    """RFC 3986 5.2.4 for a path that begins with `/` and has no empty segments."""
+    segments = path.split(b"/")[1:]
+    kept: list[bytes] = []
+    for segment in segments:
+        if segment == b"..":
+            if kept:
+                kept.pop()
+        elif segment != b".":
+            kept.append(segment)
+    if segments[-1] in {b".", b".."}:
+        kept.append(b"")
+    return b"/" + b"/".join(kept)
