@@ -2,6 +2,9 @@
 
 from pathlib import Path
 from textwrap import dedent, indent
+from typing import Any
+
+import yaml
 
 from firewall.policy.model import PolicyEntry, PolicyObject
 from firewall.policy.readers import CAPABILITIES, ReaderSettings, ReadResult, read
@@ -10,6 +13,11 @@ SHARED = Path(__file__).resolve().parents[1] / "../shared"
 CORPUS = SHARED / "corpus"
 
 EVERY_CAPABILITY = ReaderSettings(enforceable=frozenset(CAPABILITIES))
+
+
+def load_yaml(path: Path) -> Any:
+    with path.open() as stream:
+        return yaml.load(stream, Loader=yaml.CSafeLoader)
 
 
 def read_text(text: str, settings: ReaderSettings = EVERY_CAPABILITY) -> ReadResult:

@@ -23,7 +23,10 @@ def directions(spec):
     return [e.direction for e in entries(knp(spec))]
 
 
-def one(rule, field="ingress", settings=ReaderSettings()):
+DEFAULTS = ReaderSettings()
+
+
+def one(rule, field="ingress", settings=DEFAULTS):
     types = "Ingress" if field == "ingress" else "Egress"
     spec = f"podSelector: {{}}\npolicyTypes: [{types}]\n{field}: [{rule}]"
     (found,) = entries(knp(spec), settings)
@@ -109,8 +112,8 @@ def test_namespace_selectors_look_at_the_namespaces_labels():
 
 
 def test_both_selectors_in_one_item_are_both_demanded():
-    rule = "{from: [{namespaceSelector: {matchLabels: {team: x}}, podSelector: {matchLabels: {a: b}}}]}"
-    (peer,) = one(rule).peers
+    both = "namespaceSelector: {matchLabels: {team: x}}, podSelector: {matchLabels: {a: b}}"
+    (peer,) = one(f"{{from: [{{{both}}}]}}").peers
     assert peer.selector.matches(pod("any", a="b", **team("x")))
     assert not peer.selector.matches(pod("any", **team("x")))
     assert not peer.selector.matches(pod("any", a="b"))

@@ -148,13 +148,17 @@ def test_without_protocols_every_protocol_is_meant():
         ("{action: Accept, to: [{domainNames: ['a*.b']}]}", "is no domain name"),
         ("{action: Deny, to: [{namespaces: {}}], protocols: []}", "leave it out"),
         (
-            "{action: Deny, to: [{networks: [10.0.0.0/8]}], protocols: "
-            "[{destinationNamedPort: web}]}",
+            (
+                "{action: Deny, to: [{networks: [10.0.0.0/8]}], protocols: "
+                "[{destinationNamedPort: web}]}"
+            ),
             "have no named ports",
         ),
         (
-            "{action: Deny, to: [{namespaces: {}}], protocols: "
-            "[{tcp: {destinationPort: {range: {start: 9, end: 9}}}}]}",
+            (
+                "{action: Deny, to: [{namespaces: {}}], protocols: "
+                "[{tcp: {destinationPort: {range: {start: 9, end: 9}}}}]}"
+            ),
             "start must be less than end",
         ),
         (f"{{action: Deny, to: [{{namespaces: {{}}}}], name: {'x' * 101}}}", "longer than 100"),

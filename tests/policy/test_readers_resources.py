@@ -45,7 +45,12 @@ def test_a_cidr_group_is_checked():
 
 
 def test_a_cidr_group_that_nothing_uses_is_refused():
-    text = "{apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, metadata: {name: a}, spec: {externalCIDRs: []}}"
+    text = """
+        apiVersion: cilium.io/v2
+        kind: CiliumCIDRGroup
+        metadata: {name: a}
+        spec: {externalCIDRs: []}
+    """
     result = read_text(text, ReaderSettings(enforceable=frozenset()))
     assert result.resources == ()
     assert "[cidr-groups]" in str(result.errors[0])

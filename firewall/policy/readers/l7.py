@@ -129,11 +129,11 @@ def _secret(value: Value) -> tuple[str, str] | None:
     fields = value.fields(("namespace", "name"))
     if not value.is_mapping:
         return None
+    namespace = (fields["namespace"].text() or "") if "namespace" in fields else ""
     name = fields["name"].text() if "name" in fields else ""
-    if not name:
+    if name == "":
         value.error("needs the secret's name")
-        return None
-    return (fields["namespace"].text() or "" if "namespace" in fields else ""), name
+    return (namespace, name) if name else None
 
 
 def _dns(item: Value) -> DnsRule | None:
@@ -164,8 +164,7 @@ def read_tls(value: Value, settings: ReaderSettings) -> TlsContext | None:
         return None
     if "secret" not in fields:
         value.error("needs secret")
-        return None
-    secret = _secret(fields["secret"])
+    secret = _secret(fields["secret"]) if "secret" in fields else None
     parts = {
         part: text
         for part, field in _TLS_PARTS.items()

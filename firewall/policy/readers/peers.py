@@ -139,6 +139,7 @@ def _read_cidr_rule(item: Value, context: PeerContext) -> Peer | None:
     chosen = [name for name in fields if name != "except"]
     if len(chosen) != 1:
         item.error("needs exactly one of cidr, cidrGroupRef, cidrGroupSelector")
+        read_excepts(fields.get("except"), None)
         return None
     if chosen == ["cidr"]:
         prefix = read_prefix(fields["cidr"])
@@ -223,18 +224,21 @@ def _read_service(item: Value, _context: PeerContext) -> Peer | None:
     if len(fields) != 1:
         item.error("needs exactly one of k8sService, k8sServiceSelector")
         return None
-    if "k8sService" in fields:
-        inner = fields["k8sService"].fields(("serviceName", "namespace"))
-        name = inner["serviceName"].text() if "serviceName" in inner else None
+    place = next(iter(fields.values()))
+    by_name = "k8sService" in fields
+    wanted = "serviceName" if by_name else "selector"
+    inner = place.fields((wanted, "namespace"))
+    namespace = _namespace(inner)
+    if by_name:
+        name = inner[wanted].text() if wanted in inner else None
         if not name:
-            fields["k8sService"].error("needs serviceName")
-            return None
-        return ServicePeer(name, _namespace(inner), None)
-    inner = fields["k8sServiceSelector"].fields(("selector", "namespace"))
-    if "selector" not in inner:
-        fields["k8sServiceSelector"].error("needs selector")
+            place.error("needs serviceName")
+        return ServicePeer(name, namespace, None) if name else None
+    if wanted not in inner:
+        if place.is_mapping:
+            place.error("needs selector")
         return None
-    return ServicePeer(None, _namespace(inner), read_selector(inner["selector"]))
+    return ServicePeer(None, namespace, read_selector(inner[wanted]))
 
 
 def _namespace(fields: dict[str, Value]) -> str:

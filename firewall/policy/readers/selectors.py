@@ -106,10 +106,9 @@ def _expression(item: Value, key_of: KeyReader) -> Requirement | None:
     missing = [name for name in ("key", "operator") if name not in fields]
     if missing:
         item.error(f"needs {' and '.join(missing)}")
-        return None
-    written = fields["key"].text()
+    written = fields["key"].text() if "key" in fields else None
     key = None if written is None else _key(written, fields["key"], key_of)
-    word = fields["operator"].word(OPERATOR_WORDS)
+    word = fields["operator"].word(OPERATOR_WORDS) if "operator" in fields else None
     texts = [_label_value(v) for v in fields["values"].items()] if "values" in fields else []
     if key is None or word is None or None in texts:
         return None
