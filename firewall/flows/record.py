@@ -126,7 +126,7 @@ def _of_packet(event: PacketEvent, names: Names) -> Flow:
         time=format_time(event.time_ns),
         uuid=_uuid(event),
         verdict="AUDIT" if event.audited else _verdict(event.verdict),
-        drop_reason=0 if event.audited else event.drop_reason,
+        drop_reason=0 if event.audited else int(event.drop_reason),
         drop_reason_desc="" if event.audited else _reason_name(event.drop_reason),
         ip=_addresses(event.source, event.destination),
         l4=_layer4(event),
@@ -139,7 +139,7 @@ def _of_packet(event: PacketEvent, names: Names) -> Flow:
         event_type=kind,
         trace_observation_point=point,
         traffic_direction=_DIRECTIONS.get(event.direction, ""),
-        policy_match_type=event.match,
+        policy_match_type=int(event.match),
         is_reply=event.reply,
         interface=Interface(index=event.interface_index) if event.interface_index else None,
         proxy_port=event.proxy_port,
@@ -174,7 +174,7 @@ def _of_http(event: HttpEvent, names: Names) -> Flow:
         time=format_time(event.time_ns),
         uuid=_uuid(event),
         verdict=_verdict(event.verdict),
-        drop_reason=event.drop_reason,
+        drop_reason=int(event.drop_reason),
         drop_reason_desc=_reason_name(event.drop_reason),
         ip=addresses,
         l4=Layer4(tcp=Tcp(source_port=ports[0], destination_port=ports[1])),
@@ -233,7 +233,7 @@ def _reason_name(number: int) -> str:
 
 def _event_type(event: PacketEvent, reason: DropReason | None) -> tuple[EventType, str]:
     if event.drop_reason and reason not in _POLICY_REASONS:
-        return EventType(type=EVENT_DROP, sub_type=event.drop_reason), ""
+        return EventType(type=EVENT_DROP, sub_type=int(event.drop_reason)), ""
     if not event.direction:
         return EventType(type=EVENT_TRACE, sub_type=TRACE_TO_STACK), "TO_STACK"
     return EventType(type=EVENT_POLICY_VERDICT), ""
