@@ -204,6 +204,8 @@ def _peer_covers(outer: Peer, inner: Peer) -> bool:
     match outer, inner:
         case LabelPeer(wide), LabelPeer(narrow):
             return _selector_covers(wide, narrow)
+        case EntityPeer("world"), CidrPeer(match_endpoints=False):
+            return True
         case CidrPeer() as wide, CidrPeer() as narrow:
             return (
                 (wide.match_endpoints or not narrow.match_endpoints)
