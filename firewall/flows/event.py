@@ -56,6 +56,7 @@ class PacketEvent(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class HttpEvent(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """One HTTP request as decided (`code` 0), or its response (`code` the status).
 
+    `source` is the client and `destination` the server, in a response too.
     `kind` is "request" or "response". `verdict` as in PacketEvent; `latency_ns` from request head
     to response head. `url` is scheme://authority/path as matched. `headers` may be redacted.
     """

@@ -243,16 +243,20 @@ def _label(value: str) -> SideTest:
     return test
 
 
+@lru_cache(maxsize=4096)
+def _packed(text: str) -> bytes:
+    """Return a flow's address packed; empty if the record has none."""
+    try:
+        return parse_address(text)
+    except ValueError:
+        return b""
+
+
 def _ip(value: str) -> SideTest:
     prefix = parse_prefix(value)
 
     def test(side: Side) -> bool:
-        if not side.address:
-            return False
-        try:
-            address = parse_address(side.address)
-        except ValueError:
-            return False
+        address = _packed(side.address)
         return len(address) == len(prefix.network) and address_in(address, prefix)
 
     return test

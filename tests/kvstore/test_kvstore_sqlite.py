@@ -215,6 +215,47 @@ def test_a_copy_without_its_log_still_opens(tmp_path):
     assert asyncio.run(count()) == 5
 
 
+KILLED = """
+import asyncio, os, sys
+from pathlib import Path
+from firewall.kvstore.sqlite import SqliteStore
+
+async def main():
+    store = await SqliteStore.open(Path(sys.argv[1]))
+    await store.create("a", b"1")
+    os._exit(9)
+
+asyncio.run(main())
+"""
+
+
+def test_what_was_written_survives_a_process_that_was_killed(tmp_path):
+    """The write-ahead log stays behind; the next one to open the file folds it in."""
+    path = tmp_path / "kv.db"
+    done = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, check=False, timeout=60)
+    assert done.returncode == 9
+    assert (tmp_path / "kv.db-wal").stat().st_size > 0
+
+    async def read():
+        store = await SqliteStore.open(path)
+        value = await store.get("a")
+        await store.close()
+        return value
+
+    assert asyncio.run(read()) == b"1"
+
+
+def test_a_damaged_file_with_a_log_beside_it_is_left_alone(tmp_path):
+    """Opening for a look must not fold a log into a file that is refused."""
+    path = tmp_path / "kv.db"
+    subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, check=False, timeout=60)
+    data = path.read_bytes()
+    log = (tmp_path / "kv.db-wal").read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * 4096 + data[8192:])
+    assert "damaged" in refusal(path)
+    assert (tmp_path / "kv.db-wal").read_bytes() == log
+
+
 RACER = """
 import asyncio, json, sys, time
 from pathlib import Path
