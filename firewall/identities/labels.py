@@ -153,7 +153,9 @@ class LabelSet:
     """`k8s:a=b;k8s:c=d;`: the value that the identity store keeps per number."""
 
     def __init__(self, labels: Iterable[Label] = ()) -> None:
-        ordered = tuple(sorted(set(labels), key=lambda label: (label.key, label.source)))
+        ordered = tuple(
+            sorted(set(labels), key=lambda label: (label.key, label.source, label.value))
+        )
         by_key: dict[str, tuple[Label, ...]] = {}
         for label in ordered:
             others = by_key.get(label.key, ())
