@@ -104,17 +104,13 @@ class _Turn:
         Raises:
             BlockingIOError: nothing waits, or this turn is over.
         """
-        if self.left <= 0:
-            raise BlockingIOError(errno.EAGAIN, "this turn is over")
-        if self.early:
+        while self.left > 0:
             self.left -= 1
-            return self.early.pop(0)
-        while True:
-            message = self.read(size)
-            self.left -= 1
+            message = self.early.pop(0) if self.early else self.read(size)
             if message[4:6] != _ERROR_TYPE:  # struct nlmsghdr: u32 length, u16 type
                 return message
             self.refused_count += 1
+        raise BlockingIOError(errno.EAGAIN, "this turn is over")
 
 
 class Queue:

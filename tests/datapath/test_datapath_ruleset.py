@@ -1,0 +1,266 @@
+"""The rules as text: what is queued, in which order, and that nothing else is touched."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conntrack.address import parse_address
+from firewall.datapath.marks import Marks
+from firewall.datapath.ruleset import (
+    INTERFACES_PER_SET,
+    EndpointLink,
+    Family,
+    RulesetConfig,
+    RulesetError,
+    SetState,
+    create_sets_text,
+    install_text,
+    jumps_installed,
+    local_route,
+    passing_count,
+    read_sets,
+    remove_sets_text,
+    remove_text,
+    routing_rules,
+    update_sets_text,
+)
+
+EMPTY = "*mangle\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
+USER = "-A PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x7/0xffffffff"
+JUMPS = [f"-A {hook} -j BARTIZAN-{hook}" for hook in ("PREROUTING", "OUTPUT")]
+
+
+def rules(text: str, chain: str) -> list[str]:
+    prefix = f"-A BARTIZAN-{chain} "
+    return [line[len(prefix) :] for line in text.splitlines() if line.startswith(prefix)]
+
+
+def link(number: int, interface: str = "") -> EndpointLink:
+    return EndpointLink((bytes((10, 0, number >> 8, number & 255)),), interface)
+
+
+class Ipset:
+    """Carries out `ipset restore` as the kernel would, with its limits."""
+
+    def __init__(self) -> None:
+        self.sets: dict[str, set[str]] = {}
+        self.kinds: dict[str, str] = {}
+        self.smallest: dict[str, set[str]] = {}
+
+    def restore(self, text: str) -> None:
+        for line in text.splitlines():
+            verb, name, *rest = line.split(" ")
+            if verb == "create":
+                assert name not in self.sets
+                self.sets[name], self.kinds[name] = set(), rest[0]
+            elif verb == "add":
+                self.sets[name].add(rest[0])
+                if self.kinds[name] == "hash:net,iface":
+                    networks = [item.partition(",")[0] for item in self.sets[name]]
+                    assert max(map(networks.count, networks)) <= INTERFACES_PER_SET
+                if self.kinds[name] == "list:set":
+                    assert rest[0] in self.sets
+            elif verb == "del":
+                self.sets[name].remove(rest[0])
+            else:
+                assert verb == "destroy"
+                used = [n for n, kind in self.kinds.items() if kind == "list:set" and n != name]
+                assert not any(name in self.sets[n] for n in used if n in self.sets)
+                del self.sets[name]
+
+    @property
+    def state(self) -> SetState:
+        lines = [f"create {name} {self.kinds[name]} family inet" for name in self.sets]
+        lines += [f"add {name} {item}" for name, items in self.sets.items() for item in items]
+        return read_sets("\n".join([*lines, "create other hash:ip", "add other 1.2.3.4", ""]))
+
+    def interfaces(self, family: int) -> set[str]:
+        return {
+            item.partition(",")[2]
+            for name in self.sets["bartizan-interfaces"]
+            if f"-if-{family}-" in name
+            for item in self.sets[name]
+        }
+
+
+def fresh() -> Ipset:
+    kernel = Ipset()
+    kernel.restore(create_sets_text(kernel.state))
+    return kernel
+
+
+# --- iptables ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", Family)
+def test_loopback_goes_by_first_except_on_its_way_to_the_proxy(family):
+    text = install_text(RulesetConfig(), family, EMPTY)
+    assert rules(text, "PREROUTING")[0] == "-i lo -m mark ! --mark 0x1000000/0xff000000 -j RETURN"
+    assert rules(text, "OUTPUT")[0] == "-o lo -j RETURN"
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("port", [0, 15006])
+def test_no_queue_can_be_bypassed(family, port):
+    config = RulesetConfig(http_proxy_port=port, queue_count=3)
+    text = install_text(config, family, EMPTY)
+    assert "--queue-bypass" not in text
+    assert text.count("--queue-balance 0:2") == 6
+
+
+def test_what_is_marked_for_a_proxy_that_is_not_there_is_dropped():
+    """Else the verdict "repeat" would send the packet around for ever."""
+    with_proxy = rules(
+        install_text(RulesetConfig(http_proxy_port=9), Family.IPV4, EMPTY), "PREROUTING"
+    )
+    without = rules(install_text(RulesetConfig(), Family.IPV4, EMPTY), "PREROUTING")
+    assert "TPROXY --on-port 9 --on-ip 127.0.0.1" in with_proxy[1]
+    assert with_proxy[2] == without[1] == "-m mark --mark 0x1000000/0xff000000 -j DROP"
+
+
+@pytest.mark.parametrize("family", Family)
+def test_defragmentation_is_switched_on_even_without_a_proxy(family):
+    """`-m socket` registers the kernel's defragmentation (nf_defrag_ipv4_enable)."""
+    assert "-m socket" in install_text(RulesetConfig(), family, EMPTY)
+
+
+def test_what_the_proxy_sends_is_not_asked_again():
+    text = install_text(RulesetConfig(marks=Marks(0xFF00)), Family.IPV4, EMPTY)
+    assert "-m mark --mark 0x300/0xff00 -j RETURN" in rules(text, "OUTPUT")
+
+
+def test_the_jump_is_inserted_once_and_kept_at_the_front():
+    fresh_text = install_text(RulesetConfig(), Family.IPV4, EMPTY)
+    assert "-I PREROUTING -j BARTIZAN-PREROUTING" in fresh_text
+    good = "\n".join([*JUMPS, USER, ""])
+    again = install_text(RulesetConfig(), Family.IPV4, good)
+    assert "-I " not in again
+    assert "-D " not in again
+    assert jumps_installed(good)
+    late = "\n".join([USER, *JUMPS, JUMPS[0], ""])
+    assert not jumps_installed(late)
+    moved = install_text(RulesetConfig(), Family.IPV4, late).splitlines()
+    assert moved.count("-D PREROUTING -j BARTIZAN-PREROUTING") == 2
+    assert moved.count("-I PREROUTING -j BARTIZAN-PREROUTING") == 1
+    assert not any("OUTPUT -j BARTIZAN" in line for line in moved)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_only_our_chains_are_written(family):
+    config = RulesetConfig(http_proxy_port=1, queue_count=2)
+    for text in (
+        install_text(config, family, USER),
+        remove_text(f":BARTIZAN-OUTPUT - \n{JUMPS[1]}"),
+    ):
+        for line in text.splitlines()[1:-1]:
+            verb, _, rest = line.partition(" ")
+            name = line[1:] if line.startswith(":") else rest
+            jump = verb in ("-I", "-D") and rest.split(" -j ")[1].startswith("BARTIZAN-")
+            assert name.startswith("BARTIZAN-") or jump, line
+        assert text.startswith("*mangle\n")
+        assert text.endswith("COMMIT\n")
+
+
+def test_removal_takes_jumps_before_chains_and_nothing_that_is_not_there():
+    saved = "\n".join([":BARTIZAN-PREROUTING - [0:0]", ":BARTIZAN-OUTPUT - [0:0]", *JUMPS, USER])
+    assert remove_text(saved).splitlines() == [
+        "*mangle",
+        "-D PREROUTING -j BARTIZAN-PREROUTING",
+        "-D OUTPUT -j BARTIZAN-OUTPUT",
+        "-F BARTIZAN-PREROUTING",
+        "-F BARTIZAN-OUTPUT",
+        "-X BARTIZAN-PREROUTING",
+        "-X BARTIZAN-OUTPUT",
+        "COMMIT",
+    ]
+    assert remove_text(EMPTY) == ""
+
+
+def test_a_packet_can_be_passed_on_to_each_worker_that_the_marks_can_name():
+    assert passing_count(Marks(), 1) == 0
+    assert passing_count(Marks(), 3) == 3
+    assert passing_count(Marks(), 64) == 32
+    text = install_text(RulesetConfig(queue_count=3, first_queue=5), Family.IPV6, EMPTY)
+    assert "-m mark --mark 0x15000000/0xff000000 -j NFQUEUE --queue-num 7" in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"queue_count": 0},
+        {"first_queue": 65536},
+        {"first_queue": 65535, "queue_count": 2},
+        {"http_proxy_port": 70000},
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(RulesetError):
+        RulesetConfig(**wrong)
+
+
+def test_marked_packets_are_delivered_here_by_a_table_of_our_own():
+    config = RulesetConfig(route_table=7, rule_priority=100)
+    assert [" ".join(rule.arguments("add")) for rule in routing_rules(config)] == [
+        "rule add priority 100 fwmark 0x2000000/0xff000000 lookup 7",
+        "rule add priority 101 fwmark 0x1000000/0xff000000 lookup 7",
+    ]
+    assert local_route(config)[-2:] == ["table", "7"]
+
+
+# --- sets -------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_is_added_by_its_addresses_and_its_interface():
+    kernel = fresh()
+    both = EndpointLink((parse_address("10.0.0.2"), parse_address("fd00::2")), "veth2")
+    kernel.restore(update_sets_text(kernel.state, [both]))
+    assert kernel.sets["bartizan-managed-4"] == {"10.0.0.2"}
+    assert kernel.sets["bartizan-managed-6"] == {"fd00::2"}
+    assert kernel.sets["bartizan-bound-4"] == {"10.0.0.2,veth2"}
+    assert kernel.sets["bartizan-if-4-0"] == {"0.0.0.0/0,veth2"}
+    assert kernel.sets["bartizan-if-6-0"] == {"::/0,veth2"}
+    assert update_sets_text(kernel.state, [both]) == ""
+
+
+def test_an_endpoint_without_a_known_interface_is_bound_nowhere():
+    kernel = fresh()
+    kernel.restore(update_sets_text(kernel.state, [link(1)]))
+    assert kernel.sets["bartizan-managed-4"] == {"10.0.0.1"}
+    assert kernel.sets["bartizan-bound-4"] == set()
+    assert kernel.interfaces(4) == set()
+
+
+def test_additions_come_before_removals():
+    kernel = fresh()
+    kernel.restore(update_sets_text(kernel.state, [link(1, "a")]))
+    verbs = [
+        line.split()[0] for line in update_sets_text(kernel.state, [link(2, "b")]).splitlines()
+    ]
+    assert verbs == sorted(verbs)  # add ... del
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 300), max_size=250), min_size=1, max_size=5))
+def test_any_change_of_any_number_of_endpoints_keeps_within_the_sets_limits(rounds):
+    """hash:net,iface holds 64 interfaces of one network; Ipset refuses the 65th."""
+    kernel = fresh()
+    for numbers in rounds:
+        links = [link(number, f"veth{number}") for number in sorted(numbers)]
+        kernel.restore(update_sets_text(kernel.state, links))
+        names = {f"veth{number}" for number in numbers}
+        assert kernel.interfaces(4) == kernel.interfaces(6) == names
+        assert len(kernel.sets["bartizan-managed-4"]) == len(numbers)
+        assert update_sets_text(kernel.state, links) == ""
+    kernel.restore(remove_sets_text(kernel.state))
+    assert not kernel.sets
+
+
+@pytest.mark.parametrize("name", ["a b", "a,b", "a/b", "x" * 16, "a\nb", 'q"', "a:b"])
+def test_a_name_that_would_change_the_meaning_of_the_text_is_refused(name):
+    with pytest.raises(RulesetError, match="not the name of an interface"):
+        update_sets_text(fresh().state, [link(1, name)])
+
+
+def test_an_address_of_another_length_is_refused():
+    with pytest.raises(RulesetError, match="neither 4 nor 16"):
+        update_sets_text(fresh().state, [EndpointLink((b"abc",), "")])
