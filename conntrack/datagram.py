@@ -7,7 +7,7 @@ for a newer flow. A DNS query and its answer never become one.
 
 from typing import Final
 
-from conntrack.entry import Entry, Finding, Update, invalid, passes
+from conntrack.entry import Entry, Judgement, Update, invalid
 from conntrack.flow import GRE, ICMP, ICMPV6, UDP, Direction
 from conntrack.keys import ICMP_ANSWER, ICMPV6_ANSWER
 from conntrack.packet import Packet
@@ -16,7 +16,7 @@ from conntrack.profile import Profile
 _QUERIES: Final = {ICMP: frozenset(ICMP_ANSWER), ICMPV6: frozenset(ICMPV6_ANSWER)}
 
 
-def first(packet: Packet, profile: Profile) -> Finding:
+def first(packet: Packet, profile: Profile) -> Judgement:
     """Judge a packet that belongs to no flow."""
     protocol = packet.protocol
     timeouts = profile.timeouts
@@ -32,10 +32,10 @@ def first(packet: Packet, profile: Profile) -> Finding:
         timeout_s = timeouts.gre
     else:
         timeout_s = timeouts.other
-    return passes("", Update(0, timeout_s, False, False, None, None, False))
+    return Update(0, timeout_s, False, False, None, None, False)
 
 
-def follow(entry: Entry, packet: Packet, direction: int, profile: Profile, now: float) -> Finding:
+def follow(entry: Entry, packet: Packet, direction: int, profile: Profile, now: float) -> Judgement:
     """Judge a packet of a known flow."""
     protocol = packet.protocol
     timeouts = profile.timeouts
@@ -54,4 +54,4 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile, now: 
         # A tunnel in both directions (ESP, AH, IP in IP) must survive a flood; Linux assures none.
         assured = profile.strict and (entry.seen_reply or direction == Direction.REPLY)
         timeout_s = timeouts.other
-    return passes("", Update(0, timeout_s, assured, True, None, None, False))
+    return Update(0, timeout_s, assured, True, None, None, False)

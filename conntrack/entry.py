@@ -186,11 +186,13 @@ class Tracked(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a protocol's machine says about one packet; the tracker makes a `Tracked` of it.
+    """What a protocol's machine says about an unusual packet.
+
+    For the ordinary packet, which passes and changes its flow, a machine returns its `Update` only.
 
     Attributes:
         valid: False: INVALID, for `reason`.
-        reason: the rule that decided; empty for the ordinary case.
+        reason: the rule that decided.
         update: the change, None if there is none.
         reopens: the packet is the first of a new flow that takes the place of this one.
     """
@@ -201,13 +203,16 @@ class Finding(NamedTuple):
     reopens: bool
 
 
+Judgement = Finding | Update
+
+
 def invalid(reason: str) -> Finding:
     """A packet that belongs to the flow's tuple but not to the flow."""
     return Finding(False, reason, None, False)
 
 
 def passes(reason: str, update: Update | None = None) -> Finding:
-    """A packet that may pass, with or without a change."""
+    """A packet that may pass although it is unusual, with or without a change."""
     return Finding(True, reason, update, False)
 
 

@@ -12,7 +12,7 @@ packet (section 6.10), so what a short copy cuts off is data.
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from conntrack.entry import REOPENS, Entry, Finding, Update, invalid, passes
+from conntrack.entry import REOPENS, Entry, Judgement, Update, invalid
 from conntrack.flow import Direction
 from conntrack.packet import Packet
 from conntrack.profile import Profile
@@ -69,7 +69,7 @@ def _read(packet: Packet) -> list[_Chunk]:
     return chunks
 
 
-def first(packet: Packet, profile: Profile) -> Finding:
+def first(packet: Packet, profile: Profile) -> Judgement:
     """Judge a packet that belongs to no association."""
     try:
         chunks = _read(packet)
@@ -87,11 +87,10 @@ def first(packet: Packet, profile: Profile) -> Finding:
         tags = (packet.sequence, 0)
     if profile.strict and 0 in (packet.source_port, packet.destination_port):
         return invalid("port 0 is reserved")
-    update = Update(state, profile.timeouts.sctp[state], False, False, None, tags, False)
-    return passes("", update)
+    return Update(state, profile.timeouts.sctp[state], False, False, None, tags, False)
 
 
-def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Finding:
+def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Judgement:
     """Judge a packet of a known association."""
     try:
         chunks = _read(packet)
@@ -123,8 +122,7 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Fi
     timeout_s = profile.timeouts.sctp[state]
     if profile.strict and state == entry.state and state < SctpState.ESTABLISHED:
         timeout_s = -1.0  # a half-open association is not kept alive by repetition
-    update = Update(state, timeout_s, assured, True, None, (tags[0], tags[1]), False)
-    return passes("", update)
+    return Update(state, timeout_s, assured, True, None, (tags[0], tags[1]), False)
 
 
 def _tag_fits(chunk: _Chunk, tag: int, direction: int, tags: list[int]) -> bool:

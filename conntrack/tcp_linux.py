@@ -16,7 +16,7 @@ Order of decisions for one segment
 
 from typing import Final
 
-from conntrack.entry import REOPENS, Entry, Finding, Update, invalid, passes
+from conntrack.entry import REOPENS, Entry, Judgement, Update, invalid, passes
 from conntrack.flow import Direction
 from conntrack.packet import Packet
 from conntrack.profile import Profile
@@ -63,7 +63,7 @@ _INSIDE: Final = 0
 _LET_PASS: Final = 1
 
 
-def first(packet: Packet, profile: Profile, loose: bool) -> Finding:
+def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
     """Judge a segment that belongs to no flow."""
     event = EVENT_OF_FLAGS[packet.tcp_flags]
     if event < 0:
@@ -72,32 +72,41 @@ def first(packet: Packet, profile: Profile, loose: bool) -> Finding:
     if cell == IV or (event != TcpEvent.SYN and not loose):
         return invalid("a flow begins with SYN")
     end = segment_end(packet.sequence, packet.payload_bytes, packet.tcp_flags)
-    window = max(packet.window, 1)
     memory = (event, 0, packet.sequence, end, packet.acknowledgment, packet.window, 0, 0, 0)
     if event == TcpEvent.SYN:
-        scale, flags = syn_options(packet.options)
-        sender = make(end, end, window, 0, scale, flags, end, NO_FIN)
-        receiver = UNKNOWN
+        windows = _begin(packet, Direction.ORIGINAL, end, UNKNOWN)
     else:
-        # Nobody knows the scale of a flow met in its middle: windows are learnt, not enforced.
-        flags = LIBERAL | SACK | ACKED
-        sender = make(
-            end, (end + window) & MODULUS_MASK, window, packet.acknowledgment, 0,
-            flags | (UNACKNOWLEDGED if packet.payload_bytes else 0), end, NO_FIN,
-        )  # fmt: skip
-        receiver = make(
-            packet.acknowledgment, (packet.acknowledgment + packet.window) & MODULUS_MASK,
-            0, 0, 0, LIBERAL | SACK, packet.acknowledgment, NO_FIN,
-        )  # fmt: skip
+        windows = _met_in_its_middle(packet)
     timeouts = profile.timeouts
     timeout_s = timeouts.tcp[cell]
     if cell == TcpState.ESTABLISHED:
         timeout_s = min(timeout_s, timeouts.tcp_unacknowledged)
-    update = Update(cell, timeout_s, False, False, (sender, receiver), memory, False)
-    return passes("", update)
+    return Update(cell, timeout_s, False, False, windows, memory, False)
 
 
-def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Finding:
+def _met_in_its_middle(packet: Packet) -> tuple[Window, Window]:
+    """Windows of (sender, receiver): nobody knows the scale, so they are learnt, not enforced."""
+    end = segment_end(packet.sequence, packet.payload_bytes, packet.tcp_flags)
+    window = max(packet.window, 1)
+    acknowledgment = packet.acknowledgment
+    flags = LIBERAL | SACK
+    waiting = UNACKNOWLEDGED if packet.payload_bytes else 0
+    sender = make(
+        end,
+        (end + window) & MODULUS_MASK,
+        window,
+        acknowledgment,
+        0,
+        flags | ACKED | waiting,
+        end,
+        NO_FIN,
+    )
+    granted = (acknowledgment + packet.window) & MODULUS_MASK
+    receiver = make(acknowledgment, granted, 0, 0, 0, flags, acknowledgment, NO_FIN)
+    return sender, receiver
+
+
+def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Judgement:
     """Judge a segment of a known flow."""
     event = EVENT_OF_FLAGS[packet.tcp_flags]
     if event < 0:
@@ -175,7 +184,7 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Fi
 
 def _remember(
     entry: Entry, packet: Packet, direction: int, event: int, memory: tuple[int, ...]
-) -> Finding:
+) -> Judgement:
     """Let a segment pass without a change of state, and keep what it said."""
     scale, flags = memory[_SCALE], memory[_FLAGS] & _BOTH_OPENED
     end = segment_end(packet.sequence, packet.payload_bytes, packet.tcp_flags)
@@ -200,7 +209,7 @@ def _reset(
     receiver: Window,
     memory: tuple[int, ...],
     cell: int,
-) -> tuple[Finding | None, int, bool]:
+) -> tuple[Judgement | None, int, bool]:
     """Compare a reset with what its receiver has acknowledged.
 
     Returns:
@@ -242,7 +251,7 @@ def _settle(
     receiver: Window,
     memory: tuple[int, ...],
     check_window: bool,
-) -> Finding:
+) -> Judgement:
     """Check the windows, then say what the segment changes."""
     flags = memory[_FLAGS] & _BOTH_OPENED
     if TcpState.SYN_SENT2 in (state, cell):
@@ -271,14 +280,14 @@ def _settle(
             return passes("refused", Update(cell, 0, False, True, pair, kept, True))
         if event == TcpEvent.SYN and state == TcpState.SYN_SENT and cell == TcpState.SYN_SENT:
             # A repeated SYN must not keep a half-open flow alive.
-            return passes("", Update(cell, -1, False, True, pair, kept, False))
+            return Update(cell, -1, False, True, pair, kept, False)
     timeout_s = _timeout(entry, event, cell, profile, pair=pair, memory=kept)
     assured = (
         entry.seen_reply
         and state in (TcpState.SYN_RECV, TcpState.ESTABLISHED)
         and cell == TcpState.ESTABLISHED
     )
-    return passes("", Update(cell, timeout_s, assured, True, pair, kept, False))
+    return Update(cell, timeout_s, assured, True, pair, kept, False)
 
 
 def _pair(direction: int, sender: Window, receiver: Window) -> tuple[Window, Window]:
@@ -319,7 +328,9 @@ def _timeout(
     return timeout_s
 
 
-def _relearn(entry: Entry, packet: Packet, direction: int, event: int, profile: Profile) -> Finding:
+def _relearn(
+    entry: Entry, packet: Packet, direction: int, event: int, profile: Profile
+) -> Judgement:
     """Continue a flow whose windows are unknown (restored, or carried by the kernel)."""
     cell = LINUX_TABLE[direction][event][entry.state]
     if cell == IV:
@@ -330,10 +341,8 @@ def _relearn(entry: Entry, packet: Packet, direction: int, event: int, profile: 
         cell = entry.state
     windows = None
     if event in (TcpEvent.ACK, TcpEvent.FIN):
-        found = first(packet, profile, True)._replace()
-        learnt = found.update.windows if found.update is not None else None
-        if learnt is not None:
-            windows = (learnt[1], learnt[0]) if direction else learnt
+        learnt = _met_in_its_middle(packet)
+        windows = (learnt[1], learnt[0]) if direction else learnt
     timeout_s = profile.timeouts.tcp[cell]
     assured = cell == TcpState.ESTABLISHED
     return passes(

@@ -15,8 +15,9 @@ Timers are renewed only by progress, except in ESTABLISHED: half-open and half-c
 be kept alive by one side that repeats itself.
 
 Resynchronisation: a SYN inside a living flow passes, because its receiver will challenge it. If the
-other end has forgotten the flow it answers that SYN instead; a SYN/ACK that acknowledges exactly
-the SYN we let pass begins the flow anew. The tuple, and so the verdict, is the same.
+other end has forgotten the flow it answers that SYN instead. Three segments with fitting numbers,
+and none of the old flow between them, begin the flow anew. The tuple, and so the verdict, is the
+same.
 
 Flows whose windows are unknown (picked up, restored, carried by the kernel meanwhile) learn them
 from the next segment; the scale is then taken as 14, the largest, so that no genuine segment is
@@ -27,7 +28,7 @@ Sources: RFC 9293, RFC 5961, RFC 7323, RFC 7413, RFC 1337, RFC 6528.
 
 from typing import Final
 
-from conntrack.entry import REOPENS, Entry, Finding, Update, invalid, passes
+from conntrack.entry import REOPENS, Entry, Finding, Judgement, Update, invalid, passes
 from conntrack.flow import Direction
 from conntrack.packet import Packet
 from conntrack.profile import Profile
@@ -39,6 +40,7 @@ from conntrack.tcp_window import (
     MAX_SCALE,
     MODULUS_MASK,
     NO_FIN,
+    ONLY_TIMESTAMP,
     SCALING,
     UNACKNOWLEDGED,
     UNKNOWN,
@@ -58,13 +60,17 @@ _NO_TIMER: Final = -1.0
 
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)
 
-# Memory: what an end may still answer. (acknowledgment of a challenge ACK in SYN_SENT) has one
-# place; (end, window, scale, flags of a SYN that passed) has four.
+_ORDINARY: Final = 0x17  # SYN, FIN, RST and ACK: only ACK is set in an ordinary segment
+
+# What a flow remembers besides its windows: the acknowledgment of a challenge ACK that passed in
+# SYN_SENT; or a SYN that passed in a living flow (end, window, scale, flags); or that SYN and the
+# SYN/ACK that answers it (the same four of the server).
 _CHALLENGE_PLACES: Final = 1
 _SYN_PLACES: Final = 4
+_CANDIDATE_PLACES: Final = 8
 
 
-def first(packet: Packet, profile: Profile, loose: bool) -> Finding:
+def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
     """Judge a segment that belongs to no flow."""
     event = EVENT_OF_FLAGS[packet.tcp_flags]
     if event < 0:
@@ -74,10 +80,9 @@ def first(packet: Packet, profile: Profile, loose: bool) -> Finding:
     timeouts = profile.timeouts
     if event == TcpEvent.SYN:
         state = STRICT_TABLE[0][event][TcpState.NONE]
-        update = Update(
+        return Update(
             state, timeouts.tcp[state], False, False, (_opened(packet), UNKNOWN), None, False
         )
-        return passes("", update)
     if event != TcpEvent.ACK or not loose:
         return invalid("a flow begins with SYN")
     windows = _learn(packet, Direction.ORIGINAL)
@@ -85,21 +90,26 @@ def first(packet: Packet, profile: Profile, loose: bool) -> Finding:
     return passes("picked up in its middle", update)
 
 
-def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Finding:
+def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Judgement:
     """Judge a segment of a known flow."""
-    flags = packet.tcp_flags
-    event = EVENT_OF_FLAGS[flags]
+    windows = entry.windows
+    state = entry.state
+    if (
+        state == _ESTABLISHED
+        and packet.tcp_flags & _ORDINARY == _ACK
+        and windows is not None
+        and entry.memory is None
+        and not entry.offloaded
+    ):
+        return _data(entry, packet, direction, windows, profile)
+    event = EVENT_OF_FLAGS[packet.tcp_flags]
     if event < 0:
         return invalid("no host sends these flags")
-    state = entry.state
-    windows = entry.windows
     if windows is None or entry.offloaded:
         if event not in (TcpEvent.ACK, TcpEvent.FIN):
             return _blind(entry, direction, event, profile)
         windows = _relearn(windows, packet, direction)
     sender, receiver = windows[direction], windows[1 - direction]
-    if event == TcpEvent.ACK and state == _ESTABLISHED:
-        return _data(entry, packet, direction, sender, receiver, profile)
     cell = STRICT_TABLE[direction][event][state]
     if cell == IV:
         return invalid("this kind of segment has no place in this state")
@@ -112,41 +122,50 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Fi
     if event == TcpEvent.SYN:
         return _syn(entry, packet, windows, cell)
     if event == TcpEvent.SYN_ACK and direction == Direction.REPLY:
-        return _syn_ack(entry, packet, receiver, cell, profile)
+        if cell == IG:
+            return _syn_ack_again(entry, packet)
+        return _syn_ack(packet, receiver, cell, profile)
     if state == TcpState.SYN_SENT:  # only an ACK of the reply side comes here
         return _challenge(entry, packet)
+    if event == TcpEvent.ACK and _completes_candidate(entry, packet, direction):
+        return _begin_anew(entry, profile)
     if cell == IG:
         return passes("says nothing new")
     if state == TcpState.SYN_RECV:
         fault = _handshake_fault(packet, direction, sender, receiver)
         if fault:
             return invalid(fault)
+    if state == _ESTABLISHED and event == TcpEvent.ACK:
+        return _data(entry, packet, direction, windows, profile)
     return _move(entry, packet, direction, event, profile, sender=sender, receiver=receiver)
 
 
 # --- the ordinary case --------------------------------------------------------------------------
 
 
-def _data(  # noqa: PLR0917 -- once per segment: keywords cost
-    entry: Entry, packet: Packet, direction: int, sender: Window, receiver: Window, profile: Profile
-) -> Finding:
-    """An ACK in ESTABLISHED: nearly every segment there is."""
+def _data(
+    entry: Entry,
+    packet: Packet,
+    direction: int,
+    windows: tuple[Window, Window],
+    profile: Profile,
+) -> Judgement:
+    """An ACK in ESTABLISHED: nearly every segment there is.
+
+    That it fits proves that the flow lives, so a SYN that passed before is forgotten.
+    """
     end = (packet.sequence + packet.payload_bytes) & MODULUS_MASK
-    outcome = check(entry, packet, direction, end, sender, receiver, profile.liberal)
+    outcome = check(entry, packet, direction, end, windows, profile)
     if isinstance(outcome, Finding):
         return outcome
-    sender, receiver = outcome
     timeouts = profile.timeouts
     timeout_s = timeouts.tcp[_ESTABLISHED]
-    assured = entry.seen_reply or direction == Direction.REPLY
+    assured = direction != 0 or entry.seen_reply
     if not assured:
         timeout_s = _NO_TIMER  # picked up, and nobody answers: an ACK scan
-    elif (sender.flags | receiver.flags) & UNACKNOWLEDGED:
+    elif (outcome[0].flags | outcome[1].flags) & UNACKNOWLEDGED:
         timeout_s = min(timeouts.tcp_unacknowledged, timeout_s)
-    pair = (receiver, sender) if direction else (sender, receiver)
-    return Finding(
-        True, "", Update(_ESTABLISHED, timeout_s, assured, True, pair, entry.memory, False), False
-    )
+    return tuple.__new__(Update, (_ESTABLISHED, timeout_s, assured, True, outcome, None, False))
 
 
 def check(  # noqa: PLR0917 -- once per segment: keywords cost
@@ -154,9 +173,8 @@ def check(  # noqa: PLR0917 -- once per segment: keywords cost
     packet: Packet,
     direction: int,
     end: int,
-    sender: Window,
-    receiver: Window,
-    liberal: bool,
+    windows: tuple[Window, Window],
+    profile: Profile,
 ) -> Finding | tuple[Window, Window]:
     """Apply rules I-IV to a segment and advance the windows.
 
@@ -165,37 +183,38 @@ def check(  # noqa: PLR0917 -- once per segment: keywords cost
         packet: the segment.
         direction: the segment's.
         end: sequence number after it.
-        sender: of the segment.
-        receiver: of the segment.
-        liberal: let pass what is outside, without a change.
+        windows: (original, reply), before it.
+        profile: `liberal` lets pass what is outside, without a change.
 
     Returns:
-        The sender's and receiver's windows after the segment; or the finding that it is INVALID,
-        or may pass without a change of state.
+        The windows (original, reply) after the segment; or the finding that it is INVALID, or may
+        pass without a change of state.
     """
+    sender = windows[direction]
+    receiver = windows[1 - direction]
     s_end, s_max_end, s_max_window, s_max_ack, s_scale, s_flags, s_initial, s_fin = sender
     r_end, r_max_end, r_max_window, r_max_ack, r_scale, r_flags, r_initial, r_fin = receiver
     acknowledgment = packet.acknowledgment
-    sequence = packet.sequence
-    selective = acknowledgment
-    if packet.options:
-        selective = highest_sack(packet.options, acknowledgment)
-    if 0 < (selective - r_end) & MODULUS_MASK < HALF:
-        return _outside("acknowledges data that was not sent", liberal)
+    options = packet.options
     lag = (r_end - acknowledgment) & MODULUS_MASK
-    if lag > ACK_SLACK_BYTES and lag > s_max_window:
-        return _outside("acknowledgment is older than a window", liberal)
-    ahead = (sequence - s_max_end) & MODULUS_MASK
-    if 0 < ahead < HALF:
-        return _overshoot(entry, direction, end, sender=sender, receiver=receiver, liberal=liberal)
-    if r_max_window and HALF > (s_end - end) & MODULUS_MASK > r_max_window:
+    if lag:
+        if lag >= HALF:
+            return _outside("acknowledges data that was not sent", profile.liberal)
+        if lag > ACK_SLACK_BYTES and lag > s_max_window:
+            return _outside("acknowledgment is older than a window", profile.liberal)
+    if options and not (len(options) == 12 and options.startswith(ONLY_TIMESTAMP)):
+        selective = highest_sack(options, acknowledgment)
+        if 0 < (selective - r_end) & MODULUS_MASK < HALF:
+            return _outside("acknowledges data that was not sent", profile.liberal)
+    if 0 < (packet.sequence - s_max_end) & MODULUS_MASK < HALF:
+        return _overshoot(entry, direction, end, windows, profile)
+    ahead = (end - s_end) & MODULUS_MASK
+    if ahead >= HALF and r_max_window and MODULUS_MASK + 1 - ahead > r_max_window:
         # Data from before the window: the receiver drops it and says where it is (RFC 9293
         # section 3.10.7.4), and the sender must see that answer.
         return passes("older than the window")
     window = packet.window if packet.tcp_flags & _SYN else packet.window << s_scale
-    if window > s_max_window:  # noqa: PLR1730 -- a call of max() costs as much as the rest
-        s_max_window = window
-    if 0 < (end - s_end) & MODULUS_MASK < HALF:
+    if 0 < ahead < HALF:
         s_end = end
         s_flags |= UNACKNOWLEDGED
     if not s_flags & ACKED:
@@ -203,16 +222,20 @@ def check(  # noqa: PLR0917 -- once per segment: keywords cost
         s_flags |= ACKED
     elif 0 < (acknowledgment - s_max_ack) & MODULUS_MASK < HALF:
         s_max_ack = acknowledgment
+    if ahead or s_max_ack != sender[3] or window > s_max_window or s_flags != sender[5]:
+        if window > s_max_window:  # noqa: PLR1730 -- a call of max() costs as much as the rest
+            s_max_window = window
+        sender = make(s_end, s_max_end, s_max_window, s_max_ack, s_scale, s_flags, s_initial, s_fin)
     # A closed window is probed with one byte (RFC 9293 section 3.8.6.1).
     granted = (acknowledgment + (window or 1)) & MODULUS_MASK
+    if lag == 0:
+        r_flags &= ~UNACKNOWLEDGED
     if 0 < (granted - r_max_end) & MODULUS_MASK < HALF:
         r_max_end = granted
-    if acknowledgment == r_end:
-        r_flags &= ~UNACKNOWLEDGED
-    return (
-        make(s_end, s_max_end, s_max_window, s_max_ack, s_scale, s_flags, s_initial, s_fin),
-        make(r_end, r_max_end, r_max_window, r_max_ack, r_scale, r_flags, r_initial, r_fin),
-    )
+    elif r_flags == receiver[5]:
+        return (receiver, sender) if direction else (sender, receiver)
+    receiver = make(r_end, r_max_end, r_max_window, r_max_ack, r_scale, r_flags, r_initial, r_fin)
+    return (receiver, sender) if direction else (sender, receiver)
 
 
 def _outside(reason: str, liberal: bool) -> Finding:
@@ -220,7 +243,7 @@ def _outside(reason: str, liberal: bool) -> Finding:
 
 
 def _overshoot(
-    entry: Entry, direction: int, end: int, *, sender: Window, receiver: Window, liberal: bool
+    entry: Entry, direction: int, end: int, windows: tuple[Window, Window], profile: Profile
 ) -> Finding:
     """A segment that starts behind the granted window, but less than one window behind it.
 
@@ -228,10 +251,11 @@ def _overshoot(
     another way. The receiver may take the data, so its acknowledgment must be expected; the flow
     itself does not move.
     """
+    sender, receiver = windows[direction], windows[1 - direction]
     beyond = (end - sender.max_end) & MODULUS_MASK
     span = (end - sender.end + receiver.max_window) & MODULUS_MASK
     if beyond > receiver.max_window or span >= HALF:
-        return _outside("starts behind the window", liberal)
+        return _outside("starts behind the window", profile.liberal)
     sender = sender._replace(end=end, flags=sender.flags | UNACKNOWLEDGED)
     pair = (receiver, sender) if direction else (sender, receiver)
     update = Update(entry.state, _NO_TIMER, False, False, pair, entry.memory, False)
@@ -249,44 +273,77 @@ def _opened(packet: Packet) -> Window:
     return make(end, end, max(packet.window, 1), 0, scale, flags, initial, NO_FIN)
 
 
-def _syn(entry: Entry, packet: Packet, windows: tuple[Window, Window], cell: int) -> Finding:
+def _syn(entry: Entry, packet: Packet, windows: tuple[Window, Window], cell: int) -> Judgement:
     """A SYN of the side that opened the flow, again."""
     opened = _opened(packet)
     if cell == TcpState.SYN_SENT:
         # The latest SYN is the one that will be answered, whether its number is higher or lower
         # (RFC 9293 section 3.4.2); repeating it does not prolong the flow.
-        update = Update(cell, _NO_TIMER, False, False, (opened, windows[1]), None, False)
-        return passes("", update)
+        return Update(cell, _NO_TIMER, False, False, (opened, windows[1]), None, False)
     kept = (opened.end, opened.max_window, opened.scale, opened.flags)
     update = Update(entry.state, _NO_TIMER, False, False, windows, kept, False)
     return passes("SYN in a living flow: its receiver will challenge it", update)
 
 
-def _syn_ack(entry: Entry, packet: Packet, client: Window, cell: int, profile: Profile) -> Finding:
-    """The answer to a SYN."""
-    memory = entry.memory
-    if cell == IG:
-        if memory is None or len(memory) != _SYN_PLACES or packet.acknowledgment != memory[0]:
-            return passes("says nothing new")
-        end, window, scale, flags = memory
-        client = make(end, end, window, 0, scale, flags, end, NO_FIN)
-    elif not _acknowledges_syn(packet.acknowledgment, client):
+def _syn_ack(packet: Packet, client: Window, cell: int, profile: Profile) -> Judgement:
+    """The answer to the SYN that opened the flow."""
+    if not _acknowledges_syn(packet.acknowledgment, client):
         return invalid("SYN/ACK does not acknowledge the SYN")
-    server = _opened(packet)
+    windows = _answered(client, _opened(packet), packet.acknowledgment)
+    return Update(cell, profile.timeouts.tcp[cell], False, True, windows, None, False)
+
+
+def _answered(client: Window, server: Window, acknowledgment: int) -> tuple[Window, Window]:
+    """Windows of both sides once a SYN is answered."""
     if not server.flags & client.flags & SCALING:
         # RFC 7323 section 2.2: scaling needs the option in both SYNs.
         server, client = server._replace(scale=0), client._replace(scale=0)
-    granted = (packet.acknowledgment + max(packet.window, 1)) & MODULUS_MASK
     server = server._replace(
         max_end=(server.end + client.max_window) & MODULUS_MASK,
-        max_ack=packet.acknowledgment,
+        max_ack=acknowledgment,
         flags=server.flags | ACKED,
     )
-    client = client._replace(max_end=granted)
-    state = int(TcpState.SYN_RECV)
-    # Repeating the handshake does not prolong it: a half-open flow lives for its timer, no longer.
-    timeout_s = _NO_TIMER if entry.state == state else profile.timeouts.tcp[state]
-    return passes("", Update(state, timeout_s, False, True, (client, server), None, False))
+    return client._replace(max_end=(acknowledgment + server.max_window) & MODULUS_MASK), server
+
+
+def _syn_ack_again(entry: Entry, packet: Packet) -> Judgement:
+    """A SYN/ACK in a flow that is open: repeated, or the answer to a SYN that passed.
+
+    It only makes a candidate. The flow begins anew when the client acknowledges it; a segment of
+    the old flow shows before that the flow lives and the two were forged.
+    """
+    memory = entry.memory
+    if memory is None or len(memory) < _SYN_PLACES or packet.acknowledgment != memory[0]:
+        return passes("says nothing new")
+    server = _opened(packet)
+    kept = (*memory[:_SYN_PLACES], server.end, server.max_window, server.scale, server.flags)
+    update = Update(entry.state, _NO_TIMER, False, False, entry.windows, kept, False)
+    return passes("answers a SYN that passed", update)
+
+
+def _completes_candidate(entry: Entry, packet: Packet, direction: int) -> bool:
+    memory = entry.memory
+    return (
+        memory is not None
+        and len(memory) == _CANDIDATE_PLACES
+        and direction == Direction.ORIGINAL
+        and packet.sequence == memory[0]
+        and packet.acknowledgment == memory[4]
+    )
+
+
+def _begin_anew(entry: Entry, profile: Profile) -> Judgement:
+    """Both ends have agreed on other numbers: the tracker was the one that was wrong."""
+    memory = entry.memory
+    assert memory is not None
+    end, window, scale, flags, server_end, server_window, server_scale, server_flags = memory
+    client = make(end, end, window, server_end, scale, flags | ACKED, end, NO_FIN)
+    server = make(
+        server_end, server_end, server_window, end, server_scale, server_flags, server_end, NO_FIN
+    )
+    windows = _answered(client, server, end)
+    timeout_s = profile.timeouts.tcp[_ESTABLISHED]
+    return passes("begins anew", Update(_ESTABLISHED, timeout_s, True, True, windows, None, False))
 
 
 def _acknowledges_syn(acknowledgment: int, client: Window) -> bool:
@@ -296,7 +353,7 @@ def _acknowledges_syn(acknowledgment: int, client: Window) -> bool:
     ) & MODULUS_MASK
 
 
-def _challenge(entry: Entry, packet: Packet) -> Finding:
+def _challenge(entry: Entry, packet: Packet) -> Judgement:
     """An ACK that answers a SYN: the server still has an older flow (RFC 9293 section 3.5.1)."""
     if packet.payload_bytes:
         return invalid("data before the handshake")
@@ -331,16 +388,17 @@ def _move(
     *,
     sender: Window,
     receiver: Window,
-) -> Finding:
+) -> Judgement:
     """An ACK or FIN outside ESTABLISHED: windows first, then the table."""
     state = entry.state
     flags = packet.tcp_flags
     end = segment_end(packet.sequence, packet.payload_bytes, flags)
     before = (sender.end, sender.max_ack, receiver.max_end)
-    outcome = check(entry, packet, direction, end, sender, receiver, profile.liberal)
+    pair = (receiver, sender) if direction else (sender, receiver)
+    outcome = check(entry, packet, direction, end, pair, profile)
     if isinstance(outcome, Finding):
         return outcome
-    sender, receiver = outcome
+    sender, receiver = outcome[direction], outcome[1 - direction]
     if event == TcpEvent.FIN:
         if sender.fin != NO_FIN:
             event = TcpEvent.ACK  # repeated
@@ -351,9 +409,6 @@ def _move(
     cell = STRICT_TABLE[direction][event][state]
     if cell == IG:
         return passes("says nothing new")
-    if event == TcpEvent.FIN and cell == TcpState.LAST_ACK:
-        # The second FIN; it may acknowledge the first one, its own is still open.
-        cell = int(TcpState.LAST_ACK)
     pair = (receiver, sender) if direction else (sender, receiver)
     progress = cell != state or before != (sender.end, sender.max_ack, receiver.max_end)
     timeout_s = profile.timeouts.tcp[cell]
@@ -362,7 +417,7 @@ def _move(
     if not progress or (cell == state and cell in (TcpState.SYN_RECV, TcpState.TIME_WAIT)):
         timeout_s = _NO_TIMER
     assured = cell == _ESTABLISHED and (entry.seen_reply or direction == Direction.REPLY)
-    return passes("", Update(cell, timeout_s, assured, True, pair, entry.memory, False))
+    return Update(cell, timeout_s, assured, True, pair, None, False)
 
 
 def _all_fins_acknowledged(sender: Window, receiver: Window) -> bool:
@@ -385,7 +440,7 @@ def _reset(
     sender: Window,
     receiver: Window,
     cell: int,
-) -> Finding:
+) -> Judgement:
     """A reset (RFC 9293 section 3.10.7, RFC 5961 section 3.2)."""
     sequence = packet.sequence
     acknowledges = packet.tcp_flags & _ACK
@@ -413,7 +468,7 @@ def _reset_half_open(
     *,
     sender: Window,
     receiver: Window,
-) -> Finding:
+) -> Judgement:
     """A reset before the SYN was answered."""
     if direction == Direction.REPLY:
         if not packet.tcp_flags & _ACK or not _acknowledges_syn(packet.acknowledgment, receiver):
@@ -430,7 +485,7 @@ def _reset_half_open(
     return _closed(entry, profile)
 
 
-def _closed(entry: Entry, profile: Profile) -> Finding:
+def _closed(entry: Entry, profile: Profile) -> Judgement:
     """The flow ends. One that was never answered leaves no trace; others linger for stragglers."""
     state = int(TcpState.CLOSE)
     timeout_s = profile.timeouts.tcp[state]
@@ -470,7 +525,7 @@ def _relearn(
     return learnt[0]._replace(fin=windows[0].fin), learnt[1]._replace(fin=windows[1].fin)
 
 
-def _blind(entry: Entry, direction: int, event: int, profile: Profile) -> Finding:
+def _blind(entry: Entry, direction: int, event: int, profile: Profile) -> Judgement:
     """A SYN, SYN/ACK or reset in a flow whose windows are unknown.
 
     The kernel has compared it with its own windows before it came here (its INVALID segments are
@@ -484,4 +539,4 @@ def _blind(entry: Entry, direction: int, event: int, profile: Profile) -> Findin
     if cell == IG:
         return passes("says nothing new")
     timeout_s = profile.timeouts.tcp[cell]
-    return passes("", Update(cell, timeout_s, entry.assured, True, None, None, False))
+    return Update(cell, timeout_s, entry.assured, True, None, None, False)

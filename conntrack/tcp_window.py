@@ -40,7 +40,7 @@ NO_FIN: Final = -1
 
 _SACK_BLOCK_BYTES: Final = 8  # RFC 2018 section 3: two 32-bit edges
 _KIND_END, _KIND_NOP, _KIND_SCALE, _KIND_SACK_OK, _KIND_SACK = 0, 1, 3, 4, 5
-_ONLY_TIMESTAMP: Final = b"\x01\x01\x08\x0a"  # RFC 7323 appendix A: the usual layout, 12 bytes
+ONLY_TIMESTAMP: Final = b"\x01\x01\x08\x0a"  # RFC 7323 appendix A: the usual layout, 12 bytes
 
 
 class Window(NamedTuple):
@@ -131,7 +131,7 @@ def highest_sack(options: bytes, acknowledgment: int) -> int:
 
     A segment that selectively acknowledges unsent data is as wrong as one that acknowledges it.
     """
-    if len(options) == 12 and options[:4] == _ONLY_TIMESTAMP:
+    if len(options) == 12 and options[:4] == ONLY_TIMESTAMP:
         return acknowledgment
     highest = acknowledgment
     at = 0
