@@ -5,7 +5,8 @@ it. The pair (source, destination) is decided by the same View that the datapath
 connection has http rules on the egress side, the ingress side, or both, and a request must satisfy
 each side that has some. Rules are compiled once per list and kept over snapshots that repeat it.
 
-Fail closed: without a snapshot, and for rules that this proxy does not enforce (kind "dns", "tls"),
+Fail closed: without a snapshot, and for rules that this proxy does not enforce (kinds but "http", or
+http inside TLS),
 nothing is allowed. Source: Cilium proxylib and l7policy (two steps: connection, then request).
 """
 
@@ -235,7 +236,12 @@ class ConnectionJudge:
 
 
 def _http_rules(rows: tuple[L7Row, ...] | None) -> tuple[HttpRuleRow, ...]:
-    return tuple(rule for row in rows or () if row.kind == "http" for rule in row.http)
+    return tuple(
+        rule
+        for row in rows or ()
+        if row.kind == "http" and row.terminating_tls is None and not row.server_names
+        for rule in row.http
+    )
 
 
 def _deciding_side(decision: Decision) -> DirectionVerdict | None:

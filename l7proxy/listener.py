@@ -1,0 +1,96 @@
+"""The sockets on which redirected connections arrive.
+
+TPROXY hands a packet to a socket without changing it, so the accepted socket's local address is the
+address that the client meant: the original destination. IP_TRANSPARENT lets a socket own foreign
+addresses (needs CAP_NET_ADMIN); SO_REUSEPORT lets every worker listen on the same port, the kernel
+spreads connections by tuple; SO_MARK is inherited by accepted sockets, so that what they send is not
+redirected again. Source: ip(7), socket(7), Documentation/networking/tproxy.rst.
+"""
+
+import errno
+import logging
+import socket
+
+log = logging.getLogger(__name__)
+
+IPV6_TRANSPARENT = 75
+"""linux/in6.h; the socket module does not name it."""
+IP_TRANSPARENT = 19
+"""linux/in.h; named by the socket module only since Python 3.14."""
+
+BACKLOG = 1024
+"""Connections that wait to be accepted; the kernel caps it at net.core.somaxconn, 4096."""
+
+_ABSENT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+
+
+class ListenError(Exception):
+    """The proxy cannot listen; the text says why and what it needs."""
+
+
+def make_transparent(sock: socket.socket) -> None:
+    """Let a socket have addresses that are not the machine's.
+
+    Raises:
+        PermissionError: CAP_NET_ADMIN is missing.
+    """
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+
+
+def listen(port: int, mark: int) -> list[socket.socket]:
+    """Return non-blocking transparent listeners on `port`, IPv4 and, where it exists, IPv6.
+
+    `mark` is the packet mark of everything that these and accepted sockets send; 0 = none.
+
+    Raises:
+        ListenError: no permission, or the port is taken.
+    """
+    sockets: list[socket.socket] = []
+    for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
+        try:
+            sockets.append(_listen(family, wildcard, port, mark))
+        except OSError as error:
+            if family == socket.AF_INET6 and error.errno in _ABSENT:
+                log.warning("no IPv6 here: listening on IPv4 only")
+                continue
+            for opened in sockets:
+                opened.close()
+            hint = " (CAP_NET_ADMIN is needed)" if isinstance(error, PermissionError) else ""
+            raise ListenError(f"cannot listen on {wildcard} port {port}: {error}{hint}") from error
+    return sockets
+
+
+def _listen(family: int, wildcard: str, port: int, mark: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        make_transparent(sock)
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        sock.bind((wildcard, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def is_local(address: str) -> bool:
+    """Whether an address is this machine's own, by the kernel's word.
+
+    A connection to the proxy's own address and port was not redirected; to serve it would mean to
+    connect to ourselves. Where ip_nonlocal_bind is set every address looks local: more is refused.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True

@@ -1,0 +1,114 @@
+"""What the proxy counts, under Envoy's names where Envoy counts the same thing.
+
+Everything about requests follows from their records, so that a counter can never disagree with the
+log. Names: envoy docs, configuration/http/http_conn_man/stats.rst; `policy_l7_total` is Cilium's
+(Documentation/observability/metrics.rst). Names that end in `_total` are counters, the rest gauges.
+"""
+
+from collections import Counter
+
+from l7proxy import refusals
+from l7proxy.commands import Record, RecordKind
+from l7proxy.refusals import Refusal
+
+Row = dict[str, object]
+
+_BY_DETAIL: dict[str, str] = {
+    refusals.HEAD_TOO_LARGE.detail: "http_downstream_rq_too_large_total",
+    refusals.TOO_MANY_FIELDS.detail: "http_downstream_rq_too_large_total",
+    refusals.HEAD_TIMEOUT.detail: "http_downstream_rq_header_timeout_total",
+    refusals.BODY_TIMEOUT.detail: "http_downstream_rq_timeout_total",
+    refusals.STREAM_IDLE.detail: "http_downstream_rq_idle_timeout_total",
+    refusals.FLUSH_TIMEOUT.detail: "http_downstream_rq_idle_timeout_total",
+    refusals.PATH.detail: "http_downstream_rq_failed_path_normalization_total",
+    refusals.CLIENT_GONE.detail: "http_downstream_rq_rx_reset_total",
+    refusals.RESPONSE_TIMEOUT.detail: "upstream_rq_timeout_total",
+    refusals.CONNECT_TIMEOUT.detail: "upstream_cx_connect_timeout_total",
+    refusals.CONNECT_FAILED.detail: "upstream_cx_connect_fail_total",
+}
+"""Refusal -> the counter that Envoy has for it."""
+
+
+class Metrics:
+    """Counters of one worker since its start."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self.active_connection_count = 0
+        self.active_upstream_count = 0
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Count something that no record implies; `name` without `_total`."""
+        self._counts[f"{name}_total", "", ""] += count
+
+    def opened(self) -> None:
+        """Count a client connection."""
+        self.active_connection_count += 1
+        self.add("http_downstream_cx")
+
+    def closed(self) -> None:
+        """Count its end."""
+        self.active_connection_count -= 1
+
+    def upstream_opened(self) -> None:
+        """Count a connection to a server."""
+        self.active_upstream_count += 1
+        self.add("upstream_cx")
+
+    def upstream_closed(self) -> None:
+        """Count its end."""
+        self.active_upstream_count -= 1
+
+    def observe(self, record: Record) -> None:
+        """Count what a record tells."""
+        counts = self._counts
+        ended = record.kind is RecordKind.RESPONSE or record.detail
+        if record.kind is RecordKind.REQUEST:
+            counts["http_downstream_rq_total", "", ""] += 1
+            counts["policy_l7_total", "rule", "received"] += 1
+            counts["policy_l7_total", "rule", _rule(record)] += 1
+        if ended and record.status:
+            counts["http_downstream_rq_xx_total", "class", f"{record.status // 100}xx"] += 1
+        if record.detail and record.detail != "via_upstream":
+            detail = record.detail.partition("{")[0]
+            counts["http_response_details_total", "detail", detail] += 1
+            name = _BY_DETAIL.get(record.detail)
+            if name is not None:
+                counts[name, "", ""] += 1
+            elif record.judgement is None and record.flag == "DPE":
+                counts["http_downstream_cx_protocol_error_total", "", ""] += 1
+
+    def rows(self) -> list[Row]:
+        """Return `{"name", "labels", "value"}` for each counter and gauge."""
+        rows: list[Row] = [
+            {"name": name, "labels": {label: value} if label else {}, "value": count}
+            for (name, label, value), count in sorted(self._counts.items())
+        ]
+        rows.append(
+            {
+                "name": "http_downstream_cx_active",
+                "labels": {},
+                "value": self.active_connection_count,
+            }
+        )
+        rows.append(
+            {"name": "upstream_cx_active", "labels": {}, "value": self.active_upstream_count}
+        )
+        return rows
+
+
+def _rule(record: Record) -> str:
+    """Return Cilium's word for what became of a request."""
+    if not record.detail:
+        return "forwarded"
+    return "parse_errors" if record.judgement is None else "denied"
+
+
+def counted_details() -> set[str]:
+    """Return every detail string that has a counter of its own (for tests and docs)."""
+    return set(_BY_DETAIL)
+
+
+def all_refusals() -> list[Refusal]:
+    """Return every refusal there is, in the order of `refusals`."""
+    return [value for value in vars(refusals).values() if isinstance(value, Refusal)]

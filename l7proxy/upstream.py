@@ -1,0 +1,90 @@
+"""The connection to the server: to the original destination only, with the client's address.
+
+The socket is transparent and bound to the client's address, so the server and every policy on the
+way see the client. Its port must differ from the client's own: with the same one, both legs would be
+the same flow to the kernel's connection tracking. IP_BIND_ADDRESS_NO_PORT leaves the choice to
+connect(), which only needs a free 4-tuple; IP_LOCAL_PORT_RANGE (Linux 6.3) keeps it from the client's
+port. On older kernels the port is chosen at bind() and looked at.
+Source: ip(7); linux/in.h.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+
+from l7proxy.listener import make_transparent
+
+IP_BIND_ADDRESS_NO_PORT = 24
+IP_LOCAL_PORT_RANGE = 51
+"""linux/in.h; the socket module does not name them."""
+
+_RANGE = struct.Struct("=I")  # upper << 16 | lower in host order, 0 = the default bound (ip(7))
+
+_EPHEMERAL_MIDDLE = 46_884
+"""Middle of the default net.ipv4.ip_local_port_range, 32768 to 60999: the longer side is used."""
+
+
+def open_socket(client: tuple[str, int], mark: int) -> socket.socket:
+    """Return a non-blocking socket bound to the client's address and to another port than its own.
+
+    Raises:
+        OSError: no permission, or no free port.
+    """
+    family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
+    sock = _make_socket(family, mark)
+    try:
+        try:
+            _avoid_port(sock, client[1])
+        except OSError:
+            return _bind_elsewhere(sock, client, mark)
+        sock.bind((client[0], 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _make_socket(family: int, mark: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        make_transparent(sock)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _avoid_port(sock: socket.socket, port: int) -> None:
+    low, high = (port + 1, 0) if port < _EPHEMERAL_MIDDLE else (0, port - 1)
+    if 1024 <= port < 65535:
+        sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, _RANGE.pack(high << 16 | low))
+    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+
+
+def _bind_elsewhere(sock: socket.socket, client: tuple[str, int], mark: int) -> socket.socket:
+    sock.bind((client[0], 0))
+    if sock.getsockname()[1] != client[1]:
+        return sock
+    with contextlib.closing(sock):  # keeps the port taken while another is chosen
+        other = _make_socket(sock.family, mark)
+        other.bind((client[0], 0))
+    return other
+
+
+async def connect(client: tuple[str, int], server: tuple[str, int], mark: int) -> socket.socket:
+    """Return a connected socket; how long it may take is the caller's to say.
+
+    Raises:
+        OSError: refused, unreachable, timed out by the kernel, or no local port.
+    """
+    sock = open_socket(client, mark)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, server)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

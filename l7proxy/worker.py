@@ -1,0 +1,351 @@
+"""The proxy worker: `python -m l7proxy.worker --number N --port P --run-dir DIR --snapshot PATH`.
+
+Theory of operation. One process, one event loop, transparent listeners that share their port with
+the other workers. It needs nobody: the snapshot file found at start is enforced at once; without
+one, or with a damaged one, every connection is reset until the agent announces another. A new
+snapshot is in force for the next request of every open connection, and connections that lost their
+permission are reset before the acknowledgement goes out. The control socket appears after the
+listeners: who can connect to it sees a worker that serves.
+
+Ends: Drain or SIGTERM stops accepting, lets exchanges finish, then exits, at the deadline anyway.
+
+Time is swept: a few times a second every connection whose deadline has passed is told. Events are
+sent in batches; of a storm at most `EVENTS_PER_FLUSH` per batch are made, the rest is counted.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import itertools
+import logging
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO
+
+from conntrack.address import format_address
+from firewall.control.channel import ChannelError, WorkerChannel
+from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hold
+from firewall.flows.event import HttpEvent
+from firewall.policy.snapshot import SnapshotError, decode
+from l7proxy.accesslog import Ends, http_event, is_final, text_line
+from l7proxy.commands import Record
+from l7proxy.connection import ClientConnection
+from l7proxy.judgement import Judge
+from l7proxy.limits import LimitError, Limits, override
+from l7proxy.listener import ListenError, is_local, listen
+from l7proxy.metrics import Metrics, Row
+from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.secrets import SecretFiles
+
+SWEEP_S = 0.25
+"""Resolution of timeouts; 10,000 connections take about a millisecond."""
+
+FLUSH_S = 0.05
+"""Longest time that an event waits for company."""
+
+EVENTS_PER_FLUSH = 1024
+"""Events made per FLUSH_S, about 20,000/s."""
+
+DRAIN_S = 5.0
+"""How long SIGTERM lets exchanges finish."""
+
+ROWS_PER_ANSWER = 256
+
+VERSION = version("bartizan")
+"""What the agent compares with its own before it adopts a worker."""
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Serves redirected connections until it is told to stop.
+
+    Raises:
+        ListenError: the port cannot be bound.
+        ChannelError: the control socket cannot be made.
+    """
+
+    def __init__(self, options: argparse.Namespace, limits: Limits) -> None:
+        self.limits = limits
+        self.metrics = Metrics()
+        self.mark: int = options.mark_from_proxy
+        self._number: int = options.number
+        self._port: int = options.port
+        secrets = SecretFiles(Path(options.secrets_dir)) if options.secrets_dir else None
+        self._secrets = secrets
+        self._policy = Policy(secrets)
+        self._connections: set[ClientConnection] = set()
+        self._per_source: Counter[bytes] = Counter()
+        self._events: list[HttpEvent] = []
+        self._lost_count = 0
+        self._started_at = time.monotonic()
+        self._ids = itertools.count(1)
+        self._id_prefix = os.urandom(10).hex()
+        self._access_log: IO[str] | None = None
+        if options.access_log:
+            self._access_log = Path(options.access_log).open("a", encoding="ascii", buffering=65536)
+        self._load(Path(options.snapshot))
+        self._listeners = listen(self._port, self.mark)
+        self._servers: list[asyncio.Server] = []
+        self._stopped = asyncio.Event()
+        self._channel = WorkerChannel(
+            Path(options.run_dir) / f"l7proxy-{self._number}.sock",
+            "l7proxy",
+            self._number,
+            VERSION,
+            revision=self._policy.revision,
+        )
+
+    async def run(self) -> None:
+        """Serve until `drain` has ended."""
+        loop = asyncio.get_running_loop()
+        for sock in self._listeners:
+            self._servers.append(
+                await loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=1024)
+            )
+        loop.add_reader(self._channel.fileno(), self._listen)
+        loop.add_signal_handler(signal.SIGTERM, self.drain, DRAIN_S)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's ^C is the agent's
+        sweep_at = 0.0
+        while not self._stopped.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), FLUSH_S)
+            now = time.monotonic()
+            self._flush()
+            if now >= sweep_at:
+                self._sweep(now)
+                sweep_at = now + SWEEP_S
+        self._flush()
+        loop.remove_reader(self._channel.fileno())
+
+    def close(self) -> None:
+        """Close the control socket and the log."""
+        self._channel.close()
+        if self._access_log is not None:
+            self._access_log.close()
+
+    def drain(self, within_s: float) -> None:
+        """Accept nothing more, finish what has begun, stop at the latest after so many seconds."""
+        for server in self._servers:
+            server.close()
+        now = time.monotonic()
+        for connection in tuple(self._connections):
+            connection.drain(now)
+        asyncio.get_running_loop().call_later(within_s, self._stopped.set)
+        self._stop_if_idle()
+
+    # --- what connections ask of their worker ----------------------------------------------------
+
+    def admit(self, connection: ClientConnection) -> Judge | None:
+        """Take a new connection; None: it must be reset."""
+        ends = connection.ends
+        self._connections.add(connection)
+        self._per_source[ends.source] += 1
+        self.metrics.opened()
+        if (
+            len(self._connections) > self.limits.connection_count
+            or self._per_source[ends.source] > self.limits.connection_count_per_source
+        ):
+            self.metrics.add("http_downstream_cx_overflow")
+            return None
+        if ends.destination_port == self._port and is_local(connection.server[0]):
+            self.metrics.add("http_downstream_cx_loop")
+            log.warning("connection from %s to the proxy itself", format_address(ends.source))
+            return None
+        return ConnectionJudge(self._policy, ends.source, ends.destination, ends.destination_port)
+
+    def forget(self, connection: ClientConnection) -> None:
+        """Let go of a connection that has ended."""
+        self._connections.discard(connection)
+        self.metrics.closed()
+        source = connection.ends.source
+        self._per_source[source] -= 1
+        if self._per_source[source] <= 0:
+            del self._per_source[source]
+        self._stop_if_idle()
+
+    def new_request_id(self) -> str:
+        """Return an id that no other request has, in the shape of a UUID."""
+        prefix = self._id_prefix
+        tail = f"{next(self._ids):012x}"
+        return f"{prefix[:8]}-{prefix[8:12]}-{prefix[12:16]}-{prefix[16:20]}-{tail}"
+
+    def report(self, record: Record, ends: Ends) -> None:
+        """Log a record: to the agent if there is one, and to the access log."""
+        time_ns = time.time_ns()
+        if self._access_log is not None and is_final(record):
+            self._access_log.write(text_line(record, ends, time_ns))
+        if not self._channel.connected or len(self._events) >= EVENTS_PER_FLUSH:
+            self._lost_count += 1
+            return
+        self._events.append(http_event(record, ends, time_ns))
+
+    # --- the agent -------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Do what the agent says."""
+        for message in self._channel.receive():
+            match message:
+                case Announce():
+                    self._announced(message)
+                case Ask():
+                    self._answer(message)
+                case Drain():
+                    self.drain(message.deadline_s)
+                case Hold():
+                    pass  # for verdict workers
+
+    def _announced(self, message: Announce) -> None:
+        error = self._load(Path(message.path))
+        if error:
+            self._channel.send(Acknowledged(message.revision, error))
+            return
+        now = time.monotonic()
+        for connection in tuple(self._connections):
+            connection.policy_changed(now)
+        self._flush()
+        self._channel.send(Acknowledged(self._policy.revision))
+
+    def _load(self, path: Path) -> str:
+        """Enforce the snapshot at `path`; "" or why the one before stays."""
+        try:
+            snapshot = decode(path.read_bytes())
+        except FileNotFoundError:
+            error = "there is no snapshot yet"
+        except (OSError, SnapshotError) as problem:
+            error = str(problem)
+        else:
+            if self._secrets is not None:
+                self._secrets.forget()
+            self._policy.install(snapshot)
+            log.info("snapshot enforced: revision %d", snapshot.revision)
+            return ""
+        revision = self._policy.revision
+        held = f"revision {revision} stays" if revision else "every connection is reset"
+        log.warning("%s: %s; %s", path, error, held)
+        return error
+
+    def _answer(self, question: Ask) -> None:
+        rows: list[Row] = []
+        if question.what == "metrics":
+            rows = self.metrics.rows()
+        elif question.what == "status":
+            rows = [self._status()]
+        for start in range(0, len(rows), ROWS_PER_ANSWER):
+            part = tuple(rows[start : start + ROWS_PER_ANSWER])
+            self._channel.send(Answer(question.request, part, last=False))
+        self._channel.send(Answer(question.request, (), last=True))
+
+    def _status(self) -> Row:
+        """Return what this worker is and does."""
+        return {
+            "kind": "l7proxy",
+            "number": self._number,
+            "pid": os.getpid(),
+            "version": VERSION,
+            "uptime_s": time.monotonic() - self._started_at,
+            "revision": self._policy.revision,
+            "port": self._port,
+            "connection_count": self.metrics.active_connection_count,
+            "upstream_count": self.metrics.active_upstream_count,
+            "lost_event_count": self._channel.lost_total_count + self._lost_count,
+        }
+
+    # --- upkeep ----------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Send the events that have gathered; what finds no room is counted by the channel."""
+        if self._events or self._lost_count:
+            self._channel.send(Events(tuple(self._events), self._lost_count))
+            self._events.clear()
+            self._lost_count = 0
+        if self._access_log is not None:
+            self._access_log.flush()
+
+    def _sweep(self, now: float) -> None:
+        for connection in tuple(self._connections):
+            connection.tick(now)
+
+    def _stop_if_idle(self) -> None:
+        if self._servers and not any(server.is_serving() for server in self._servers):
+            if not self._connections:
+                self._stopped.set()
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; exits with usage on a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="l7proxy.worker", description="Enforce http rules on redirected connections."
+    )
+    add = parser.add_argument
+    add("--number", type=int, required=True, help="number of this worker, from 0")
+    add("--port", type=int, required=True, help="TCP port that TPROXY hands connections to")
+    add("--run-dir", required=True, help="where the control socket is made")
+    add("--snapshot", required=True, help="path of the snapshot file")
+    add(
+        "--mark-from-proxy",
+        type=lambda text: int(text, 0),
+        default=0,
+        help="packet mark of everything that the proxy sends",
+    )
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="see docs/l7.md")
+    add("--access-log", default="", help="file for lines in Envoy's default format")
+    add("--secrets-dir", default="", help="secrets of headerMatches: DIR/NAMESPACE/NAME")
+    add("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop")
+    add("--log-level", default="INFO", type=str.upper)
+    return parser.parse_args(arguments)
+
+
+def _new_loop(name: str) -> asyncio.AbstractEventLoop:
+    if name == "uvloop":
+        try:
+            import uvloop  # noqa: PLC0415 - not on every interpreter (pyproject.toml)
+        except ImportError:
+            log.warning("uvloop is not installed: using asyncio's own loop")
+        else:
+            return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
+async def _serve(options: argparse.Namespace, limits: Limits) -> int:
+    try:
+        worker = Worker(options, limits)
+    except (ListenError, ChannelError, OSError) as error:
+        log.error("cannot start: %s", error)  # noqa: TRY400 - the text says it all
+        return 1
+    # What is loaded now lives as long as the process.
+    gc.freeze()
+    gc.set_threshold(5_000, 10, 1_000)
+    try:
+        await worker.run()
+    finally:
+        worker.close()
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker; return the exit status."""
+    options = parse_options(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=options.log_level,
+        format=f"time=%(asctime)s level=%(levelname)s subsys=l7proxy-{options.number} "
+        'msg="%(message)s"',
+    )
+    try:
+        limits = override(Limits(), options.set)
+    except LimitError as error:
+        log.error("--set: %s", error)  # noqa: TRY400 - the text says it all
+        return 2
+    with asyncio.Runner(loop_factory=lambda: _new_loop(options.loop)) as runner:
+        return runner.run(_serve(options, limits))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
