@@ -312,6 +312,14 @@ def test_a_peer_that_names_a_namespace_is_not_confined(key):
     assert "k8s:io.kubernetes.pod.namespace=shop" not in peer.selector.describe()
 
 
+def test_a_peer_of_a_cluster_wide_policy_is_in_some_namespace_even_by_namespace_label():
+    expression = "{key: io.cilium.k8s.namespace.labels.team, operator: DoesNotExist}"
+    peer = f"{{fromEndpoints: [{{matchExpressions: [{expression}]}}]}}"
+    (found,) = entries(ccnp(f"endpointSelector: {{}}\ningress: [{peer}]"))
+    assert found.peers[0].selector.matches(pod("any"))
+    assert not found.peers[0].selector.matches(HOST)
+
+
 def test_a_reserved_peer_is_not_confined():
     (peer,) = ingress('{fromEndpoints: [{matchLabels: {"reserved:host": ""}}]}').peers
     assert peer.selector.matches(HOST)
@@ -372,9 +380,12 @@ def test_one_kind_of_peer_per_entry():
     assert "combining fromEndpoints and fromCIDR is not supported yet" in found
 
 
-def test_an_empty_kind_beside_another_is_no_combination():
-    found = ingress("{fromEndpoints: [], fromCIDR: [10.0.0.0/8]}")
-    assert found.peers == (CidrPeer(parse_prefix("10.0.0.0/8")),)
+def test_an_empty_kind_beside_another_means_nobody_and_says_so():
+    """Cilium pkg/policy/utils/parserules.go mergeEndpointSelectors."""
+    spec = "endpointSelector: {}\ningress: [{fromEndpoints: [], fromCIDR: [10.0.0.0/8]}]"
+    result = read_text(cnp(spec))
+    assert result.objects[0].entries[0].peers == ()
+    assert "so nobody is meant" in str(result.warnings[0])
 
 
 def test_cidrs_are_masked_and_of_both_families():

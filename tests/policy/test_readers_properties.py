@@ -10,6 +10,9 @@ from policy_reading import EVERY_CAPABILITY
 from firewall.policy.readers import ReadResult, read
 from firewall.policy.readers.kinds import KINDS
 
+# A loaded machine is no failure; what a reader may cost is bounded in test_readers_composition.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 FIELDS = """
     apiVersion kind metadata name namespace labels spec specs items status description
     endpointSelector nodeSelector ingress egress ingressDeny egressDeny matchLabels
@@ -68,17 +71,19 @@ def check(result):
         assert str(problem).startswith("f:")
 
 
+@settings(PATIENT)
 @given(st.text())
 def test_any_text_gives_a_result(text):
     check(read(text, "f", settings=EVERY_CAPABILITY))
 
 
+@settings(PATIENT)
 @given(st.text(alphabet="[]{}:,-&*!?|>'\"%@#\n ab<~", max_size=60))
 def test_any_punctuation_gives_a_result(text):
     check(read(text, "f", settings=EVERY_CAPABILITY))
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=300)
+@settings(PATIENT, max_examples=300)
 @given(st.one_of(DOCUMENTS, policies()))
 def test_any_document_gives_a_result(document):
     check(read(dump(document), "f", settings=EVERY_CAPABILITY))
@@ -92,6 +97,7 @@ def rule(words):
     }
 
 
+@settings(PATIENT)
 @given(
     st.lists(st.sampled_from(["all", "world", "host", "moon"]), min_size=1, max_size=5),
     st.randoms(use_true_random=False),
@@ -119,6 +125,7 @@ def test_the_order_of_documents_has_no_meaning(words, random):
     assert shape(texts) == shape(shuffled)
 
 
+@settings(PATIENT)
 @given(DOCUMENTS)
 def test_reading_is_a_function_of_the_text(document):
     text = dump(document)

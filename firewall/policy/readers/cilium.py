@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, replace
 
 from firewall.identities.labels import RESERVED, UNSPEC, LabelError, parse_label
-from firewall.identities.selector import Operator, Selector
+from firewall.identities.selector import Selector
 from firewall.policy.model import (
     Action,
     ObjectKey,
@@ -203,7 +203,7 @@ def read_rule(
         peers=PeerContext(
             settings=settings,
             namespace=origin.namespace,
-            subject_is_init=_is_init(subject),
+            subject_is_init=subject.has_key("init", (RESERVED,)),
             confined=kind != RULE_KIND,
         ),
         default_deny=_default_deny(fields, sections),
@@ -239,14 +239,6 @@ def _subject(
     if kind == NAMESPACED_KIND:
         return confine_subject(endpoint, selector, origin.namespace)
     return selector
-
-
-def _is_init(subject: Selector) -> bool:
-    return any(
-        requirement.key == (RESERVED, "init")
-        and requirement.operator in (Operator.IN, Operator.EXISTS)
-        for requirement in subject.requirements
-    )
 
 
 def _rule_labels(value: Value | None, *, quiet: bool = False) -> tuple[str, ...]:

@@ -277,7 +277,8 @@ def read_peers(
     """Read the peers of one entry.
 
     Returns:
-        None: no peer field was given. (): given but empty, no peer at all.
+        None: no peer field was given. (): one is given and empty, no peer at all (Cilium
+        mergeEndpointSelectors: even if another is filled).
     """
     given = [name for name in fields if name in kinds]
     if not given:
@@ -288,6 +289,9 @@ def read_peers(
         fields[filled[1]].error(
             f"combining {filled[0]} and {filled[1]} is not supported yet; write two entries"
         )
+    empty = [name for name in given if not items[name]]
+    if filled and empty:
+        fields[empty[0]].warning(f"is empty, so nobody is meant, whatever {filled[0]} says")
     peers: list[Peer] = []
     for name in filled:
         kind = kinds[name]
@@ -295,4 +299,4 @@ def read_peers(
         if kind.capability:
             context.settings.require(kind.capability, fields[name])
         peers += [peer for peer in read if peer is not None]
-    return tuple(dict.fromkeys(peers))
+    return () if empty else tuple(dict.fromkeys(peers))

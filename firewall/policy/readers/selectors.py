@@ -147,12 +147,11 @@ def confine_peer(
     """
     if selector.has_source(RESERVED):
         return selector
-    named = selector.has_key(POD_NAMESPACE) or selector.has_key_prefix(f"{NAMESPACE_LABELS}.")
-    if not named:
-        if namespace:
+    if not selector.has_key(POD_NAMESPACE):
+        if not namespace:
+            selector = selector if subject_is_init else in_some_namespace(selector)
+        elif not selector.has_key_prefix(f"{NAMESPACE_LABELS}."):
             selector = selector.with_label(K8S, POD_NAMESPACE, namespace)
-        elif not subject_is_init:
-            selector = in_some_namespace(selector)
     return confine_to_cluster(selector, settings)
 
 
