@@ -18,7 +18,7 @@ import msgspec
 
 from conntrack.address import Prefix
 from firewall.identities.labels import RESERVED, LabelSet
-from firewall.identities.reserved import Reserved
+from firewall.identities.reserved import RESERVED_LABELS, Reserved
 from firewall.policy.compile import (
     CompiledEntry,
     Conflict,
@@ -104,6 +104,8 @@ class _Subject:
 class Resolver:
     """Resolves policy and assembles snapshots, doing again only what a change touches.
 
+    The reserved identities are known from the start.
+
     Args:
         cluster: the own cluster's name, for the entity `cluster`.
         cidr_matches_nodes: see `SelectorCache`.
@@ -134,6 +136,9 @@ class Resolver:
         self._garbage = False
         self._enforcement = "default"
         self._policy_revision = 1
+        for reserved, labels in RESERVED_LABELS.items():
+            if reserved is not Reserved.UNKNOWN:
+                self._peers.upsert_identity(int(reserved), labels)
         self._last = last
         self.reason: str | None = None
         self._inherited = last is not None
@@ -141,9 +146,9 @@ class Resolver:
     # --- what is known ------------------------------------------------------------------------
 
     def set_identities(self, identities: Mapping[int, LabelSet]) -> None:
-        """Replace all identities by these."""
+        """Replace all identities but the reserved ones by these."""
         for number in tuple(self._peers.identities()):
-            if number not in identities:
+            if number not in identities and number not in RESERVED_LABELS:
                 self.remove_identity(number)
         for number, labels in identities.items():
             self.upsert_identity(number, labels)
