@@ -62,6 +62,16 @@ class ProxySettings:
         default=15006,
         metadata=_meaning("where redirected connections arrive", minimum=1, maximum=65535),
     )
+    limits: tuple[str, ...] = field(
+        default=(), metadata=_meaning("limits of the proxy, name=value each; see docs/l7.md")
+    )
+    access_log: Path | None = field(
+        default=None, metadata=_meaning("file for access log lines in Envoy's default format")
+    )
+    secrets_dir: Path | None = field(
+        default=None,
+        metadata=_meaning("secrets that headerMatches name: <dir>/<namespace>/<name>"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

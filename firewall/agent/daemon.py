@@ -439,6 +439,7 @@ def specs(config: Config) -> list[WorkerSpec]:
             "--queue-length", str(config.queue_length),
             "--flow-limit", str(config.conntrack.limit),
             "--profile", config.conntrack.profile,
+            "--log-level", config.log.level,
         ]  # fmt: skip
         if not config.gso:
             arguments.append("--no-gso")
@@ -452,7 +453,14 @@ def specs(config: Config) -> list[WorkerSpec]:
             "--port", str(config.proxy.port),
             *shared,
             "--mark-from-proxy", f"{from_proxy:#x}",
+            "--log-level", config.log.level,
         ]  # fmt: skip
+        for limit in config.proxy.limits:
+            arguments += ["--set", limit]
+        if config.proxy.access_log is not None:
+            arguments += ["--access-log", str(config.proxy.access_log)]
+        if config.proxy.secrets_dir is not None:
+            arguments += ["--secrets-dir", str(config.proxy.secrets_dir)]
         path = config.run_dir / f"l7proxy-{number}.sock"
         found.append(WorkerSpec("l7proxy", number, tuple(arguments), path))
     return found

@@ -116,6 +116,9 @@ class PolicyBook:
             objects += [one for one in result.objects if key_row(one.key) in text.keys]
             resources += [one for one in result.resources if resource_key(one) in text.keys]
         self._texts = list(stored)
+        if objects:
+            # What is restored is what that revision was: it is not another one.
+            self.repository.revision -= 1
         return self._commit(self.repository.apply(objects), resources)
 
     def apply(self, text: str, file: str) -> BookChange:
