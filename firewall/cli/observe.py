@@ -1,0 +1,207 @@
+"""`bartizan observe`: decisions as they are made, with Hubble's flags, layouts and JSON."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from firewall.cli.client import Client, Query
+from firewall.flows.compact import (
+    DICT_SEPARATOR,
+    TIME_FORMATS,
+    Style,
+    dict_lines,
+    line,
+    lost_line,
+    table_lines,
+)
+from firewall.flows.filters import Filter, FilterError, Term, flags
+from firewall.flows.record import FlowError, Response, from_json
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SHORT = {"namespace": "-n", "label": "-l", "type": "-t"}
+_HELP = {
+    "pod": "NAMESPACE/NAME of an endpoint.",
+    "label": "A label selector.",
+    "ip": "An address or prefix.",
+    "verdict": "FORWARDED, DROPPED, AUDIT, REDIRECTED, ...",
+    "type": "drop, l7, policy-verdict, trace[:POINT].",
+    "http-path": "A regular expression on the path.",
+    "http-status": 'A status, or a prefix such as "4+".',
+    "policy": "NAMESPACE/NAME or NAME of the policy that decided.",
+}
+
+
+class _Ordered(click.Command):
+    """A command in which `--not` negates the filter that follows it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Fold every `--not` into the flag after it, before click loses their order."""
+        short = {option: f"--{flag}" for flag, option in _SHORT.items()}
+        folded: list[str] = []
+        negate = False
+        for argument in args:
+            if argument == "--not":
+                if negate:
+                    raise click.UsageError("--not twice", ctx)
+                negate = True
+            elif negate and argument.startswith("-"):
+                name = short.get(argument, argument)
+                if name.partition("=")[0].removeprefix("--") not in flags():
+                    raise click.UsageError(f"--not must stand before a filter, not {argument}", ctx)
+                folded.append(f"--not-{name.removeprefix('--')}")
+                negate = False
+            else:
+                folded.append(argument)
+        if negate:
+            raise click.UsageError("--not at the end: it negates the filter after it", ctx)
+        return super().parse_args(ctx, folded)
+
+
+def _filter_options(function: F) -> F:
+    for flag in reversed(flags()):
+        base = flag.removeprefix("from-").removeprefix("to-")
+        names = [f"--{flag}", *([_SHORT[flag]] if flag in _SHORT else [])]
+        option = click.option(*names, multiple=True, help=_HELP.get(base, ""))
+        hidden = click.option(f"--not-{flag}", multiple=True, hidden=True)
+        function = option(hidden(function))
+    return function
+
+
+@click.command(cls=_Ordered)
+@click.option("-f", "--follow", is_flag=True, help="Go on showing flows as they come.")
+@click.option("--last", type=click.IntRange(min=0), help="The newest N flows. [default: 20]")
+@click.option("--first", type=click.IntRange(min=0), help="The oldest N flows.")
+@click.option("--all", "everything", is_flag=True, help="Every flow that is kept.")
+@click.option("--since", help="From then on: 3s, 4m, 1h43, or RFC 3339.")
+@click.option("--until", help="Up to then; as --since.")
+@_filter_options
+@click.option("--not", "negation", is_flag=True, help="Negate the next filter.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["compact", "dict", "json", "jsonpb", "table"]),
+    default="compact",
+    show_default=True,
+)
+@click.option("--print-policy-names", is_flag=True, help="Add which policies decided.")
+@click.option("--print-node-name", is_flag=True)
+@click.option("--numeric", is_flag=True, help="Addresses instead of names.")
+@click.option("--time-format", type=click.Choice(sorted(TIME_FORMATS)), default="StampMilli")
+@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
+@click.option("--input-file", help="Read flows from a JSON lines file, or - for standard input.")
+@click.pass_obj
+def observe(client: Client, /, **options: Any) -> None:
+    """Show the decisions that were made.
+
+    The same filter given again widens (OR), different filters narrow (AND); a flow that a negated
+    filter matches is left out.
+    """
+    ranges = {name: options[name] for name in ("first", "last", "since", "until")}
+    follow, everything, output = options["follow"], options["everything"], options["output"]
+    if options["first"] is not None and (options["last"] is not None or follow or everything):
+        raise click.UsageError("--first excludes --last, --all and --follow")
+    if options["last"] is not None and everything:
+        raise click.UsageError("--last excludes --all")
+    if output == "table" and follow:
+        raise click.UsageError("-o table needs every row before the first: it excludes --follow")
+    query: Query = {name: str(value) for name, value in ranges.items() if value is not None}
+    if follow:
+        query["follow"] = "1"
+    if everything:
+        query["all"] = "1"
+    terms = list(_terms(options))
+    try:
+        chosen = Filter(terms)
+    except FilterError as error:
+        raise click.UsageError(str(error)) from error
+    for term in terms:
+        name = f"not-{term.flag}" if term.negated else term.flag
+        query[name] = [t.value for t in terms if (t.flag, t.negated) == (term.flag, term.negated)]
+    style = Style(
+        colour=_colour(options["color"]),
+        numeric=options["numeric"],
+        policy_names=options["print_policy_names"],
+        node_name=options["print_node_name"],
+        time_format=options["time_format"],
+    )
+    if options["input_file"]:
+        lines = _recorded(options["input_file"], chosen, options)
+    else:
+        lines = client.lines("flows", query=query)
+    try:
+        _print(lines, output, style)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+
+
+def _terms(options: dict[str, Any]) -> Iterator[Term]:
+    for flag in flags():
+        name = flag.replace("-", "_")
+        yield from (Term(flag, value) for value in options[name])
+        yield from (Term(flag, value, negated=True) for value in options[f"not_{name}"])
+
+
+def _colour(choice: str) -> bool:
+    import os
+
+    if choice == "auto":
+        return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return choice == "always"
+
+
+def _recorded(name: str, chosen: Filter, options: dict[str, Any]) -> Iterable[bytes]:
+    """Yield the lines of a file that the filters choose, then its range of them."""
+    if options["since"] or options["until"]:
+        raise click.UsageError("--input-file shows what the file holds: no --since, no --until")
+    try:
+        lines = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115
+    except OSError as error:
+        raise click.UsageError(f"{name}: {error.strerror}") from error
+    kept: list[bytes] = []
+    with lines:
+        for number, text in enumerate(lines, start=1):
+            try:
+                flow = from_json(text).flow
+            except FlowError as error:
+                raise click.ClickException(f"{name}:{number}: {error}") from error
+            if flow is None or chosen(flow):
+                kept.append(text)
+    if options["first"] is not None:
+        return kept[: options["first"]]
+    return kept if options["last"] is None else kept[len(kept) - min(options["last"], len(kept)) :]
+
+
+def _print(lines: Iterable[bytes], output: str, style: Style) -> None:
+    if output in ("json", "jsonpb"):
+        for text in lines:
+            sys.stdout.write(text.decode())
+            sys.stdout.flush()
+        return
+    responses = (from_json(text) for text in lines)
+    if output == "table":
+        flows = [response.flow for response in responses if response.flow is not None]
+        click.echo("\n".join(table_lines(flows, style)))
+        return
+    begun = False
+    for response in responses:
+        for row in _rendered(response, output, style, begun):
+            click.echo(row)
+        begun = True
+
+
+def _rendered(response: Response, output: str, style: Style, begun: bool) -> Iterator[str]:
+    if response.flow is None:
+        if response.lost_events is not None:
+            yield lost_line(response, time_format=style.time_format, zone=style.zone)
+    elif output == "dict":
+        if begun:
+            yield DICT_SEPARATOR
+        yield from dict_lines(response.flow, style)
+    else:
+        yield line(response.flow, **style._asdict())
