@@ -1,5 +1,7 @@
 """CiliumNetworkPolicy and its cluster-wide form, rule by rule (research a.1-a.11)."""
 
+import json
+
 import pytest
 from policy_reading import (
     EVERY_CAPABILITY,
@@ -178,6 +180,8 @@ def test_bare_rules_are_named_by_their_labels():
     assert first.entries[0].subject.describe() == "any:id=a"
     assert str(second.key).startswith("Rule/rule-")
     assert second.key == read_text(text).objects[1].key
+    again = read_text(json.dumps(first.document)).objects
+    assert [one.key for one in again] == [first.key]
 
 
 def test_two_versions_of_one_object_refuse_each_other():
@@ -663,6 +667,7 @@ def test_an_empty_list_of_rules_allows_everything_through_the_proxy():
         (l7("{http: [{method: '('}]}"), "error parsing regexp"),
         (l7("{http: [{host: '(?=a)'}]}"), "error parsing regexp"),
         (l7("{http: [{headers: ['']}]}"), "is empty"),
+        (l7("{http: [{headers: [X-A: b]}]}"), "put quotes around it"),
         (l7("{http: [{headerMatches: [{value: x}]}]}"), "needs the header's name"),
         (l7("{http: [{headerMatches: [{name: a, mismatch: log}]}]}"), 'did you mean "LOG"?'),
         (l7("{http: [{headerMatches: [{name: a, secret: {}}]}]}"), "needs the secret's name"),

@@ -5,6 +5,8 @@ are no policies, a file of which an API server refuses a part) is listed with th
 """
 
 import functools
+import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -63,6 +65,14 @@ REFUSED = {
 ENDS_AT_65537 = "endPort 65537, which an API server refuses as well"
 
 
+def without_places(found):
+    """Return the entries as they are wherever they stand in a file."""
+    return [
+        replace(entry, origin=replace(entry.origin, path="", line=0, column=0))
+        for entry in found.entries
+    ]
+
+
 def policy_files():
     folders = ("examples", "test", "docs-snippets", "scale-test", "connectivity")
     suffixes = (".yaml", ".json", ".txt")
@@ -81,6 +91,10 @@ def test_ciliums_own_files(name):
         assert result.errors
         return
     assert [str(p) for p in result.errors] == []
+    for found in result.objects:
+        (again,) = read(json.dumps(found.document), name, settings=EVERY_CAPABILITY).objects
+        assert again.key == found.key
+        assert without_places(again) == without_places(found)
     policies = (CILIUM / name).read_text().count("NetworkPolicy\n")
     assert bool(result.objects) or not policies
 

@@ -161,7 +161,7 @@ def read_bare_rules(name: str, rules: list[Value], settings: ReaderSettings) -> 
         key=ObjectKey(kind=RULE_KIND, namespace="", name=name),
         labels=tuple(dict.fromkeys(x for e in entries for x in e.origin.labels)),
         entries=tuple(entries),
-        document={"kind": RULE_KIND, "rules": [rule.plain() for rule in rules]},
+        document={"apiVersion": "v1", "kind": "List", "items": [r.plain() for r in rules]},
         file=file,
     )
 

@@ -64,13 +64,8 @@ def _http(item: Value, settings: ReaderSettings) -> HttpRule | None:
     method, path, host = (
         _regex(fields[name]) if name in fields else None for name in ("method", "path", "host")
     )
-    headers = []
-    for header in fields["headers"].items() if "headers" in fields else ():
-        text = header.text()
-        if text is not None and not text.strip():
-            header.error('is empty; write "Name" or "Name: value"')
-        elif text is not None:
-            headers.append(text)
+    listed = fields["headers"].items() if "headers" in fields else []
+    headers = [text for item in listed if (text := _header(item))]
     matches = []
     if "headerMatches" in fields:
         settings.require("header-matches", fields["headerMatches"])
@@ -83,6 +78,17 @@ def _http(item: Value, settings: ReaderSettings) -> HttpRule | None:
         headers=tuple(headers),
         header_matches=tuple(matches),
     )
+
+
+def _header(value: Value) -> str:
+    if value.is_mapping:
+        value.error('must be a string; put quotes around it: "Name: value"')
+        return ""
+    text = value.text()
+    if text is not None and not text.strip():
+        value.error('is empty; write "Name" or "Name: value"')
+        return ""
+    return text or ""
 
 
 def _regex(value: Value) -> str | None:
