@@ -104,17 +104,29 @@ def _allows_nothing(scene: _Scene) -> Iterator[Problem]:
             yield _warn(entry.origin, message)
 
 
+class _Subjects:
+    """Which subjects some entries have between them; asks many times over thousands of policies."""
+
+    def __init__(self, entries: Iterable[PolicyEntry]) -> None:
+        self._known = {frozenset(entry.subject.requirements) for entry in entries}
+
+    def cover(self, subject: Selector) -> bool:
+        """Say whether one entry selects whatever `subject` selects."""
+        wanted = frozenset(subject.requirements)
+        return wanted in self._known or any(known <= wanted for known in self._known)
+
+
 def _dns_blocked(scene: _Scene) -> Iterator[Problem]:
     """Find subjects whose egress is isolated with exceptions, none of which is DNS."""
     egress = [e for e in scene.entries if e.direction is TrafficDirection.EGRESS]
     allows = [e for e in egress if e.action is Action.ALLOW and e.peers != ()]
+    served = _Subjects(entry for entry in allows if _allows_dns(entry))
     subjects: dict[Selector, PolicyEntry] = {}
     for entry in allows:
         if entry.default_deny and not entry.subject_is_node:
             subjects.setdefault(entry.subject, entry)
     for subject, first in subjects.items():
-        serving = [e for e in allows if _selector_covers(e.subject, subject)]
-        if not any(_allows_dns(entry) for entry in serving):
+        if not served.cover(subject):
             message = "egress is isolated and nothing allows DNS (port 53/UDP) for this subject"
             yield _warn(first.origin, message)
 
@@ -127,14 +139,11 @@ def _allows_dns(entry: PolicyEntry) -> bool:
 
 
 def _names_without_dns_rule(scene: _Scene) -> Iterator[Problem]:
-    proxied = [e for e in scene.entries if e.l7 is not None and e.l7.kind == "dns"]
+    proxied = _Subjects(e for e in scene.entries if e.l7 is not None and e.l7.kind == "dns")
     for entry in scene.entries:
-        if any(isinstance(peer, FqdnPeer) for peer in entry.peers or ()) and not any(
-            _selector_covers(dns.subject, entry.subject) for dns in proxied
-        ):
-            message = (
-                "toFQDNs learns addresses from DNS rules, and no rule for this subject has one"
-            )
+        by_name = any(isinstance(peer, FqdnPeer) for peer in entry.peers or ())
+        if by_name and not proxied.cover(entry.subject):
+            message = "toFQDNs learns addresses from DNS rules; no rule for this subject has one"
             yield _warn(entry.origin, message)
 
 
@@ -157,13 +166,19 @@ def _irrelevant_labels(scene: _Scene) -> Iterator[Problem]:
 
 
 def _shadowed(scene: _Scene) -> Iterator[Problem]:
-    """Find entries that allow only what an entry of the same rank or before denies."""
-    denies = [e for e in scene.entries if e.action is Action.DENY and e.peers != ()]
+    """Find entries that allow only what an entry of the same tier, not after them, denies.
+
+    Denies of an earlier tier are left out: a pass may lead past them.
+    """
+    denies: dict[tuple[TrafficDirection, bool, int], list[PolicyEntry]] = {}
+    for entry in scene.entries:
+        if entry.action is Action.DENY and entry.peers != ():
+            denies.setdefault(_rank(entry), []).append(entry)
     for entry in scene.entries:
         if entry.action is not Action.ALLOW or entry.peers == ():
             continue
-        for deny in denies:
-            if _decides_before(deny, entry) and _covers(deny, entry):
+        for deny in denies.get(_rank(entry), ()):
+            if deny.priority <= entry.priority and _covers(deny, entry):
                 place = f"{deny.origin.name} {deny.origin.path}"
                 if deny.origin.line:
                     place += f" ({deny.origin.file}:{deny.origin.line})"
@@ -171,18 +186,13 @@ def _shadowed(scene: _Scene) -> Iterator[Problem]:
                 break
 
 
-def _decides_before(deny: PolicyEntry, entry: PolicyEntry) -> bool:
-    return (deny.tier, deny.priority) <= (entry.tier, entry.priority) and (
-        # A pass between the two tiers may lead past the deny; only the same tier is certain.
-        deny.tier == entry.tier
-    )
+def _rank(entry: PolicyEntry) -> tuple[TrafficDirection, bool, int]:
+    return entry.direction, entry.subject_is_node, entry.tier
 
 
 def _covers(outer: PolicyEntry, inner: PolicyEntry) -> bool:
     return (
-        outer.direction is inner.direction
-        and outer.subject_is_node is inner.subject_is_node
-        and _selector_covers(outer.subject, inner.subject)
+        _selector_covers(outer.subject, inner.subject)
         and _peers_cover(outer.peers, inner.peers)
         and _ports_cover(outer.ports, inner.ports)
     )
