@@ -4,6 +4,7 @@ Run by `make netns` or `python -m lab.enclosure -- pytest netns-tests`. What the
 machine lacks skips the tests that need it, by name; with NETNS_REQUIRED=1 it fails them.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -168,6 +169,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[MakeLab]:
 
 def _said(running: Bartizan) -> list[tuple[str, str]]:
     sections = [("bartizan's log", running.log())]
+    flows = (json.dumps(flow, separators=(",", ":")) for flow in running.flows(last=20))
+    sections.append(("the latest flows", "\n".join(flows)))
     for argv in (["observe", "--last", "40"], ["endpoint", "list"], ["policy", "get"], ["status"]):
         done = running.cli(*argv)
         sections.append((f"bartizan {' '.join(argv)}", done.stdout + done.stderr))

@@ -1,13 +1,15 @@
 """What is wrong is refused with words that help, and changes nothing."""
 
 import http
-import sys
+from pathlib import Path
 
 import pytest
+from netfilterqueue import NetfilterQueue
 from rules import peers, policy, ports
 from traffic import delivered, token, udp
 
 from lab.daemon import ApiRefused, command
+from lab.laboratory import LabError
 
 
 @pytest.fixture
@@ -59,17 +61,34 @@ def test_a_second_daemon_in_one_namespace_is_refused(two):
     delivered(a, b, udp(a, b, 53, payload), payload)
 
 
-def test_a_missing_program_is_named(lab, tmp_path):
-    """Without iptables there is no firewall: it must say so, and not pretend."""
+def _config(folder) -> Path:
+    path = folder / "bartizan.yaml"
+    path.write_text(f"run_dir: {folder}/run\nstate_dir: {folder}/state\nworkers: 1\n")
+    return path
+
+
+def test_without_the_right_to_change_the_network_the_daemon_says_so(lab, tmp_path):
+    """CAP_NET_ADMIN taken away: exit 3, one reason, no rule and no worker left behind."""
     made = lab(a="")
-    config = tmp_path / "bartizan.yaml"
-    config.write_text(f"run_dir: {tmp_path}/run\nstate_dir: {tmp_path}/state\n")
-    done = made.node.run(
-        ["env", f"PATH={tmp_path}", sys.executable, *command(), "run", "-c", config], 30
-    )
-    assert done.returncode not in (0, None)
-    assert "iptables" in done.stderr
+    without = ["setpriv", "--inh-caps=-all", "--bounding-set=-net_admin"]
+    done = made.node.run([*without, *command(), "run", "-c", _config(tmp_path)], 30)
+    assert done.returncode == 3
+    assert "CAP_NET_ADMIN" in done.stderr or "root" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not made.node.netns.processes()
+
+
+def test_a_queue_that_somebody_else_holds_is_named(lab, bartizan, tmp_path):
+    """Packets of a queue that is not ours would be decided by nobody knows whom."""
+    made = lab(a="")
+    holder = made.node.netns.within(NetfilterQueue)
+    made.node.netns.within(lambda: holder.bind(0, lambda packet: packet.drop()))
+    try:
+        with pytest.raises(LabError) as caught:
+            bartizan(made, {"workers": 1})
+    finally:
+        holder.unbind()
+    assert "queue 0" in str(caught.value)
 
 
 def test_a_configuration_mistake_has_file_line_and_column(lab, tmp_path):

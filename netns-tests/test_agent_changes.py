@@ -1,0 +1,270 @@
+"""What the running daemon follows: files, signals, links; and what it refuses to follow."""
+
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from evidence import dropped, forwarded
+from rules import peers, policy, ports
+from traffic import delivered, eventually, token, udp
+
+from lab.daemon import ApiRefused, command
+
+OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("53/UDP")}])
+CLOSED = policy("app=b", ingress=[{**peers("app=nobody"), **ports("53/UDP")}])
+
+
+@pytest.fixture
+def directories(lab, bartizan):
+    """a and b; policies and endpoints come from watched directories."""
+    made = lab(a="app=a", b="app=b")
+    made.policies = made.folder / "policies.d"
+    made.endpoints = made.folder / "endpoints.d"
+    made.policies.mkdir()
+    made.endpoints.mkdir()
+    config = {
+        "workers": 1,
+        "proxy": {"workers": 0},
+        "policy": {"directory": str(made.policies)},
+        "endpoint_directory": str(made.endpoints),
+    }
+    made.firewall = bartizan(made, config)
+    return made
+
+
+def put(path, text):
+    """Replace a file as tools do: whole."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    fresh.rename(path)
+
+
+def is_denied(made):
+    a, b = made.host("a"), made.host("b")
+    packet = udp(a, b, 53, token())
+    a.send(bytes(packet))
+    dropped(made.firewall, packet)
+
+
+def passes(made):
+    a, b = made.host("a"), made.host("b")
+    payload = token()
+    packet = udp(a, b, 53, payload)
+    delivered(a, b, packet, payload)
+    forwarded(made.firewall, packet)
+
+
+def keys(firewall):
+    return [item["key"]["name"] for item in firewall.get("/v1/policy")["objects"]]
+
+
+def errors(firewall):
+    return firewall.get("/v1/status")["errors"]
+
+
+def test_files_of_the_policy_directory_are_followed(directories):
+    """They are enforced when they come, change and go."""
+    firewall, file = directories.firewall, directories.policies / "b.yaml"
+    passes(directories)
+    put(file, CLOSED)
+    eventually(lambda: keys(firewall) == ["rule"], "the policy is there", 10)
+    eventually(lambda: firewall.endpoint("b")["state"] == "ready", "it is enforced", 10)
+    is_denied(directories)
+    put(file, OPEN)
+    eventually(lambda: firewall.get("/v1/policy")["revision"] == 3, "it changed", 10)
+    eventually(lambda: firewall.endpoint("b")["state"] == "ready", "it is enforced", 10)
+    passes(directories)
+    file.unlink()
+    eventually(lambda: keys(firewall) == [], "the policy is gone", 10)
+
+
+def test_a_broken_policy_file_keeps_what_runs_and_is_reported(directories):
+    """Also over a restart: the last valid text is enforced."""
+    firewall, file = directories.firewall, directories.policies / "b.yaml"
+    put(file, CLOSED)
+    eventually(lambda: keys(firewall) == ["rule"], "the policy is there", 10)
+    put(file, CLOSED.replace("53", "530000"))
+    eventually(lambda: errors(firewall), "the status says so", 10)
+    assert any(f"{file}:" in error for error in errors(firewall))
+    is_denied(directories)
+    firewall.kill()
+    firewall.start()
+    assert keys(firewall) == ["rule"]
+    assert any(f"{file}:" in error for error in errors(firewall))
+    is_denied(directories)
+    put(file, OPEN)
+    eventually(lambda: not errors(firewall), "nothing is wrong any more", 10)
+    eventually(lambda: firewall.endpoint("b")["state"] == "ready", "it is enforced", 10)
+    passes(directories)
+
+
+def test_a_policy_that_was_never_valid_keeps_the_daemon_from_starting(directories):
+    """Exit 4 with file:line:column, instead of an endpoint that is open by mistake."""
+    firewall, file = directories.firewall, directories.policies / "b.yaml"
+    firewall.stop()
+    put(file, CLOSED.replace("53", "530000"))
+    done = directories.node.run([*command(), "run", "-c", firewall.config_path], 20)
+    assert done.returncode == 4
+    assert f"{file}:" in done.stderr
+
+
+def test_files_of_the_endpoint_directory_are_followed(directories):
+    """An endpoint per file, with an identity like every other."""
+    firewall, file = directories.firewall, directories.endpoints / "c.json"
+    declared = {"name": "c", "addresses": ["10.0.1.77"], "labels": {"app": "c"}}
+    put(file, json.dumps(declared))
+    names = lambda: [row["name"] for row in firewall.get("/v1/endpoint")]  # noqa: E731
+    eventually(lambda: names() == ["a", "b", "c"], "c is there", 10)
+    assert firewall.endpoint("c")["origin"] == "directory"
+    with pytest.raises(ApiRefused) as caught:
+        firewall.put("/v1/endpoint/c", {"addresses": ["10.0.1.78"]})
+    assert caught.value.status == 409
+    assert str(file) in str(caught.value)
+    put(file, json.dumps({**declared, "addresses": [directories.host("a").address4]}))
+    eventually(lambda: errors(firewall), "the clash is reported", 10)
+    assert "endpoint a" in str(errors(firewall))
+    assert firewall.endpoint("c")["addresses"]["ipv4"] == ["10.0.1.77"]
+    file.unlink()
+    eventually(lambda: names() == ["a", "b"], "c is gone", 10)
+    assert errors(firewall) == []
+
+
+def test_sighup_applies_live_settings_and_refuses_mistakes(directories):
+    """A wrong file changes nothing and is reported; what needs a restart is named."""
+    firewall = directories.firewall
+    put(directories.policies / "b.yaml", CLOSED)
+    eventually(lambda: keys(firewall) == ["rule"], "the policy is there", 10)
+    good = firewall.config_path.read_text()
+    firewall.config_path.write_text(good + "audti: on\n")
+    os.kill(firewall.get("/v1/status")["agent"]["pid"], signal.SIGHUP)
+    eventually(lambda: errors(firewall), "the mistake is reported", 10)
+    assert "audti" in str(errors(firewall))
+    is_denied(directories)
+    section = "policy:\n"
+    firewall.config_path.write_text(
+        good.replace(section, f"{section}  audit: true\n") + "queue_base: 7\n"
+    )
+    os.kill(firewall.get("/v1/status")["agent"]["pid"], signal.SIGHUP)
+    eventually(lambda: firewall.get("/v1/status")["audit"], "audit is on", 10)
+    eventually(lambda: "queue_base" in firewall.log(), "the log names what waits", 10)
+    assert errors(firewall) == []
+    status = lambda: firewall.get("/v1/status")  # noqa: E731
+    eventually(lambda: status()["workers"][0]["revision"] == status()["revision"], "enforced", 10)
+    a, b = directories.host("a"), directories.host("b")
+    payload = token()
+    delivered(a, b, udp(a, b, 53, payload), payload)
+
+
+def test_many_changes_at_once_share_snapshots(directories):
+    """100 endpoints put in parallel are far fewer than 100 publications, and all become ready."""
+    firewall = directories.firewall
+    before = firewall.get("/v1/status")["revision"]
+
+    def add(number):
+        document = {"addresses": [f"10.9.0.{number}"], "labels": [f"app=many{number % 7}"]}
+        return firewall.put(f"/v1/endpoint/many-{number}", document, wait=30)["state"]
+
+    with ThreadPoolExecutor(20) as pool:
+        states = set(pool.map(add, range(1, 101)))
+    assert states == {"ready"}
+    status = firewall.get("/v1/status")
+    assert status["endpoints"]["ready"] == 102
+    assert status["revision"] - before < 100
+    assert status["identities"]["cluster"] == 2 + 7
+
+
+def test_a_new_link_of_an_endpoint_is_found(directories):
+    """The interface's index changes when a container's link is made anew."""
+    firewall, node = directories.firewall, directories.node
+    document = {"addresses": ["10.0.1.88"], "interface": "to-c"}
+    with pytest.raises(ApiRefused) as caught:
+        firewall.put("/v1/endpoint/c", document)
+    assert caught.value.status == 422
+    assert "to-c" in str(caught.value)
+    link = ["ip", "link", "add", "to-c", "type", "veth", "peer", "to-d"]
+    node.run(link, check=True)
+    first = firewall.put("/v1/endpoint/c", document)["interface_index"]
+    assert first > 0
+    node.run(["ip", "link", "del", "to-c"], check=True)
+    eventually(lambda: errors(firewall), "its absence is reported", 10)
+    node.run(link, check=True)
+    index = lambda: firewall.endpoint("c")["interface_index"]  # noqa: E731
+    eventually(lambda: index() not in (first, 0), "the new one is known", 10)
+    assert errors(firewall) == []
+
+
+def test_an_address_of_the_node_is_the_identity_host(directories):
+    """Also one that comes later."""
+    firewall = directories.firewall
+
+    def hosts():
+        rows = firewall.get("/v1/ipcache")
+        return {row["prefix"] for row in rows if row["identity"] == 1}
+
+    assert "10.0.0.1/32" in hosts()
+    directories.node.run(["ip", "address", "add", "10.0.0.99/32", "dev", "lo"], check=True)
+    eventually(lambda: "10.0.0.99/32" in hosts(), "the new address is known", 10)
+
+
+def test_flows_are_followed_as_they_come(directories):
+    """One JSON line per decision, filtered; the stream ends with the daemon."""
+    import socket
+    import threading
+
+    firewall = directories.firewall
+    a, b = directories.host("a"), directories.host("b")
+    lines = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(firewall.api_socket))
+        client.settimeout(30)
+        client.sendall(
+            b"GET /v1/flows?follow=1&protocol=udp&not-port=9999 HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+        stream = client.makefile("rb")
+
+        def read():
+            lines.extend(line for line in stream if line.startswith(b"{"))
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        eventually(lambda: firewall.get("/v1/status")["flows"]["followers"] == 1, "follows", 10)
+        for port in (9999, 5353):
+            payload = token()
+            delivered(a, b, udp(a, b, port, payload), payload)
+        eventually(lambda: lines, "the flow comes", 10)
+        assert firewall.stop() == 0
+        reader.join(10)
+        assert not reader.is_alive()
+    ports_seen = {json.loads(line)["flow"]["l4"]["UDP"]["destination_port"] for line in lines}
+    assert ports_seen == {5353}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v1/endpoint/nobody", None, 404),
+        ("GET", "/v1/nothing", None, 404),
+        ("GET", "/v1/identity/99999", None, 404),
+        ("PUT", "/v1/endpoint/x", b"{", 422),
+        ("PUT", "/v1/endpoint/x", b'{"addresses": ["10.0.0.999"]}', 422),
+        ("PUT", "/v1/endpoint/x?wait=long", b'{"addresses": ["10.7.7.7"]}', 400),
+        ("PUT", "/v1/endpoint/x", b"\xff", 400),
+        ("PATCH", "/v1/endpoint/a/labels", b'{"st": []}', 400),
+        ("PATCH", "/v1/endpoint/a/labels", b'{"set": ["reserved:host"]}', 422),
+        ("DELETE", "/v1/policy", None, 400),
+        ("PUT", "/v1/policy", b"kind: Nothing", 422),
+        ("GET", "/v1/flows?verdict=PERHAPS", None, 400),
+        ("GET", "/v1/flows?last=few", None, 400),
+        ("POST", "/v1/policy/validate", b"kind: Nothing", 422),
+    ],
+)
+def test_every_refusal_has_the_one_shape(directories, method, path, body, status):
+    """{"error": {"message", "problems"}} and a status that says whose fault it is."""
+    got, data = directories.firewall.request(method, path, body, {})
+    document = json.loads(data)
+    assert got == status, document
+    if "validate" not in path:
+        assert document["error"]["message"]
+        assert isinstance(document["error"]["problems"], list)

@@ -1,0 +1,255 @@
+"""The life of the daemon: what it leaves, what it survives, what it refuses."""
+
+import json
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+from evidence import workers
+from rules import peers, policy, ports
+from traffic import Echo, delivered, eventually, exchange, token, udp
+
+from lab.daemon import command
+
+OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "53/UDP")}])
+
+
+@pytest.fixture
+def two(lab, bartizan):
+    """a may reach b on 80/TCP and 53/UDP."""
+    made = lab(a="app=a", b="app=b")
+    made.firewall = bartizan(made, {"workers": 2})
+    made.firewall.apply(OPEN)
+    return made
+
+
+def traces(node, run_dir):
+    """Everything of ours that the node still has."""
+    found = []
+    for program in ("iptables-save", "ip6tables-save"):
+        found += [line for line in node.run([program]).stdout.splitlines() if "BARTIZAN" in line]
+    found += [line for line in node.run(["ipset", "list", "-n"]).stdout.splitlines() if line]
+    for family in ("-4", "-6"):
+        rules = node.run(["ip", family, "rule"]).stdout
+        found += [line for line in rules.splitlines() if "fwmark" in line]
+        found += node.run(["ip", family, "route", "show", "table", "17953"]).stdout.splitlines()
+    found += [str(path) for path in run_dir.iterdir()]
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def passes(made):
+    a, b = made.host("a"), made.host("b")
+    payload = token()
+    delivered(a, b, udp(a, b, 53, payload), payload)
+
+
+def test_after_sigterm_nothing_is_left(two):
+    """No chain, set, routing rule, socket file or process."""
+    firewall = two.firewall
+    pids = workers(firewall).values()
+    assert traces(two.node, firewall.run_dir)
+    assert firewall.stop() == 0
+    assert traces(two.node, firewall.run_dir) == []
+    assert not any(map(alive, pids))
+
+
+def test_rules_of_others_are_left_as_they_are(two):
+    """Only our chains and our jumps go."""
+    theirs = ["-t", "mangle", "-A", "PREROUTING", "-p", "tcp", "--dport", "9", "-j", "ACCEPT"]
+    two.node.run(["iptables", *theirs], check=True)
+    two.firewall.stop()
+    saved = two.node.run(["iptables-save", "-t", "mangle"]).stdout
+    assert "--dport 9 -j ACCEPT" in saved
+
+
+def test_rules_that_somebody_flushed_come_back(two):
+    """A flushed firewall is open: it must not stay so."""
+    for program in ("iptables", "ip6tables"):
+        two.node.run([program, "-t", "mangle", "-F", "PREROUTING"], check=True)
+
+    def restored():
+        saved = two.node.run(["iptables-save", "-t", "mangle"]).stdout
+        return "-A PREROUTING -j BARTIZAN-PREROUTING" in saved
+
+    eventually(restored, "our jump is back", 15)
+
+
+def test_the_api_socket_is_for_its_group_and_the_state_for_root(two):
+    """0660 and 0700, whatever the umask."""
+    firewall = two.firewall
+    assert stat.S_IMODE(firewall.api_socket.stat().st_mode) == 0o660
+    assert stat.S_IMODE(firewall.state_dir.stat().st_mode) == 0o700
+    assert stat.S_IMODE((firewall.run_dir / "datapath-0.sock").stat().st_mode) == 0o600
+
+
+def test_a_second_daemon_is_told_the_first_ones_pid(two):
+    """Exit 3; another run and state directory does not help."""
+    firewall = two.firewall
+    elsewhere = ["--set", f"run_dir={two.folder}/r2", "--set", f"state_dir={two.folder}/s2"]
+    done = two.node.run([*command(), "run", "-c", firewall.config_path, *elsewhere], 20)
+    assert done.returncode == 3
+    assert str(firewall.get("/v1/status")["agent"]["pid"]) in done.stderr
+    passes(two)
+
+
+def test_killed_workers_come_back_with_the_same_snapshot(two):
+    """kill -9 of every datapath worker; the kernel drops meanwhile."""
+    firewall = two.firewall
+    before = {key: pid for key, pid in workers(firewall).items() if key[0] == "datapath"}
+    revision = firewall.get("/v1/status")["revision"]
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+
+    def replaced():
+        rows = [r for r in firewall.get("/v1/status")["workers"] if r["kind"] == "datapath"]
+        return all(
+            row["state"] == "running"
+            and row["pid"] not in before.values()
+            and row["revision"] == revision
+            and row["restarts"] >= 1
+            for row in rows
+        )
+
+    eventually(replaced, "both run again", 15)
+    passes(two)
+
+
+def test_traffic_goes_on_without_the_agent_and_the_next_one_adopts(two):
+    """kill -9 of the agent: the same workers, endpoints and identities go on."""
+    firewall = two.firewall
+    a, b = two.host("a"), two.host("b")
+    before = workers(firewall)
+    identity = firewall.endpoint("a")["identity"]
+    revision = firewall.get("/v1/status")["revision"]
+    with Echo(b, 80) as server, a.connect(b.address4, 80) as client:
+        connection = server.accept()
+        firewall.kill()
+        assert exchange(client, connection, token())
+        passes(two)
+        firewall.start()
+        assert workers(firewall) == before
+        assert all(row["adopted"] for row in firewall.get("/v1/status")["workers"])
+        assert firewall.get("/v1/status")["revision"] >= revision
+        assert firewall.endpoint("a")["identity"] == identity
+        assert firewall.endpoint("a")["state"] == "ready"
+        assert exchange(client, connection, token())
+    passes(two)
+
+
+def test_a_worker_with_other_arguments_is_replaced_not_adopted(two):
+    """The configuration changed while no agent was there."""
+    firewall = two.firewall
+    before = workers(firewall)
+    firewall.kill()
+    text = firewall.config_path.read_text()
+    firewall.config_path.write_text(text.replace("workers: 2", "workers: 1\ncopy_range: 512"))
+    firewall.start()
+    after = workers(firewall)
+    assert ("datapath", 1) not in after
+    assert after["datapath", 0] != before["datapath", 0]
+    eventually(lambda: not alive(before["datapath", 1]), "the surplus worker has ended", 10)
+    passes(two)
+
+
+def test_cleanup_removes_what_a_killed_agent_left(two):
+    """Refused (exit 3) while a daemon runs, complete afterwards."""
+    firewall = two.firewall
+    pids = workers(firewall).values()
+    clean = [*command(), "cleanup", "-c", firewall.config_path]
+    refused = two.node.run(clean, 20)
+    assert refused.returncode == 3
+    assert "stop it" in refused.stderr
+    firewall.kill()
+    assert traces(two.node, firewall.run_dir)
+    done = two.node.run(clean, 20)
+    assert done.returncode == 0, done.stderr
+    assert traces(two.node, firewall.run_dir) == []
+    assert not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("name", ["endpoints", "policies"])
+def test_a_state_file_cut_short_keeps_the_daemon_from_starting(two, name):
+    """Exit 3 with the file's name and the way out; the file stays; the workers go on."""
+    firewall = two.firewall
+    pids = workers(firewall)
+    firewall.kill()
+    path = firewall.state_dir / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    done = two.node.run([*command(), "run", "-c", firewall.config_path], 20)
+    assert done.returncode == 3
+    assert f"{path}: is cut short" in done.stderr
+    assert "move it away" in done.stderr
+    assert path.read_bytes() == whole[:-7]
+    passes(two)
+    path.write_bytes(whole)
+    firewall.start()
+    assert workers(firewall) == pids
+    assert len(firewall.get("/v1/endpoint")) == 2
+
+
+def test_a_damaged_snapshot_is_made_anew_above_what_workers_enforce(two):
+    """Everything in it follows from other files; the damaged one is kept aside."""
+    firewall = two.firewall
+    revision = firewall.get("/v1/status")["revision"]
+    firewall.kill()
+    path = firewall.state_dir / "snapshot"
+    path.write_bytes(path.read_bytes()[:100])
+    firewall.start()
+    assert firewall.get("/v1/status")["revision"] > revision
+    assert len((firewall.state_dir / "snapshot.unusable").read_bytes()) == 100
+    passes(two)
+
+
+def test_sigusr1_writes_the_state_to_the_log(two):
+    """For when the API does not answer."""
+    firewall = two.firewall
+    firewall.process.send_signal(signal.SIGUSR1)
+
+    def dumped():
+        lines = [line for line in firewall.log().splitlines() if "state: " in line]
+        return lines and '\\"endpoints\\"' in lines[-1]
+
+    eventually(dumped, "the state is in the log", 10)
+
+
+def test_readiness_is_told_to_the_service_manager(lab, bartizan, tmp_path):
+    """sd_notify: READY=1 once the snapshot is enforced, STOPPING=1 at the end."""
+    import socket
+
+    made = lab(a="app=a")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(20)
+        manager.bind(str(tmp_path / "notify"))
+        os.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        try:
+            firewall = bartizan(made, {"workers": 1})
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+        assert manager.recv(4096).startswith(b"READY=1\nSTATUS=")
+        firewall.stop()
+        said = manager.recv(4096)
+        while said.startswith(b"STATUS="):
+            said = manager.recv(4096)
+        assert said == b"STOPPING=1"
+
+
+def test_an_unusable_machine_is_said_and_nothing_is_left(lab, tmp_path):
+    """Without the privilege to change rules: exit 3 and the reason."""
+    made = lab(a="app=a")
+    config = tmp_path / "bartizan.yaml"
+    config.write_text(json.dumps({"run_dir": f"{tmp_path}/r", "state_dir": f"{tmp_path}/s"}))
+    drop = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+    done = made.node.run([*drop, *command(), "run", "-c", config], 60)
+    assert done.returncode == 3
+    assert "CAP_NET_ADMIN" in done.stderr
+    assert "Traceback" not in done.stderr
