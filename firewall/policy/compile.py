@@ -93,15 +93,25 @@ def new_tables() -> Tables:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledEntry:
-    """A rule entry with its rows and the number of its origin."""
+    """A rule entry with its rows, the number of its origin and that of its subject.
+
+    `order` is its place among all entries: object, then index in the object.
+    """
 
     entry: PolicyEntry
     origin: int
     rows: tuple[EntryRow, ...]
+    subject: int
+    order: tuple[str, str, str, int]
 
 
 def compile_entry(
-    entry: PolicyEntry, number_of: Callable[[Peer], int], tables: Tables
+    entry: PolicyEntry,
+    number_of: Callable[[Peer], int],
+    tables: Tables,
+    *,
+    subject: int,
+    order: tuple[str, str, str, int],
 ) -> CompiledEntry:
     """Make the rows of one entry.
 
@@ -109,6 +119,8 @@ def compile_entry(
         entry: the rule entry.
         number_of: the selector number of a peer.
         tables: where its L7 rules and origin get their numbers.
+        subject: the number of its subject's selector.
+        order: its place among all entries.
     """
     origin = tables.origins.number(origin_row(entry.origin))
     l7_row = make_l7_row(entry)
@@ -136,7 +148,7 @@ def compile_entry(
         for selector in selectors
         for port in ports
     )
-    return CompiledEntry(entry=entry, origin=origin, rows=rows)
+    return CompiledEntry(entry=entry, origin=origin, rows=rows, subject=subject, order=order)
 
 
 def origin_row(origin: Origin) -> OriginRow:

@@ -249,6 +249,8 @@ class _Addresses:
 
 
 def _addresses(old: Snapshot, new: Snapshot, used: _Used) -> str | None:
+    if old.ipcache is new.ipcache:
+        return None
     before, after = _Addresses(old), _Addresses(new)
     for key in _changed(before.rows, after.rows):
         prefix = Prefix(*key)

@@ -11,7 +11,7 @@ by both: they keep the policy they had, and one that had none is closed.
 Sources: Cilium pkg/policy/repository.go computePolicyEnforcementAndRules, pkg/policy/rule.go.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,7 +27,15 @@ from firewall.policy.compile import (
     new_tables,
 )
 from firewall.policy.generation import permission_lost
-from firewall.policy.model import LabelPeer, NodePeer, ObjectKey, Origin, Peer, PolicyEntry
+from firewall.policy.model import (
+    LabelPeer,
+    NodePeer,
+    ObjectKey,
+    Origin,
+    Peer,
+    PolicyEntry,
+    PolicyObject,
+)
 from firewall.policy.objects import Resource
 from firewall.policy.repository import RepositoryChange, order_of
 from firewall.policy.selectors import SelectorCache
@@ -45,6 +53,9 @@ from firewall.policy.snapshot import (
 from firewall.policy.verdict import TrafficDirection
 
 _ISOLATED_BY_COUNT = 8  # objects named per direction: they travel with every denied flow
+
+_Basis = tuple[LabelSet, frozenset[int], tuple[NamedPortRow, ...]]
+"""What an identity's row is made of."""
 
 _OPEN = DirectionRow(enforced=False, default_deny=False)
 _CLOSED = DirectionRow(enforced=True, default_deny=True)
@@ -127,12 +138,15 @@ class Resolver:
         self._subject_selectors = SelectorCache(cluster=cluster)
         self._tables = new_tables()
         self._objects: dict[ObjectKey, tuple[CompiledEntry, ...]] = {}
-        self._order: list[ObjectKey] | None = None
+        self._by_subject: dict[int, list[CompiledEntry]] = {}
         self._subjects: dict[int, _Subject] = {}
         self._endpoints: tuple[EndpointRow, ...] = ()
         self._named_ports: dict[int, tuple[NamedPortRow, ...]] = {}
-        self._identity_rows: dict[int, IdentityRow] = {}
+        self._identity_rows: dict[int, tuple[_Basis, IdentityRow]] = {}
         self._address_rows: dict[Prefix, tuple[int, tuple[int, int], IpcacheRow]] = {}
+        self._known: dict[Prefix, int] = {}
+        self._stamp = -1
+        self._ipcache: tuple[IpcacheRow, ...] = ()
         self._garbage = False
         self._enforcement = "default"
         self._policy_revision = 1
@@ -207,24 +221,30 @@ class Resolver:
         self._subject_selectors.add(_subject_peer(entry) for entry in fresh)
         touched: set[int] = set()
         for one in changed:
-            before = self._objects.pop(one.key, ())
-            touched.update(self._subject_number(compiled.entry) for compiled in before)
-            self._garbage |= bool(before)
+            for compiled in self._objects.pop(one.key, ()):
+                touched.add(compiled.subject)
+                self._by_subject[compiled.subject].remove(compiled)
+                self._garbage = True
             if one.after is None:
                 continue
-            after = tuple(
-                compile_entry(entry, self._peers.number, self._tables)
-                for entry in one.after.entries
-            )
-            touched.update(self._subject_number(compiled.entry) for compiled in after)
+            after = tuple(self._compile(one.after))
             self._objects[one.key] = after
-        self._order = None
+            for compiled in after:
+                touched.add(compiled.subject)
+                self._by_subject.setdefault(compiled.subject, []).append(compiled)
         for number, subject in self._subjects.items():
             if not touched.isdisjoint(self._subject_selectors.matched(number)):
                 subject.dirty = True
 
-    def _subject_number(self, entry: PolicyEntry) -> int:
-        return self._subject_selectors.number(_subject_peer(entry))
+    def _compile(self, one: PolicyObject) -> Iterator[CompiledEntry]:
+        for at, entry in enumerate(one.entries):
+            yield compile_entry(
+                entry,
+                self._peers.number,
+                self._tables,
+                subject=self._subject_selectors.number(_subject_peer(entry)),
+                order=(*order_of(one.key), at),
+            )
 
     # --- what follows from it -----------------------------------------------------------------
 
@@ -234,10 +254,12 @@ class Resolver:
         The row's identity should carry `cidr:<prefix>` and `reserved:world`; a row that stays with
         a world identity is matched by its prefix all the same.
         """
+        self._settle()
         return self._peers.prefixes()
 
     def fqdns(self) -> set[str]:
         """Return the FQDN selector texts of all rules: the `fqdn:` labels that mean something."""
+        self._settle()
         return self._peers.texts()
 
     @property
@@ -267,11 +289,7 @@ class Resolver:
             self._enforcement = settings.enforcement
             for subject in self._subjects.values():
                 subject.dirty = True
-        for number, subject in self._subjects.items():
-            if subject.dirty:
-                self._resolve(number, subject)
-        if self._garbage:
-            self._collect_garbage()
+        self._settle()
         policies = tuple(
             row for _, subject in sorted(self._subjects.items()) if (row := subject.row) is not None
         )
@@ -287,6 +305,14 @@ class Resolver:
                 origins=self._tables.origins.values(),
             )
         )
+
+    def _settle(self) -> None:
+        """Resolve what changed, then forget what only the old rules used."""
+        for number, subject in self._subjects.items():
+            if subject.dirty:
+                self._resolve(number, subject)
+        if self._garbage:
+            self._collect_garbage()
 
     def _publish(self, new: Snapshot) -> Snapshot:
         old = self._last
@@ -334,16 +360,14 @@ class Resolver:
         The host is selected by node selectors only, whatever its labels.
         """
         host = _is_host(self._subjects[number].labels)
-        matched = self._subject_selectors.matched(number)
-        if self._order is None:
-            self._order = sorted(self._objects, key=order_of)
-        return [
+        found = [
             compiled
-            for key in self._order
-            for compiled in self._objects[key]
-            if self._subject_number(compiled.entry) in matched
-            and (compiled.entry.subject_is_node or not host)
+            for subject in self._subject_selectors.matched(number)
+            for compiled in self._by_subject.get(subject, ())
+            if compiled.entry.subject_is_node or not host
         ]
+        found.sort(key=_place_among_all)
+        return found
 
     def _direction(self, subject: _Subject, entries: list[CompiledEntry]) -> DirectionRow:
         host = _is_host(subject.labels)
@@ -378,14 +402,13 @@ class Resolver:
         for number in self._peers.identities():
             labels = self._peers.labels(number)
             assert labels is not None
-            matched = tuple(sorted(self._peers.matched(number)))
-            ports = self._named_ports.get(number, ())
-            old = self._identity_rows.get(number)
-            row = IdentityRow(number, labels.strings(), matched, ports)
-            if old == row:
-                row = old
-            self._identity_rows[number] = row
-            rows.append(row)
+            basis = labels, self._peers.matched(number), self._named_ports.get(number, ())
+            kept = self._identity_rows.get(number)
+            if kept is None or kept[0] != basis:
+                matched = tuple(sorted(basis[1]))
+                kept = basis, IdentityRow(number, labels.strings(), matched, basis[2])
+                self._identity_rows[number] = kept
+            rows.append(kept[1])
         return tuple(rows)
 
     def _addresses(
@@ -396,6 +419,9 @@ class Resolver:
         known.setdefault(Prefix(bytes(4), 0), int(world))
         world = Reserved.WORLD_IPV6 if settings.dual_stack else Reserved.WORLD
         known.setdefault(Prefix(bytes(16), 0), int(world))
+        if known == self._known and self._peers.stamp == self._stamp:
+            return self._ipcache
+        self._known, self._stamp = known, self._peers.stamp
         rows: dict[Prefix, tuple[int, tuple[int, int], IpcacheRow]] = {}
         for prefix, number in known.items():
             version = self._peers.row_version(number)
@@ -407,7 +433,8 @@ class Resolver:
             rows[prefix] = kept
         self._address_rows = rows
         ordered = sorted(rows, key=lambda prefix: (len(prefix.network), *prefix))
-        return tuple(rows[prefix][2] for prefix in ordered)
+        self._ipcache = tuple(rows[prefix][2] for prefix in ordered)
+        return self._ipcache
 
     def _collect_garbage(self) -> None:
         """Free the numbers that no row uses any more; rows kept after an error use theirs."""
@@ -422,12 +449,16 @@ class Resolver:
         self._tables.origins.retain(origins)
         self._tables.l7.retain({row.l7 for row in rows})
         self._peers.retain({row.selector for row in rows})
-        subjects = {self._subject_number(one.entry) for one in compiled}
-        self._subject_selectors.retain(subjects)
+        self._by_subject = {number: found for number, found in self._by_subject.items() if found}
+        self._subject_selectors.retain(set(self._by_subject))
 
 
 def _is_host(labels: LabelSet) -> bool:
     return labels.get(RESERVED, Reserved.HOST.label) is not None
+
+
+def _place_among_all(compiled: CompiledEntry) -> tuple[str, str, str, int]:
+    return compiled.order
 
 
 def _subject_peer(entry: PolicyEntry) -> Peer:

@@ -147,18 +147,35 @@ class _Index:
             row.append((number, block, target.everywhere))
 
     def _place(self, number: int, selector: Selector) -> None:
+        for row in self._rows_of(selector):
+            row.append((number, selector))
+
+    def _rows_of(self, selector: Selector) -> list[list[tuple[int, Selector]]]:
+        """Return where a selector is kept: under something that it demands of every match."""
         demands = [r for r in selector.requirements if r.operator is Operator.IN]
         if demands:
             rarest = min(demands, key=lambda demand: len(demand.values))
-            for value in rarest.values:
-                found = self._by_label.setdefault((rarest.key.name, value), [])
-                found.append((number, selector))
-            return
+            name = rarest.key.name
+            return [self._by_label.setdefault((name, value), []) for value in rarest.values]
         for requirement in selector.requirements:
             if requirement.operator is Operator.EXISTS:
-                self._by_key.setdefault(requirement.key.name, []).append((number, selector))
-                return
-        self._any_labels.append((number, selector))
+                return [self._by_key.setdefault(requirement.key.name, [])]
+        return [self._any_labels]
+
+    def remove(self, number: int, target: Target) -> None:
+        for selector in target.labels:
+            for row in self._rows_of(selector):
+                row[:] = [kept for kept in row if kept[0] != number]
+        self._nodes = [kept for kept in self._nodes if kept[0] != number]
+        self._entities = [kept for kept in self._entities if kept[0] != number]
+        for text in target.texts:
+            self._texts[text].remove(number)
+        for block in target.blocks:
+            row_of_block = self._blocks.get(block.prefix)
+            if row_of_block is not None:
+                row_of_block[:] = [kept for kept in row_of_block if kept[0] != number]
+                if not row_of_block:
+                    self._blocks.remove(block.prefix)
 
     def matches(self, identity: Known, cluster: str) -> set[int]:
         """Return the numbers of the selectors that this identity matches by itself."""
@@ -238,6 +255,7 @@ class SelectorCache:
         self._matches: dict[int, frozenset[int]] = {}
         self._resources: tuple[Resource, ...] = ()
         self._epoch = 0
+        self._changes = 0
         self._versions: dict[int, int] = {}
 
     def number(self, peer: Peer) -> int:
@@ -274,11 +292,16 @@ class SelectorCache:
 
     def retain(self, numbers: set[int]) -> None:
         """Forget every selector but these; their numbers are never given out again."""
-        gone = [peer for peer, number in self._numbers.items() if number not in numbers]
-        for peer in gone:
-            del self._targets[self._numbers.pop(peer)]
-        if gone:
-            self._rebuild()
+        gone = {number: peer for peer, number in self._numbers.items() if number not in numbers}
+        if not gone:
+            return
+        for number, peer in gone.items():
+            del self._numbers[peer]
+            self._index.remove(number, self._targets.pop(number))
+        for number, matched in self._matches.items():
+            if not matched.isdisjoint(gone):
+                self._matches[number] = matched.difference(gone)
+        self._epoch += 1
 
     def set_resources(self, resources: Iterable[Resource]) -> None:
         """Replace the CIDR groups, services and backends; selectors that name one follow."""
@@ -312,6 +335,7 @@ class SelectorCache:
         self._identities[number] = identity
         self._matches[number] = frozenset(self._index.matches(identity, self._cluster))
         self._versions[number] = self._versions.get(number, 0) + 1
+        self._changes += 1
 
     def remove_identity(self, number: int) -> None:
         """Forget an identity; unknown numbers are ignored."""
@@ -330,6 +354,11 @@ class SelectorCache:
     def matched(self, number: int) -> frozenset[int]:
         """Return the selectors that an identity matches; none if it is unknown."""
         return self._matches.get(number, frozenset())
+
+    @property
+    def stamp(self) -> int:
+        """A number that rises whenever any row may match other selectors than before."""
+        return self._epoch + self._changes
 
     def row_version(self, number: int) -> tuple[int, int]:
         """Return what `matched_by_row` depends on besides its arguments, to compare."""
