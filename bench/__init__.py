@@ -1,0 +1,1 @@
+"""Measurements: every figure is a ratio to its baseline, both taken in the same run."""
