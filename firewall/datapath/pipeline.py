@@ -66,6 +66,7 @@ _BESIDE_PROXY: Final = Drop(
     DropReason.INVALID_PACKET_DROPPED, "answers a flow that only the proxy has seen"
 )
 _TABLE_FULL: Final = Drop(DropReason.CT_MAP_INSERTION_FAILED, "the table of flows is full")
+_INVALID: Final = CtState.INVALID  # a member of an enum costs 50 ns on CPython 3.11, a global 5
 _FLAG_MASK: Final = int(TcpFlag.SYN | TcpFlag.RST | TcpFlag.ACK)
 
 
@@ -174,7 +175,7 @@ class Pipeline:
             return self._drop(_NOT_READY, Arrival(packet, source, interface_index, hook))
         if packet.protocol == ICMPV6 and packet.icmp_type in DISCOVERY:
             return self._link_message(ground, Arrival(packet, source, interface_index, hook))
-        if hook == PREROUTING and ground.admission.homes.get(source) != interface_index:
+        if hook == PREROUTING and ground.homes.get(source) != interface_index:
             source, refused = ground.admission.check(packet, interface_index)
             if refused is not None:
                 return self._drop(refused, Arrival(packet, source, interface_index, hook))
@@ -185,7 +186,7 @@ class Pipeline:
             if (
                 isinstance(ruling, Ruling)
                 and ruling.verdict is ACCEPT
-                and tracked.ctstate is not CtState.INVALID
+                and tracked.ctstate is not _INVALID
             ):
                 self.tracker.confirm(tracked, now)
                 counts = self.counts
@@ -311,7 +312,7 @@ def _refused(ruling: Ruling, tracked: Tracked, entry: Entry, arrival: Arrival) -
     verdict = ruling.verdict
     if isinstance(verdict, Drop):
         return verdict  # also for what does not fit: the lost permission is what matters
-    misfit = tracked.ctstate is CtState.INVALID
+    misfit = tracked.ctstate is _INVALID
     if isinstance(verdict, Redirect):
         if arrival.packet.key == entry.key or arrival.hook == OUTPUT:
             return None

@@ -36,10 +36,10 @@ from firewall.datapath import nfqueue
 from firewall.datapath.answers import Row, WorkerCounts, conntrack_rows, metric_rows
 from firewall.datapath.events import packet_event
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
-from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError
+from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
 from firewall.datapath.pipeline import Pipeline, PipelineSettings
 from firewall.datapath.ruleset import passing_count
-from firewall.datapath.verdict import Accept, Drop, PassOn, Redirect, Report
+from firewall.datapath.verdict import ACCEPT, Drop, PassOn, Redirect, Report
 from firewall.flows.event import Event
 from firewall.policy.snapshot import SnapshotError, decode
 from firewall.policy.view import View
@@ -188,6 +188,8 @@ class Worker:
             if self._hold_s:
                 time.sleep(self._hold_s)
             self._queue.receive(1 if self._hold_s else PACKETS_PER_TURN)
+        except VerdictLostError:
+            raise
         except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
             self._internal_count += 1  # the queue has dropped the packet; the next may be fine
             self._complain(error)
@@ -197,14 +199,13 @@ class Worker:
         payload = packet.get_payload()
         complete = len(payload) < self._copy_bytes
         verdict, report = self._decide(payload, packet.indev, packet.hook, self._now, complete)
-        if isinstance(verdict, Accept):
-            packet.accept()
+        if verdict is ACCEPT:
+            self._queue.accept(packet)
         elif isinstance(verdict, Drop):
-            packet.drop()
+            self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
-            packet.set_mark(self._marks.put(packet.mark, Kind.TO_PROXY))
-            packet.repeat()
-        elif not self._pass_on(packet, verdict):
+            self._queue.repeat(packet, self._marks.put(packet.mark, Kind.TO_PROXY))
+        elif isinstance(verdict, PassOn) and not self._pass_on(packet, verdict):
             report = None
         if report is not None:
             self._report(report)
@@ -217,14 +218,13 @@ class Worker:
         if following == self._number:
             following += 1
         if following < self._passing_count:
-            packet.set_mark(self._marks.put(mark, Kind.PASS_ON, following))
-            packet.repeat()
+            self._queue.repeat(packet, self._marks.put(mark, Kind.PASS_ON, following))
             return False
         if isinstance(verdict.otherwise, Drop):
-            packet.drop()
+            self._queue.drop(packet)
             self._pipeline.counts.dropped[verdict.otherwise.reason] += 1
         else:
-            packet.accept()
+            self._queue.accept(packet)
         return True
 
     def _report(self, report: Report) -> None:
@@ -408,6 +408,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(5_000, 10, 1_000_000)
     try:
         worker.run(wakeup)
+    except VerdictLostError as error:
+        log.critical("%s; the queue is closed, which drops what waits", error)
+        return 1
     finally:
         worker.close()
     return 0

@@ -2,9 +2,7 @@
 
 import struct
 
-import pytest
-
-from firewall.datapath.nfqueue import _decided, _flags_message, _Turn
+from firewall.datapath.nfqueue import _flags_message, _Turn, _verdict_head
 
 
 class Wire:
@@ -17,24 +15,6 @@ class Wire:
         if not self.messages:
             raise BlockingIOError
         return self.messages.pop(0)
-
-
-class Packet:
-    """Remembers its verdicts; refuses a second one, as the library does."""
-
-    def __init__(self) -> None:
-        self.verdicts: list[str] = []
-
-    def accept(self) -> None:
-        self._give("accept")
-
-    def drop(self) -> None:
-        self._give("drop")
-
-    def _give(self, verdict: str) -> None:
-        if self.verdicts:
-            raise RuntimeError("Verdict already given for this packet")
-        self.verdicts.append(verdict)
 
 
 def message(kind: int, body: bytes = b"") -> bytes:
@@ -80,29 +60,6 @@ def test_packets_that_came_during_the_configuration_are_handled_first():
     assert [found[16:] for found in read(turn)] == [b"early", b"late"]
 
 
-def test_a_callback_that_fails_before_its_verdict_drops():
-    packet = Packet()
-
-    def fail(_packet):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        _decided(fail)(packet)
-    assert packet.verdicts == ["drop"]
-
-
-def test_a_callback_that_fails_after_its_verdict_does_not_change_it():
-    packet = Packet()
-
-    def fail(given):
-        given.accept()
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        _decided(fail)(packet)
-    assert packet.verdicts == ["accept"]
-
-
 def test_the_flags_message_is_what_the_kernel_reads():
     """struct nlmsghdr, struct nfgenmsg with the queue in network order, two big-endian u32."""
     data = _flags_message(258, 4)
@@ -110,3 +67,12 @@ def test_the_flags_message_is_what_the_kernel_reads():
     assert (length, kind, flags) == (len(data), 0x302, 5)
     assert data[16:20] == b"\0\0\1\2"
     assert data[24:28] == data[32:36] == b"\0\0\0\4"
+
+
+def test_a_verdict_message_is_what_the_kernel_reads():
+    """struct nlmsghdr, struct nfgenmsg, NFQA_VERDICT_HDR with verdict and packet number."""
+    data = _verdict_head(0x303, 7, 12) + struct.pack("!II", 1, 99)
+    length, kind, flags, _, _ = struct.unpack_from("=IHHII", data)
+    assert (length, kind, flags) == (len(data), 0x303, 1)
+    assert data[16:20] == b"\0\0\0\7"
+    assert struct.unpack_from("=HH", data, 20) == (12, 2)
