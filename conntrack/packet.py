@@ -227,9 +227,7 @@ def policy_port(packet: Packet) -> int:
     return packet.icmp_type if packet.icmp_type >= 0 else packet.destination_port
 
 
-def _packet(values: tuple[object, ...]) -> Packet:
-    # tuple.__new__ takes a third of the time of Packet(...): no argument binding of 20 names.
-    return tuple.__new__(Packet, values)
+_new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
 
 
 def _parse_plain_ipv4_tcp(data: bytes, size: int, complete: bool) -> Packet:
@@ -258,8 +256,8 @@ def _parse_plain_ipv4_tcp(data: bytes, size: int, complete: bool) -> Packet:
         _check_data_offset(start - 20, total - 20, size - 20)
     elif total < 40:
         raise PacketError(Fault.BAD_LENGTH if total < _IPV4_BYTES else Fault.TRUNCATED)
-    return _packet(
-        (
+    return _new(
+        Packet, (
             4, TCP, source, destination, source_port, destination_port, -1, -1, 0,
             flags, total, hop_limit, data[12:24], sequence, acknowledgment, window,
             total - start, data[40:start], 0, None,
@@ -286,8 +284,8 @@ def _parse_plain_ipv6_tcp(data: bytes, size: int, complete: bool) -> Packet:
     if total > size and complete:
         raise PacketError(Fault.TRUNCATED)
     _check_data_offset(start - 40, payload, size - 40)
-    return _packet(
-        (
+    return _new(
+        Packet, (
             6, TCP, source, destination, source_port, destination_port, -1, -1, 0,
             flags, total, hop_limit, data[8:44], sequence, acknowledgment, window,
             total - start, data[60:start], 0, None,
@@ -440,8 +438,8 @@ def _parse_transport(head: _Head, data: bytes, start: int) -> Packet:
     if protocol == GRE:
         _check_gre(head, data, start)
     key = head.source + head.destination + bytes((protocol,))
-    return _packet(
-        (
+    return _new(
+        Packet, (
             head.version, protocol, head.source, head.destination, 0, 0, -1, -1, 0,
             0, head.total, head.hop_limit, key, 0, 0, 0,
             head.total - start, b"", head.oddities, None,
@@ -464,8 +462,8 @@ def _parse_tcp(head: _Head, data: bytes, start: int) -> Packet:
     _check_data_offset(header_bytes, head.total - start, len(data) - start)
     options = data[start + _TCP_BYTES : start + header_bytes]
     key = head.source + head.destination + data[start : start + 4]
-    return _packet(
-        (
+    return _new(
+        Packet, (
             head.version, TCP, head.source, head.destination, source_port, destination_port,
             -1, -1, 0, flags, head.total, head.hop_limit, key, sequence, acknowledgment, window,
             head.total - start - header_bytes, options, head.oddities, None,
@@ -482,8 +480,8 @@ def _parse_udp(head: _Head, data: bytes, start: int) -> Packet:
     if checksum == 0 and head.version == 6:
         oddities |= Oddity.NO_CHECKSUM
     key = head.source + head.destination + data[start : start + 4] + _UDP_SUFFIX
-    return _packet(
-        (
+    return _new(
+        Packet, (
             head.version, UDP, head.source, head.destination, source_port, destination_port,
             -1, -1, 0, 0, head.total, head.hop_limit, key, 0, 0, 0,
             stated - _UDP_BYTES, b"", int(oddities), None,
@@ -495,8 +493,8 @@ def _parse_sctp(head: _Head, data: bytes, start: int) -> Packet:
     _require(head, data, start, _SCTP_BYTES)
     source_port, destination_port, tag = _SCTP.unpack_from(data, start)
     key = head.source + head.destination + data[start : start + 4] + _SCTP_SUFFIX
-    return _packet(
-        (
+    return _new(
+        Packet, (
             head.version, SCTP, head.source, head.destination, source_port, destination_port,
             -1, -1, 0, 0, head.total, head.hop_limit, key, tag, 0, 0,
             head.total - start - _SCTP_BYTES, data[start + _SCTP_BYTES :], head.oddities, None,
@@ -530,8 +528,8 @@ def _parse_icmp(head: _Head, data: bytes, start: int) -> Packet:
         + data[start : start + 2]
         + bytes((head.protocol,))
     )
-    return _packet(
-        (
+    return _new(
+        Packet, (
             head.version, head.protocol, head.source, head.destination, 0, 0,
             kind, code, identifier, 0, head.total, head.hop_limit, key,
             int.from_bytes(data[start + 4 : start + 8], "big"), 0, 0,

@@ -45,6 +45,8 @@ __all__ = [
 DEFAULT_LIMIT_COUNT: Final = 262144  # entries; nf_conntrack_max of a host with 4 GB and more
 DEFAULT_BUDGET_COUNT: Final = 2000  # keys per sweep: 0.6 ms in CPython 3.11 (measured)
 
+_new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
+
 # Looking up a member of an enum costs as much as comparing two windows.
 _CT_NEW: Final = CtState.NEW
 _CT_ESTABLISHED: Final = CtState.ESTABLISHED
@@ -145,7 +147,7 @@ class Tracker:
             if not valid:
                 return self._refused(packet, entry, reason)
         ctstate = _CT_REPLY if direction else _CT_ESTABLISHED if entry.seen_reply else _CT_NEW
-        return tuple.__new__(
+        return _new(
             Tracked, (ctstate, direction, entry, reason, packet, entry.serial, update, None)
         )
 
