@@ -12,9 +12,8 @@ from pathlib import Path
 from conntrack.address import Prefix, format_prefix, parse_prefix
 from firewall.agent import statefile
 from firewall.agent.journal import fields
-from firewall.identities.labels import Label, LabelSet
+from firewall.identities.local import prefix_labels
 from firewall.identities.registry import LocalNumbers
-from firewall.identities.reserved import Reserved, reserved_label
 
 _FILE = "prefixes"
 
@@ -64,9 +63,3 @@ class PrefixNumbers:
     def items(self) -> Iterator[tuple[Prefix, int]]:
         """Yield every prefix with its number."""
         return iter(sorted(self._numbers.items()))
-
-
-def prefix_labels(prefix: Prefix) -> LabelSet:
-    """Return the labels of a prefix's identity; Cilium writes "-" for ":" in IPv6 ones."""
-    text = format_prefix(prefix).replace(":", "-")
-    return LabelSet([Label("cidr", text), reserved_label(Reserved.WORLD.label)])

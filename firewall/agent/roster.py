@@ -19,24 +19,14 @@ from firewall.agent.declaration import Declaration
 from firewall.agent.document import NOWHERE, Place
 from firewall.agent.statefile import StateError
 from firewall.endpoints.endpoint import Endpoint
-from firewall.identities.labels import (
-    CLUSTER,
-    K8S,
-    NAMESPACE_LABELS,
-    Label,
-    LabelError,
-    LabelFilter,
-    LabelSet,
-)
+from firewall.identities.labels import LabelError, LabelFilter, LabelSet
+from firewall.identities.workload import workload_labels
 from firewall.policy.snapshot import NamedPortRow
 
 Origin = Literal["api", "config", "directory"]
 
 MAX_ENDPOINTS = 65_535
 """Ids are 16 bits, as Cilium's endpoint ids are."""
-
-METADATA_NAME = f"{NAMESPACE_LABELS}.kubernetes.io/metadata.name"
-"""Kubernetes labels every namespace with its name; namespaceSelectors rely on it."""
 
 _FILE = "endpoints"
 _MEND = "start without endpoints (what they may do is then not restricted until they are declared)"
@@ -133,18 +123,12 @@ class Roster:
 
         An endpoint that is `reserved:init` gets nothing added: what it is, is not known yet.
         """
-        labels = declaration.labels
-        if labels.get("reserved", "init") is not None:
-            return labels
-        added = [Label(K8S, CLUSTER, self._cluster)]
-        added += [
-            Label(K8S, f"{NAMESPACE_LABELS}.{label.key}", label.value)
-            for label in namespace_labels or ()
-        ]
-        added.append(Label(K8S, METADATA_NAME, declaration.namespace))
-        # What the declaration says itself counts.
-        own = {label.name for label in labels}
-        return labels.with_labels(label for label in added if label.name not in own)
+        return workload_labels(
+            declaration.labels,
+            namespace=declaration.namespace,
+            cluster=self._cluster,
+            namespace_labels=((key, value) for _, key, value in namespace_labels or ()),
+        )
 
     # --- changes ------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ labels for a grace period, like a shared one: flow records and cached decisions 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from firewall.identities.labels import RESERVED, LabelSet
-from firewall.identities.reserved import LOCAL_MAX, LOCAL_MIN
+from conntrack.address import Prefix, format_prefix
+from firewall.identities.labels import RESERVED, Label, LabelSet
+from firewall.identities.reserved import LOCAL_MAX, LOCAL_MIN, Reserved, reserved_label
 
 GRACE_S = 900.0
 """How long an unused number keeps its labels: 15 min (Cilium identity-gc-interval)."""
@@ -120,3 +121,9 @@ class LocalNumbers:
 def is_local_set(labels: LabelSet) -> bool:
     """Say whether a label set is numbered by each node for itself (Cilium ScopeForLabels)."""
     return bool(labels) and all(label.source in _LOCAL_SOURCES for label in labels)
+
+
+def prefix_labels(prefix: Prefix) -> LabelSet:
+    """Return the labels of a prefix's identity; Cilium writes "-" for ":" in IPv6 ones."""
+    text = format_prefix(prefix).replace(":", "-")
+    return LabelSet([Label("cidr", text), reserved_label(Reserved.WORLD.label)])

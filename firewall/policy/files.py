@@ -33,7 +33,7 @@ def read_paths(
     results: list[ReadResult] = []
     seen: set[Path] = set()
     for path in map(Path, paths):
-        found = list(_files_of(path))
+        found = list(files_of(path))
         if not found:
             results.append(_failed(path, "holds no *.yaml, *.yml or *.json file", "warning"))
         for file in found:
@@ -61,7 +61,8 @@ def read_file(path: Path, *, settings: ReaderSettings | None = None) -> ReadResu
     return read(text, str(path), settings=settings)
 
 
-def _files_of(path: Path) -> Iterator[Path]:
+def files_of(path: Path) -> Iterator[Path]:
+    """Yield a file itself, or the policy files of a directory in order of their paths."""
     if not path.is_dir():
         yield path
         return
