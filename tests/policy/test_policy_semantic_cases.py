@@ -21,6 +21,7 @@ from firewall.policy.model import (
     PolicyObject,
     PortRange,
 )
+from firewall.policy.name_match import NameMatcher
 from firewall.policy.readers import CAPABILITIES, ReaderSettings, read
 from firewall.policy.snapshot import Settings, decode, encode
 from firewall.policy.verdict import TrafficDirection, Verdict
@@ -109,18 +110,10 @@ def stage_of(case):
 def learned(case, stage):
     """Give addresses the FQDN labels that their names match, as a DNS proxy would."""
     for address, name in case.get("names", {}).items():
-        texts = [text for text in stage.resolver.fqdns() if name_matches(text, name)]
+        texts = [text for text in stage.resolver.fqdns() if NameMatcher((text,)).matches(name)]
         if texts:
             labels = [f"fqdn:{text}" for text in texts]
             stage.extra[f"{address}/32"] = labels
-
-
-def name_matches(pattern, name):
-    """`*` is any run of characters without a dot (research a.6)."""
-    import re
-
-    regex = "".join("[-a-zA-Z0-9_]*" if c == "*" else re.escape(c) for c in pattern)
-    return re.fullmatch(regex, name.lower().rstrip(".")) is not None
 
 
 def allows(row, flow):
@@ -137,10 +130,10 @@ def allows(row, flow):
             is not None
         )
     if row.kind == "dns" and "dns" in flow:
-        name = flow["dns"]["name"]
-        return any(name_matches(rule.match_name or rule.match_pattern, name) for rule in row.dns)
+        items = tuple(rule.match_name or rule.match_pattern for rule in row.dns)
+        return NameMatcher(items).matches(flow["dns"]["name"])
     if row.kind == "tls" and "sni" in flow:
-        return any(name_matches(pattern, flow["sni"]) for pattern in row.server_names)
+        return NameMatcher(row.server_names).matches(flow["sni"])
     return False
 
 
