@@ -1,8 +1,8 @@
 """One client connection: its requests one after another, each judged, sent on and answered.
 
 Events come as method calls and return commands; nothing here waits, reads a clock or knows a
-socket. The result depends on bytes, order of events, policy and `now` only, not on how the client's bytes
-were cut into packets.
+socket. The result depends on bytes, order of events, policy and `now` only, not on how the client's
+bytes were cut into packets.
 
 The client's side is in one `Phase`:
 
@@ -10,8 +10,9 @@ The client's side is in one `Phase`:
       ▲                               ├─denied──► DISCARD ──end of body──► IDLE
       └───────────────────────────────┘ malformed, or no further request: LINGER ──► CLOSED
 
-The server's side is `_link` (NONE, OPENING, OPEN) and, while a request is outstanding, its `Reply`. One connection to the server belongs to one client connection, opened by
-the first allowed request, and kept while both sides keep it.
+The server's side is a `Link` and, while a request is outstanding, its `Reply`. One connection to the
+server belongs to one client connection, opened by the first allowed request, and kept while both
+sides keep it.
 
 Rules.
   * One request at a time: the next head is looked at when the answer before it was sent completely.
@@ -27,16 +28,16 @@ Source: RFC 9112 9; RFC 9110 10.1.1; research notes l7, sections 0 and 3.1.
 
 from collections.abc import Callable
 from enum import IntEnum
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from l7proxy import refusals, responses
 from l7proxy.commands import (
     CloseClient,
-    CloseUpstream,
     Command,
     ConnectFailure,
     Count,
     Log,
-    OpenUpstream,
     PauseClient,
     PauseUpstream,
     Record,
@@ -44,20 +45,20 @@ from l7proxy.commands import (
     ResumeClient,
     ResumeUpstream,
     SendClient,
-    SendUpstream,
     ShutdownClient,
 )
 from l7proxy.framing import LAST_CHUNK, Delimiter, FramingFault, chunk
-from l7proxy.head import Progress, RequestHead, parse_request, walk_lines
+from l7proxy.head import RequestHead
+from l7proxy.inbox import Inbox
 from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
+from l7proxy.link import Link, LinkState
 from l7proxy.ongoing import Ongoing, connection_record, malformed_record
 from l7proxy.refusals import Refusal, RequestRefused, ResponseRefused
 from l7proxy.reply import Reply
 from l7proxy.request import admit, edited, has_underscore, serialise
 
 FOREVER = float("inf")
-_HEAD_END = b"\r\n\r\n"
 _IDEMPOTENT = frozenset(
     (b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE")
 )  # RFC 9110 9.2.2
@@ -75,18 +76,31 @@ class Phase(IntEnum):
     CLOSED = 6
 
 
-class Link(IntEnum):
-    """The connection to the server."""
+_P = ParamSpec("_P")
 
-    NONE = 0
-    OPENING = 1
-    OPEN = 2
+
+def _event(
+    step: "Callable[Concatenate[Exchange, _P], None]",
+) -> "Callable[Concatenate[Exchange, _P], list[Command]]":
+    """Make an event method of a step: it returns the commands, and fails closed."""
+
+    @wraps(step)
+    def event(self: "Exchange", *args: _P.args, **kwargs: _P.kwargs) -> list[Command]:
+        commands: list[Command] = []
+        self._commands = commands
+        try:
+            step(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing more may pass
+            self._fail(error)
+        return commands
+
+    return event
 
 
 class Exchange:
     """The requests of one client connection.
 
-    Every event method returns the commands to perform, in order. `deadline` is the monotonic time
+    The methods marked as events return the commands to perform, in order. `deadline` is the monotonic time
     at which `tick` must be called, infinity if never.
 
     Args:
@@ -104,20 +118,13 @@ class Exchange:
         "_commands",
         "_current",
         "_draining",
-        "_held",
-        "_held_bytes",
         "_inbox",
         "_judge",
         "_limits",
         "_link",
         "_new_request_id",
         "_phase",
-        "_progress",
-        "_skipped_line",
         "_timeout",
-        "_upstream_blocked",
-        "_upstream_paused",
-        "_upstream_used",
         "deadline",
     )
 
@@ -128,19 +135,12 @@ class Exchange:
         self._limits = limits
         self._new_request_id = new_request_id
         self._phase = Phase.IDLE
-        self._link = Link.NONE
+        self._link = Link()
         self._current: Ongoing | None = None
-        self._inbox = b""
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._progress = Progress()
-        self._skipped_line = False
+        self._inbox = Inbox(limits)
         self._client_ended = False
         self._client_blocked = False
         self._client_paused = False
-        self._upstream_blocked = False
-        self._upstream_paused = False
-        self._upstream_used = False
         self._draining = False
         self._closing = False
         self._commands: list[Command] = []
@@ -148,110 +148,35 @@ class Exchange:
         self.deadline = now + limits.first_byte_timeout_s
 
     def __repr__(self) -> str:
-        return f"<Exchange {self._phase.name} {self._link.name}>"
+        return f"<Exchange {self._phase.name} {self._link.state.name}>"
 
     @property
     def phase(self) -> Phase:
         """Where the client's side is."""
         return self._phase
 
-    # --- events ----------------------------------------------------------------------------------
-
-    def client_data(self, data: bytes, now: float) -> list[Command]:
-        """Take bytes of the client."""
-        return self._run(self._take_client_data, data, now)
-
-    def client_ended(self, now: float) -> list[Command]:
-        """Take the client's FIN: it sends nothing more, and may still read."""
-        return self._run(self._take_client_end, now)
-
-    def client_lost(self, now: float) -> list[Command]:
-        """Take the loss of the client's connection."""
-        return self._run(self._take_client_loss, now)
-
-    def client_blocked(self, blocked: bool, now: float) -> list[Command]:
-        """Take that what was sent to the client piles up, or no longer does."""
-        return self._run(self._take_client_blocked, blocked, now)
-
-    def upstream_opened(self, now: float) -> list[Command]:
-        """Take that the server accepted the connection."""
-        return self._run(self._take_opened, now)
-
-    def upstream_failed(self, failure: ConnectFailure, now: float) -> list[Command]:
-        """Take that there is no connection to the server."""
-        return self._run(self._take_failure, failure, now)
-
-    def upstream_data(self, data: bytes, now: float) -> list[Command]:
-        """Take bytes of the server."""
-        return self._run(self._take_upstream_data, data, now)
-
-    def upstream_ended(self, now: float) -> list[Command]:
-        """Take the server's FIN."""
-        return self._run(self._take_upstream_end, False, now)
-
-    def upstream_lost(self, now: float) -> list[Command]:
-        """Take the loss of the server's connection, by RST or an error."""
-        return self._run(self._take_upstream_end, True, now)
-
-    def upstream_blocked(self, blocked: bool, now: float) -> list[Command]:
-        """Take that what was sent to the server piles up, or no longer does."""
-        return self._run(self._take_upstream_blocked, blocked, now)
-
-    def tick(self, now: float) -> list[Command]:
-        """Take that time has passed; does nothing before `deadline`."""
-        return self._run(self._take_time, now) if now >= self.deadline else []
-
-    def policy_changed(self, now: float) -> list[Command]:
-        """Take that another snapshot is in force: a connection that lost its permission ends."""
-        return self._run(self._take_policy, now)
-
-    def drain(self, now: float) -> list[Command]:
-        """Serve what has begun, then close."""
-        return self._run(self._take_drain, now)
-
-    def abort(self, now: float) -> list[Command]:
-        """Reset both sides."""
-        return self._run(self._reset, None, now)
-
-    def _run(self, step: Callable[..., None], *arguments: object) -> list[Command]:
-        commands: list[Command] = []
-        self._commands = commands
-        try:
-            step(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing more may pass
-            self._fail(error)
-        return commands
-
-    def _fail(self, error: Exception) -> None:
-        self._closing = True
-        refusal = refusals.INTERNAL._replace(
-            status=0, detail=f"internal_error{{{type(error).__name__}: {error}}}"
-        )
-        if self._phase is not Phase.CLOSED:
-            if self._current is None:
-                self._log(connection_record(refusal, None))
-            self._log_end(refusal, 0.0)
-            self._drop_upstream(reset=True)
-            self._phase = Phase.CLOSED
-            self.deadline = FOREVER
-            self._commands.append(CloseClient(reset=True))
-
     # --- the client's side -----------------------------------------------------------------------
 
-    def _take_client_data(self, data: bytes, now: float) -> None:
+    @_event
+    def client_data(self, data: bytes, now: float) -> None:
+        """Take bytes of the client."""
         if self._phase >= Phase.LINGER:
             return
-        self._inbox = self._inbox + data if self._inbox else data
+        self._inbox.add(data)
         self._advance(now)
 
-    def _take_client_end(self, now: float) -> None:
+    @_event
+    def client_ended(self, now: float) -> None:
+        """Take the client's FIN: it sends nothing more, and may still read."""
         self._client_ended = True
         if self._phase is Phase.LINGER:
             self._close_client()
         elif self._phase < Phase.LINGER:
             self._advance(now)
 
-    def _take_client_loss(self, now: float) -> None:
+    @_event
+    def client_lost(self, now: float) -> None:
+        """Take the loss of the client's connection."""
         if self._phase is Phase.CLOSED:
             return
         self._log_end(refusals.CLIENT_GONE, now)
@@ -263,54 +188,36 @@ class Exchange:
         """Go on with what the client has sent, as far as it goes."""
         again = True
         while again:
-            match self._phase:
-                case Phase.IDLE | Phase.HEAD:
-                    again = not self._client_blocked and self._read_head(now)
-                case Phase.BODY:
-                    again = self._read_body(now)
-                case Phase.DISCARD:
-                    again = self._discard_body(now)
-                case Phase.ANSWER | Phase.LINGER | Phase.CLOSED:
-                    again = False
+            phase = self._phase
+            if phase <= Phase.HEAD:
+                again = not self._client_blocked and self._read_head(now)
+            elif phase is Phase.BODY:
+                again = self._read_body(now)
+            elif phase is Phase.DISCARD:
+                again = self._discard_body(now)
+            else:
+                again = False
         self._regulate()
 
     def _read_head(self, now: float) -> bool:
         """Take one head from the inbox; False if it is not complete."""
-        if not self._skip_empty_line():
-            return self._incomplete_head(now)
-        inbox = self._inbox
-        end = inbox.find(_HEAD_END, max(0, self._progress.offset - 2)) + len(_HEAD_END)
         try:
-            if end < len(_HEAD_END):
-                self._progress = walk_lines(inbox, self._progress, self._limits)
-                return self._incomplete_head(now)
-            head = parse_request(inbox[:end], self._limits)
+            head = self._inbox.head()
         except RequestRefused as refused:
             self._refuse(refused.refusal, None, now)
             return False
-        self._inbox = inbox[end:]
-        self._progress = Progress()
-        self._skipped_line = False
+        if head is None:
+            return self._incomplete_head(now)
         self._decide(head, now)
         return True
 
-    def _skip_empty_line(self) -> bool:
-        """Drop one CRLF before a request line (RFC 9112 2.2); False: there is no more to look at."""
-        if not self._skipped_line and self._inbox[:1] == b"\r":
-            if len(self._inbox) == 1:
-                return False
-            if self._inbox[1:2] == b"\n":
-                self._inbox = self._inbox[2:]
-                self._skipped_line = True
-        return bool(self._inbox)
-
     def _incomplete_head(self, now: float) -> bool:
         if self._client_ended:
-            if self._inbox:
+            if self._inbox.data:
                 self._refuse(refusals.TRUNCATED, None, now)
             else:
                 self._finish_client(now)
-        elif self._phase is Phase.IDLE and (self._inbox or self._skipped_line):
+        elif self._phase is Phase.IDLE and self._inbox.begun:
             self._phase = Phase.HEAD
             self._set_deadline(now + self._limits.head_timeout_s, refusals.HEAD_TIMEOUT)
         return False
@@ -352,9 +259,9 @@ class Exchange:
         if request.expects_continue:
             self._commands.append(SendClient(responses.CONTINUE))
         current.reply = Reply(request, self._limits)
-        if self._limits.retry_idle_close and self._upstream_used and not request.has_body:
+        if self._limits.retry_idle_close and self._link.used and not request.has_body:
             current.replay = data if request.method in _IDEMPOTENT else b""
-        if self._link is Link.NONE:
+        if self._link.state is LinkState.NONE:
             self._open(now)
         self._to_upstream(data)
         if request.has_body:
@@ -378,12 +285,13 @@ class Exchange:
         """Send on what there is of a request body; True if the request is complete."""
         current = self._current
         assert current is not None
-        if not self._inbox:
+        inbox = self._inbox
+        if not inbox.data:
             if self._client_ended:
                 self._reset(refusals.CLIENT_GONE, now)
             return False
         try:
-            payload, self._inbox = current.reader.read(self._inbox)
+            payload, inbox.data = current.reader.read(inbox.data)
         except FramingFault as fault:
             self._break_request(fault.refusal, now)
             return False
@@ -393,19 +301,19 @@ class Exchange:
             self._to_upstream(chunk(payload) if chunked else payload)
         if not current.reader.done:
             self._set_body_deadline(now)
-            return not self._inbox and self._client_ended
+            return not inbox.data and self._client_ended
         if current.request.framing.delimiter is Delimiter.CHUNKED:
             self._to_upstream(LAST_CHUNK)
         self._end_request(now)
         return False
 
     def _set_body_deadline(self, now: float) -> None:
-        if self._link is not Link.OPENING and not self._upstream_blocked:
+        if self._link.state is not LinkState.OPENING and not self._link.blocked:
             self._set_deadline(now + self._limits.body_timeout_s, refusals.BODY_TIMEOUT)
 
     def _end_request(self, now: float) -> None:
         self._phase = Phase.ANSWER
-        if self._link is not Link.OPENING:
+        if self._link.state is not LinkState.OPENING:
             self._set_response_deadline(now)
 
     def _set_response_deadline(self, now: float) -> None:
@@ -420,7 +328,7 @@ class Exchange:
         current = self._current
         assert current is not None
         try:
-            payload, self._inbox = current.reader.read(self._inbox)
+            payload, self._inbox.data = current.reader.read(self._inbox.data)
         except FramingFault:
             self._finish_client(now)
             return False
@@ -501,40 +409,37 @@ class Exchange:
     # --- the server's side -----------------------------------------------------------------------
 
     def _open(self, now: float) -> None:
-        self._link = Link.OPENING
-        self._upstream_used = False
+        self._commands.append(self._link.open())
         self._set_deadline(now + self._limits.connect_timeout_s, refusals.CONNECT_TIMEOUT)
-        self._commands.append(OpenUpstream())
 
     def _to_upstream(self, data: bytes) -> None:
-        if self._link is Link.OPEN:
-            self._commands.append(SendUpstream(data))
-        else:
-            self._held.append(data)
-            self._held_bytes += len(data)
+        self._link.send(data, self._commands)
 
-    def _take_opened(self, now: float) -> None:
-        if self._link is not Link.OPENING:
+    @_event
+    def upstream_opened(self, now: float) -> None:
+        """Take that the server accepted the connection."""
+        if self._link.state is not LinkState.OPENING:
             return
-        self._link = Link.OPEN
-        self._commands.append(SendUpstream(b"".join(self._held)))
-        self._held.clear()
-        self._held_bytes = 0
+        self._commands.append(self._link.opened())
         if self._phase is Phase.BODY:
             self._set_body_deadline(now)
         else:
             self._set_response_deadline(now)
         self._regulate()
 
-    def _take_failure(self, failure: ConnectFailure, now: float) -> None:
-        if self._link is not Link.OPENING:
+    @_event
+    def upstream_failed(self, failure: ConnectFailure, now: float) -> None:
+        """Take that there is no connection to the server."""
+        if self._link.state is not LinkState.OPENING:
             return
         timed_out = failure is ConnectFailure.TIMEOUT
-        self._link = Link.NONE
+        self._link.failed()
         self._fail_upstream(refusals.CONNECT_TIMEOUT if timed_out else refusals.CONNECT_FAILED, now)
 
-    def _take_upstream_data(self, data: bytes, now: float) -> None:
-        if self._link is not Link.OPEN:
+    @_event
+    def upstream_data(self, data: bytes, now: float) -> None:
+        """Take bytes of the server."""
+        if self._link.state is not LinkState.OPEN:
             return
         current = self._current
         reply = None if current is None else current.reply
@@ -564,7 +469,7 @@ class Exchange:
         response = reply.response
         assert response is not None
         self._log(current.record(RecordKind.RESPONSE, self._limits, now))
-        self._upstream_used = True
+        self._link.used = True
         request_complete = self._phase is Phase.ANSWER
         if reply.excess or not response.reusable or not request_complete:
             self._drop_upstream(reset=not request_complete)
@@ -575,8 +480,18 @@ class Exchange:
             self._next_request(now)
             self._advance(now)
 
-    def _take_upstream_end(self, lost: bool, now: float) -> None:
-        if self._link is Link.NONE:
+    @_event
+    def upstream_ended(self, now: float) -> None:
+        """Take the server's FIN."""
+        self._end_upstream(now, lost=False)
+
+    @_event
+    def upstream_lost(self, now: float) -> None:
+        """Take the loss of the server's connection, by RST or an error."""
+        self._end_upstream(now, lost=True)
+
+    def _end_upstream(self, now: float, *, lost: bool) -> None:
+        if self._link.state is LinkState.NONE:
             return
         current = self._current
         reply = None if current is None else current.reply
@@ -605,13 +520,7 @@ class Exchange:
         self._to_upstream(data)
 
     def _drop_upstream(self, *, reset: bool) -> None:
-        if self._link is not Link.NONE:
-            self._commands.append(CloseUpstream(reset=reset))
-        self._link = Link.NONE
-        self._upstream_blocked = False
-        self._upstream_paused = False
-        self._held.clear()
-        self._held_bytes = 0
+        self._link.drop(self._commands, reset=reset)
 
     # --- both ------------------------------------------------------------------------------------
 
@@ -623,7 +532,7 @@ class Exchange:
     def _finish_client(self, now: float) -> None:
         """Read no further request: send FIN, and give the client time to read what was sent."""
         self._drop_upstream(reset=self._current is not None and self._current.reply is not None)
-        self._inbox = b""
+        self._inbox.clear()
         self._current = None
         if self._client_ended:
             self._close_client()
@@ -634,16 +543,14 @@ class Exchange:
 
     def _close_client(self, *, reset: bool = False) -> None:
         self._phase = Phase.CLOSED
-        self._inbox = b""
+        self._inbox.clear()
         self._current = None
         self.deadline = FOREVER
         self._commands.append(CloseClient(reset=reset))
 
-    def _reset(self, refusal: Refusal | None, now: float) -> None:
+    def _reset(self, refusal: Refusal, now: float) -> None:
         """End everything at once."""
-        if self._phase is Phase.CLOSED:
-            return
-        self._log_end(refusal or refusals.INTERNAL._replace(detail="aborted"), now)
+        self._log_end(refusal, now)
         self._drop_upstream(reset=True)
         self._close_client(reset=True)
 
@@ -651,7 +558,11 @@ class Exchange:
         self.deadline = at
         self._timeout = timeout
 
-    def _take_time(self, now: float) -> None:
+    @_event
+    def tick(self, now: float) -> None:
+        """Take that time has passed; does nothing before `deadline`."""
+        if now < self.deadline:
+            return
         timeout = self._timeout
         match self._phase:
             case Phase.IDLE:
@@ -672,7 +583,9 @@ class Exchange:
             case Phase.CLOSED:
                 self.deadline = FOREVER
 
-    def _take_policy(self, now: float) -> None:
+    @_event
+    def policy_changed(self, now: float) -> None:
+        """Take that another snapshot is in force: a connection that lost its permission ends."""
         if self._phase >= Phase.LINGER:
             return
         judgement = self._judge.connection()
@@ -684,14 +597,18 @@ class Exchange:
             self._current.judgement = judgement
         self._reset(refusals.DENIED_CONNECTION, now)
 
-    def _take_drain(self, now: float) -> None:
+    @_event
+    def drain(self, now: float) -> None:
+        """Serve what has begun, then close."""
         self._draining = self._closing = True
         if self._phase is Phase.IDLE:
             self._finish_client(now)
 
     # --- back-pressure ---------------------------------------------------------------------------
 
-    def _take_client_blocked(self, blocked: bool, now: float) -> None:
+    @_event
+    def client_blocked(self, blocked: bool, now: float) -> None:
+        """Take that what was sent to the client piles up, or no longer does."""
         self._client_blocked = blocked
         if self._phase is Phase.ANSWER and self._current is not None and self._current.answer_begun:
             self._set_deadline(
@@ -703,8 +620,10 @@ class Exchange:
         else:
             self._advance(now)
 
-    def _take_upstream_blocked(self, blocked: bool, now: float) -> None:
-        self._upstream_blocked = blocked
+    @_event
+    def upstream_blocked(self, blocked: bool, now: float) -> None:
+        """Take that what was sent to the server piles up, or no longer does."""
+        self._link.blocked = blocked
         if self._phase is Phase.BODY:
             if blocked:  # the client cannot be blamed for not sending while we do not read
                 self._set_deadline(now + self._limits.response_timeout_s, refusals.RESPONSE_TIMEOUT)
@@ -714,24 +633,37 @@ class Exchange:
 
     def _regulate(self) -> None:
         """Pause whoever fills a buffer that the other side does not empty."""
-        if self._phase is Phase.CLOSED:
+        phase, link = self._phase, self._link
+        if phase is Phase.CLOSED:
             return
-        full = len(self._inbox) > self._limits.buffer_bytes and self._phase is not Phase.HEAD
-        held = self._held_bytes > self._limits.buffer_bytes
-        pause = self._phase < Phase.LINGER and (
-            full or held or (self._upstream_blocked and self._phase is Phase.BODY)
-        )
-        pause = pause or (
-            self._client_blocked and self._phase < Phase.LINGER and self._phase is not Phase.BODY
-        )
+        limit_bytes = self._limits.buffer_bytes
+        if phase is Phase.BODY:
+            pause = link.blocked or link.held_bytes > limit_bytes
+        elif phase is Phase.LINGER:
+            pause = False
+        else:
+            full = phase is not Phase.HEAD and len(self._inbox.data) > limit_bytes
+            pause = full or self._client_blocked or link.held_bytes > limit_bytes
         if pause is not self._client_paused:
             self._client_paused = pause
             self._commands.append(PauseClient() if pause else ResumeClient())
-        if self._link is Link.OPEN and self._client_blocked is not self._upstream_paused:
-            self._upstream_paused = self._client_blocked
-            self._commands.append(PauseUpstream() if self._client_blocked else ResumeUpstream())
+        if self._client_blocked is not link.paused and link.state is LinkState.OPEN:
+            link.paused = self._client_blocked
+            self._commands.append(PauseUpstream() if link.paused else ResumeUpstream())
 
     # --- records ---------------------------------------------------------------------------------
+
+    def _fail(self, error: Exception) -> None:
+        """Reset both sides after an error of our own."""
+        detail = f"internal_error{{{type(error).__name__}: {error}}}"
+        if self._phase is Phase.CLOSED:
+            return
+        refusal = refusals.INTERNAL._replace(status=0, detail=detail)
+        if self._current is None:
+            self._log(connection_record(refusal, None))
+        self._log_end(refusal, self._current.head_at if self._current else 0.0)
+        self._drop_upstream(reset=True)
+        self._close_client(reset=True)
 
     def _log(self, record: Record) -> None:
         self._commands.append(Log(record))

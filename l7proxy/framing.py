@@ -14,7 +14,6 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from l7proxy import grammar, refusals
-from l7proxy.head import Field
 from l7proxy.limits import Limits
 from l7proxy.refusals import Refusal, RequestRefused, ResponseRefused
 
@@ -68,23 +67,29 @@ def request_framing(lengths: list[bytes], codings: list[bytes], minor: int) -> F
     return Framing(Delimiter.LENGTH, int(lengths[0]))
 
 
-def response_framing(method: bytes, status: int, minor: int, fields: list[Field]) -> Framing:
+def response_framing(
+    method: bytes, status: int, minor: int, lengths: list[bytes], codings: list[bytes]
+) -> Framing:
     """Return the framing of a final response to a request with `method`.
+
+    `lengths` and `codings` are all its Content-Length and Transfer-Encoding values.
 
     Raises:
         ResponseRefused: there is more than one reading.
     """
-    lengths = [value for name, _, value in fields if name == b"content-length"]
-    codings = [value for name, _, value in fields if name == b"transfer-encoding"]
     if len(lengths) > 1 or (lengths and grammar.content_length.fullmatch(lengths[0]) is None):
         raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
     if codings and (lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or minor == 0):
         raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
-    if method == b"HEAD" or status in {204, 304}:
+    if method == b"HEAD" or status in _BODILESS:
         return NO_BODY
     if codings:
         return CHUNKED
     return Framing(Delimiter.LENGTH, int(lengths[0])) if lengths else UNTIL_CLOSE
+
+
+_BODILESS = frozenset((204, 304))
+"""RFC 9112 6.3, 1."""
 
 
 class LengthReader:

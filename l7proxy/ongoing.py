@@ -1,5 +1,7 @@
 """The request that a client connection is being served, and the records about it."""
 
+from typing import NamedTuple
+
 from l7proxy.commands import Record, RecordKind
 from l7proxy.framing import BodyReader, body_reader
 from l7proxy.head import RequestHead
@@ -22,6 +24,7 @@ class Ongoing:
     """
 
     __slots__ = (
+        "_texts",
         "head_at",
         "judgement",
         "latency_s",
@@ -43,6 +46,7 @@ class Ongoing:
         self.latency_s = 0.0
         self.received_bytes = 0
         self.request_id = b""
+        self._texts: _Texts | None = None
 
     @property
     def answer_begun(self) -> bool:
@@ -53,7 +57,9 @@ class Ongoing:
         self, kind: RecordKind, limits: Limits, now: float, refusal: Refusal | None = None
     ) -> Record:
         """Describe it as it stands; `refusal` says how it ended, if not by the server's answer."""
-        request = self.request
+        texts = self._texts
+        if texts is None:
+            self._texts = texts = _texts(self.request, limits.log_headers)
         reply = self.reply
         response = None if reply is None else reply.response
         status = 0 if response is None else response.head.status
@@ -63,10 +69,10 @@ class Ongoing:
         return Record(
             kind,
             self.judgement,
-            request.method.decode("ascii"),
-            request.target.authority.decode("ascii"),
-            request.target.wire.decode("ascii"),
-            protocol(request.minor),
+            texts.method,
+            texts.authority,
+            texts.path,
+            texts.protocol,
             status,
             flag,
             detail,
@@ -75,17 +81,34 @@ class Ongoing:
             now - self.head_at,
             self.received_bytes,
             0 if reply is None else reply.sent_bytes,
-            _headers(request, limits.log_headers),
+            texts.headers,
         )
 
 
-def _headers(request: Request, wanted: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    if not wanted:
-        return ()
-    return tuple(
-        (name.decode("ascii"), value.decode("latin-1"))
-        for name, _, value in request.fields
-        if name.decode("ascii") in wanted
+class _Texts(NamedTuple):
+    """The parts of a request that every record of it has."""
+
+    method: str
+    authority: str
+    path: str
+    protocol: str
+    headers: tuple[tuple[str, str], ...]
+
+
+def _texts(request: Request, wanted: tuple[str, ...]) -> _Texts:
+    names = [name.encode() for name in wanted]
+    return _Texts(
+        request.method.decode("ascii"),
+        request.target.authority.decode("ascii"),
+        request.target.wire.decode("ascii"),
+        protocol(request.minor),
+        tuple(
+            (field[0].decode("ascii"), field[2].decode("latin-1"))
+            for field in request.fields
+            if field[0] in names
+        )
+        if names
+        else (),
     )
 
 

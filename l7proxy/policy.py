@@ -1,13 +1,12 @@
 """Policy for the proxy: a snapshot's answers about connections and requests.
 
-One `Policy` per worker holds the snapshot in force; one `ConnectionJudge` per client connection asks
-it. The pair (source, destination) is decided by the same View that the datapath uses; a redirected
+One `Policy` per worker holds the snapshot in force; one `ConnectionJudge` per client connection
+asks it. The pair (source, destination) is decided by the same View that the datapath uses; a redirected
 connection has http rules on the egress side, the ingress side, or both, and a request must satisfy
 each side that has some. Rules are compiled once per list and kept over snapshots that repeat it.
 
-Fail closed: without a snapshot, and for rules that this proxy does not enforce (kinds but "http", or
-http inside TLS),
-nothing is allowed. Source: Cilium proxylib and l7policy (two steps: connection, then request).
+Fail closed: without a snapshot, and by rules that this proxy does not enforce (any kind but "http",
+and http inside TLS), nothing is allowed. Source: Cilium proxylib and l7policy (two steps: connection, then request).
 """
 
 from typing import NamedTuple
@@ -27,7 +26,10 @@ _MATCHER_COUNT = 1024  # compiled lists kept; a list of ten rules is about 20 kB
 
 
 class _Side(NamedTuple):
-    """The http rules of one direction; `matcher` None: this side restricts nothing."""
+    """The http rules of one direction; `matcher` None: this side restricts nothing.
+
+    `written` says where each rule stands; `answers` keeps what was answered before, per rule.
+    """
 
     direction: TrafficDirection
     verdict: DirectionVerdict
@@ -35,6 +37,7 @@ class _Side(NamedTuple):
     uses_headers: bool
     audit: bool
     written: dict[HttpRuleRow, tuple[OriginRow, ...]]
+    answers: dict[HttpRuleRow | None, Judgement]
 
 
 class Policy:
@@ -78,7 +81,16 @@ class ConnectionJudge:
         port: destination port.
     """
 
-    __slots__ = ("_decision", "_destination", "_policy", "_port", "_sides", "_source", "_view")
+    __slots__ = (
+        "_decision",
+        "_destination",
+        "_policy",
+        "_port",
+        "_sides",
+        "_source",
+        "_uses_headers",
+        "_view",
+    )
 
     def __init__(self, policy: Policy, source: bytes, destination: bytes, port: int) -> None:
         self._policy = policy
@@ -88,6 +100,7 @@ class ConnectionJudge:
         self._view: View | None = None
         self._decision: Decision | None = None
         self._sides: list[_Side] = []
+        self._uses_headers = False
 
     def connection(self) -> Judgement:
         """Say whether the connection itself is allowed now."""
@@ -115,32 +128,40 @@ class ConnectionJudge:
         )
 
     def request(self, request: Request) -> Judgement:
-        """Say whether this request is allowed now: by the connection's verdict, then by each side."""
+        """Say whether this request is allowed now: the connection, then each side's rules."""
         decision = self._current()
         if decision is None or decision.verdict is Verdict.DROP:
             return self.connection()
         judgement: Judgement | None = None
         edits: list[HeaderEdit] = []
-        uses_headers = any(side.uses_headers for side in self._sides)
-        headers = request.headers if uses_headers else []
+        headers = request.headers if self._uses_headers else []
         for side in self._sides:
             if side.matcher is None:
                 continue
             found = side.matcher.evaluate(
                 request.method, request.target.wire, request.target.authority, headers
             )
+            judgement = self._answer(decision, side, found.rule)
+            if not judgement.allowed:
+                return judgement
             edits += found.edits
-            if found.rule is None and not side.verdict.unrestricted:
-                if not side.audit:
-                    return self._denied(decision, side)
-                judgement = self._denied(decision, side)._replace(
-                    allowed=True, drop_reason=0, detail="audited"
-                )
-            else:
-                judgement = self._allowed(decision, side, found.rule)
         if judgement is None:
             judgement = self.connection()
-        return judgement._replace(edits=tuple(edits), uses_headers=uses_headers)
+        return judgement._replace(edits=tuple(edits)) if edits else judgement
+
+    def _answer(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:
+        """Return one side's answer to a request that `rule` (None: no rule) matched."""
+        answer = side.answers.get(rule)
+        if answer is None:
+            if rule is not None or side.verdict.unrestricted:
+                answer = self._allowed(decision, side, rule)
+            else:
+                answer = self._denied(decision, side)
+                if side.audit:
+                    answer = answer._replace(allowed=True, drop_reason=0, detail="audited")
+            answer = answer._replace(uses_headers=self._uses_headers)
+            side.answers[rule] = answer
+        return answer
 
     def _current(self) -> Decision | None:
         view = self._policy.view
@@ -157,6 +178,7 @@ class ConnectionJudge:
                     )
                     if verdict is not None
                 ]
+                self._uses_headers = any(side.uses_headers for side in self._sides)
                 self._decision = decision
         return self._decision
 
@@ -181,6 +203,7 @@ class ConnectionJudge:
             view.snapshot.settings.policy_audit_mode
             or (subject.endpoint is not None and subject.endpoint.audit),
             written,
+            {},
         )
 
     def _allowed(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:

@@ -67,16 +67,23 @@ def local_response(refusal: Refusal, *, head_only: bool, close: bool, limits: Li
     )
 
 
+_USUAL_OPTIONS = frozenset((b"close", b"keep-alive"))
+"""Options of `Connection` that are not also fields of the response."""
+
+
 class Response(NamedTuple):
     """A server's final response with one reading.
 
-    `framing` is how the server delimits it, `sent` how the client will get it. `reusable`: the
-    server's connection may carry another request.
+    `fields` are those that the client gets, without framing. `framing` is how the server delimits
+    the body, `sent` how the client will get it. `length`: its Content-Length, which may describe a
+    body that is not sent (HEAD, 304). `reusable`: the server's connection may carry another request.
     """
 
     head: ResponseHead
+    fields: list[Field]
     framing: Framing
     sent: Framing
+    length: bytes | None
     reusable: bool
 
 
@@ -89,43 +96,41 @@ def admit_response(head: ResponseHead, method: bytes, client_minor: int) -> Resp
     Raises:
         ResponseRefused: there is more than one reading.
     """
-    framing = response_framing(method, head.status, head.minor, head.fields)
+    kept: list[Field] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    options: set[bytes] = set()
+    for field in head.fields:
+        name = field[0]
+        if name not in _HOP_BY_HOP:
+            kept.append(field)
+        elif name == b"content-length":
+            lengths.append(field[2])
+        elif name == b"transfer-encoding":
+            codings.append(field[2])
+        elif name == b"connection":
+            options.update(part.strip(b" \t").lower() for part in field[2].split(b","))
+    if options - _USUAL_OPTIONS:
+        kept = [field for field in kept if field[0] not in options]
+    framing = response_framing(method, head.status, head.minor, lengths, codings)
     sent = framing
     if framing.delimiter in {Delimiter.CHUNKED, Delimiter.CLOSE}:
         sent = Framing(Delimiter.CHUNKED if client_minor else Delimiter.CLOSE)
     reusable = (
-        head.minor == 1
-        and framing.delimiter is not Delimiter.CLOSE
-        and b"close" not in _connection_options(head.fields)
+        head.minor == 1 and framing.delimiter is not Delimiter.CLOSE and b"close" not in options
     )
-    return Response(head, framing, sent, reusable)
-
-
-def _connection_options(fields: list[Field]) -> set[bytes]:
-    return {
-        option.strip(b" \t").lower()
-        for name, _, value in fields
-        if name == b"connection"
-        for option in value.split(b",")
-    }
+    return Response(head, kept, framing, sent, lengths[0] if lengths else None, reusable)
 
 
 def serialise_response(response: Response, *, close: bool) -> bytes:
     """Write the head for the client; `close` announces that no further request will be read."""
     head = response.head
-    nominated = _connection_options(head.fields)
     parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
-    length: bytes | None = None
-    for name, spelling, value in head.fields:
-        if name == b"content-length":
-            length = value
-        elif name not in _HOP_BY_HOP and name not in nominated:
-            parts.append(b"%b: %b\r\n" % (spelling, value))
+    parts += [b"%b: %b\r\n" % (spelling, value) for _, spelling, value in response.fields]
     if response.sent.delimiter is Delimiter.CHUNKED:
         parts.append(b"Transfer-Encoding: chunked\r\n")
-    elif length is not None and head.status != 204:  # RFC 9110 8.6: none with 204
-        # To HEAD and with 304 it describes a body that is not sent, and is kept as it is.
-        parts.append(b"Content-Length: %d\r\n" % int(length))
+    elif response.length is not None and head.status != 204:  # RFC 9110 8.6: none with 204
+        parts.append(b"Content-Length: %d\r\n" % int(response.length))
     if close:
         parts.append(b"Connection: close\r\n")
     parts.append(b"\r\n")

@@ -65,8 +65,13 @@ def test_request_with_several_readings_is_refused(lengths, codings, minor):
         request_framing(lengths, codings, minor)
 
 
-def fields(*pairs):
-    return [(name, name, value) for name, value in pairs]
+def values(given, name):
+    return [value for key, value in given if key == name]
+
+
+def framed(method, status, minor, given):
+    lengths, codings = values(given, b"content-length"), values(given, b"transfer-encoding")
+    return response_framing(method, status, minor, lengths, codings)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def fields(*pairs):
 )
 def test_response_is_framed(method, status, minor, given, framing):
     """RFC 9112 6.3."""
-    assert response_framing(method, status, minor, fields(*given)) == framing
+    assert framed(method, status, minor, given) == framing
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,7 @@ def test_response_is_framed(method, status, minor, given, framing):
 )
 def test_response_with_several_readings_is_refused(given):
     with pytest.raises(ResponseRefused):
-        response_framing(b"GET", 200, 1, fields(*given))
+        framed(b"GET", 200, 1, given)
 
 
 @pytest.mark.parametrize(

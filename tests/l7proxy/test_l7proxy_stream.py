@@ -155,8 +155,8 @@ def test_whatever_is_sent_to_the_client_h11_reads_as_responses(pieces):
             if isinstance(event, h11.Response):
                 statuses.append(event.status_code)
         data = client.trailing_data[0]
-    assert len(statuses) <= len(played.records)
-    assert set(statuses) <= {200, 400, 403, 505}
+        assert len(statuses) <= len(played.records)
+        assert set(statuses) <= {200, 400, 403, 505}
 
 
 @given(

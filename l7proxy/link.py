@@ -1,0 +1,74 @@
+"""The connection to the server as an exchange knows it: its state and what waits for it."""
+
+from enum import IntEnum
+
+from l7proxy.commands import CloseUpstream, Command, OpenUpstream, SendUpstream
+
+
+class LinkState(IntEnum):
+    """Whether there is a connection to the server."""
+
+    NONE = 0
+    OPENING = 1
+    OPEN = 2
+
+
+class Link:
+    """One client connection's way to its server; gone and made again as the server closes it.
+
+    Attributes:
+        state: whether it exists.
+        used: it has carried a complete exchange, so the server may close it at any moment.
+        blocked: what was sent piles up.
+        paused: the server is not read from.
+        held_bytes: what waits until it is open.
+    """
+
+    __slots__ = ("_held", "blocked", "held_bytes", "paused", "state", "used")
+
+    def __init__(self) -> None:
+        self.state = LinkState.NONE
+        self.used = False
+        self.blocked = False
+        self.paused = False
+        self.held_bytes = 0
+        self._held: list[bytes] = []
+
+    def open(self) -> Command:
+        """Begin to connect."""
+        self.state = LinkState.OPENING
+        self.used = False
+        return OpenUpstream()
+
+    def opened(self) -> Command:
+        """Send what has waited."""
+        self.state = LinkState.OPEN
+        held = b"".join(self._held)
+        self._forget()
+        return SendUpstream(held)
+
+    def failed(self) -> None:
+        """Take that there is no connection."""
+        self.state = LinkState.NONE
+        self._forget()
+
+    def send(self, data: bytes, commands: list[Command]) -> None:
+        """Send now, or hold until it is open."""
+        if self.state is LinkState.OPEN:
+            commands.append(SendUpstream(data))
+        else:
+            self._held.append(data)
+            self.held_bytes += len(data)
+
+    def drop(self, commands: list[Command], *, reset: bool) -> None:
+        """Close it, if it exists; `reset`: what was sent may not look complete."""
+        if self.state is not LinkState.NONE:
+            commands.append(CloseUpstream(reset))
+            self.state = LinkState.NONE
+        self.blocked = False
+        self.paused = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._held.clear()
+        self.held_bytes = 0
