@@ -356,6 +356,12 @@ class Rig:
             if row["name"] == name and (not labels or row["labels"] == labels)
         )
 
+    def drop_count(self) -> int:
+        """Packets dropped, except the link's own messages before the first snapshot."""
+        early = "DROP_EP_NOT_READY"
+        name = "drop_count_total"
+        return self.metric(name) - self.metric(name, reason=early)
+
     def evidence(self) -> list[tuple[str, str]]:
         drops = [event for event in self.events() if event.verdict == Verdict.DROP]
         sets = self.lab.node.run(["ipset", "save"]).stdout

@@ -241,30 +241,30 @@ def test_flows_are_followed_as_they_come(directories):
     assert ports_seen == {5353}
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status"),
-    [
-        ("GET", "/v1/endpoint/nobody", None, 404),
-        ("GET", "/v1/nothing", None, 404),
-        ("GET", "/v1/identity/99999", None, 404),
-        ("PUT", "/v1/endpoint/x", b"{", 422),
-        ("PUT", "/v1/endpoint/x", b'{"addresses": ["10.0.0.999"]}', 422),
-        ("PUT", "/v1/endpoint/x?wait=long", b'{"addresses": ["10.7.7.7"]}', 400),
-        ("PUT", "/v1/endpoint/x", b"\xff", 400),
-        ("PATCH", "/v1/endpoint/a/labels", b'{"st": []}', 400),
-        ("PATCH", "/v1/endpoint/a/labels", b'{"set": ["reserved:host"]}', 422),
-        ("DELETE", "/v1/policy", None, 400),
-        ("PUT", "/v1/policy", b"kind: Nothing", 422),
-        ("GET", "/v1/flows?verdict=PERHAPS", None, 400),
-        ("GET", "/v1/flows?last=few", None, 400),
-        ("POST", "/v1/policy/validate", b"kind: Nothing", 422),
-    ],
-)
-def test_every_refusal_has_the_one_shape(directories, method, path, body, status):
-    """{"error": {"message", "problems"}} and a status that says whose fault it is."""
-    got, data = directories.firewall.request(method, path, body, {})
-    document = json.loads(data)
-    assert got == status, document
-    if "validate" not in path:
-        assert document["error"]["message"]
+REFUSALS = [
+    ("GET", "/v1/endpoint/nobody", None, 404),
+    ("GET", "/v1/nothing", None, 404),
+    ("GET", "/v1/identity/99999", None, 404),
+    ("PUT", "/v1/endpoint/x", b"{", 422),
+    ("PUT", "/v1/endpoint/x", b'{"addresses": ["10.0.0.999"]}', 422),
+    ("PUT", "/v1/endpoint/x?wait=long", b'{"addresses": ["10.7.7.7"]}', 400),
+    ("PUT", "/v1/endpoint/x", b"\xff", 400),
+    ("PATCH", "/v1/endpoint/a/labels", b'{"st": []}', 400),
+    ("PATCH", "/v1/endpoint/a/labels", b'{"set": ["reserved:host"]}', 422),
+    ("DELETE", "/v1/policy", None, 400),
+    ("PUT", "/v1/policy", b"kind: CiliumNetworkPolicy", 422),
+    ("GET", "/v1/flows?verdict=PERHAPS", None, 400),
+    ("GET", "/v1/flows?last=few", None, 400),
+]
+"""Request, and the status that says whose fault it is."""
+
+
+def test_every_refusal_has_the_one_shape(directories):
+    """{"error": {"message", "problems"}}."""
+    for method, path, body, status in REFUSALS:
+        got, data = directories.firewall.request(method, path, body)
+        document = json.loads(data)
+        assert got == status, (method, path, document)
+        assert document["error"]["message"], (method, path)
         assert isinstance(document["error"]["problems"], list)
+    assert len(directories.firewall.get("/v1/endpoint")) == 2

@@ -123,6 +123,21 @@ def test_killed_workers_come_back_with_the_same_snapshot(two):
     passes(two)
 
 
+def test_a_worker_that_hangs_is_replaced(two):
+    """It runs and does not answer (SIGSTOP): after three unanswered questions it is killed."""
+    firewall = two.firewall
+    pid = workers(firewall)["datapath", 0]
+    os.kill(pid, signal.SIGSTOP)
+
+    def replaced():
+        row = firewall.get("/v1/status")["workers"][0]
+        return row["state"] == "running" and row["pid"] != pid
+
+    eventually(replaced, "another one runs", 50)
+    assert not alive(pid)
+    passes(two)
+
+
 def test_traffic_goes_on_without_the_agent_and_the_next_one_adopts(two):
     """kill -9 of the agent: the same workers, endpoints and identities go on."""
     firewall = two.firewall

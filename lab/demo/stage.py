@@ -44,7 +44,7 @@ class Stage:
         self._firewall = firewall
         self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         self._seen: set[str] = set()
-        self._scene = ""
+        self._scene = "before the first step"
         self.differences: list[str] = []
 
     # --- words --------------------------------------------------------------------------------
@@ -82,16 +82,24 @@ class Stage:
             self.line(f"  {line.rstrip()}")
 
     def run(
-        self, machine: Machine, argv: Sequence[str], *, code: int = 0, output: str = ""
+        self,
+        machine: Machine,
+        argv: Sequence[str],
+        *,
+        code: int = 0,
+        output: str = "",
+        quiet: bool = False,
     ) -> None:
         """Run a command, show it with its output and exit code, check both.
 
-        `output` is a regular expression that must be found in what it prints.
+        `output` is a regular expression that must be found in what it prints; `quiet`: its output
+        is worth showing only if it fails.
         """
         self._show(machine, argv)
         done = self._execute(machine, argv)
         said = done.stdout + done.stderr
-        self._output(said)
+        if not quiet or done.returncode != code:
+            self._output(said)
         if done.returncode:
             colour = _YELLOW if done.returncode == code else _RED
             self.line(f"  {self._paint(f'exit {done.returncode}', colour)}")
@@ -104,41 +112,38 @@ class Stage:
         real = [*command(), *argv[1:]] if argv[0] == "bartizan" else list(argv)
         return machine.run(real, _COMMAND_S, env=self._firewall.environment)
 
-    def bartizan(self, *argv: str, output: str = "") -> None:
-        """Run the `bartizan` command in the node."""
-        self.run(self._lab.node, ["bartizan", *argv], output=output)
+    def bartizan(self, *argv: str, output: str = "", quiet: bool = False) -> None:
+        """Run the `bartizan` command in the node; the arguments are those of `run`."""
+        self.run(self._lab.node, ["bartizan", *argv], output=output, quiet=quiet)
 
     # --- flows --------------------------------------------------------------------------------
 
-    def flows(self, pod: str, *patterns: str) -> list[str]:
-        """Show the fresh flows of `pod` that match, one per pattern; each must come.
+    def flow(self, pod: str, kind: str, pattern: str) -> str:
+        """Show the newest flow of `pod` of a kind (`observe --type`); it must match.
 
         Returns:
-            The lines shown, in the order of the patterns.
+            The line; empty if none came that matches `pattern` and was not shown before.
         """
-        argv = ["bartizan", "observe", "--last", "30", "--from-pod", pod]
-        found: list[str] = []
-        fresh: list[str] = []
+        argv = [
+            "bartizan", "observe", "--last", "1", "--type", kind, "--from-pod", pod,
+            "--print-policy-names",
+        ]  # fmt: skip
+        newest = ""
 
-        def all_came() -> bool:
-            nonlocal fresh
-            said = self._execute(self._lab.node, argv).stdout
-            fresh = [line for line in said.splitlines() if line not in self._seen]
-            matches = [next((x for x in fresh if re.search(p, x)), None) for p in patterns]
-            found[:] = [match for match in matches if match is not None]
-            return len(found) == len(patterns)
+        def came() -> bool:
+            nonlocal newest
+            newest = self._execute(self._lab.node, argv).stdout.strip()
+            return newest not in self._seen and re.search(pattern, newest) is not None
 
-        try:
-            self._firewall.wait_until(all_came, "flows", FLOWS_S)
-        except TimeoutError:
-            for pattern in patterns:
-                if not any(re.search(pattern, line) for line in fresh):
-                    self.differs(f"no flow of {pod} matches {pattern!r}; there are {fresh}")
         self._show(self._lab.node, argv)
-        for line in found:
-            self.line(f"  {self._coloured_flow(line)}")
-        self._seen.update(fresh)
-        return found
+        try:
+            self._firewall.wait_until(came, "the flow", FLOWS_S)
+        except TimeoutError:
+            self.differs(f"the newest flow of {pod} is not {pattern!r}, but {newest!r}")
+            newest = ""
+        self._seen.add(newest)
+        self.line(f"  {self._coloured_flow(newest)}")
+        return newest
 
     def _coloured_flow(self, line: str) -> str:
         line = _ALLOWED.sub(lambda match: self._paint(match[0], _GREEN), line)
