@@ -6,8 +6,8 @@ unmatchable), and always the whole value must match. A rule allows a request whe
 do; the first such rule of the list is the answer.
 
 Repeated headers are where Envoy was bypassed (CVE-2020-25017, CVE-2026-26308): a rule that wants
-`x-role: user` must not be satisfied by one of several values. Here every value must be the wanted
-one, or all values joined by "," must be.
+`x-role: user` must not be satisfied by one of several values. All values joined by "," must be the
+wanted one, as in Cilium's proxy, so a header that is sent twice never equals a single value.
 
 `headerMatches` may change the request (ADD, DELETE, REPLACE) or only record (LOG). As in Cilium's
 proxy, once one rule of the list has headerMatches every rule whose other fields match is evaluated,
@@ -115,12 +115,8 @@ def _values(headers: Sequence[Header], name: bytes) -> list[bytes]:
 
 
 def _is(values: list[bytes], wanted: bytes) -> bool:
-    """Every value is the wanted one, or their joined form is (module docstring)."""
-    if not values:
-        return False
-    if all(hmac.compare_digest(value, wanted) for value in values):
-        return True
-    return hmac.compare_digest(b",".join(values), wanted)
+    """All values together are the wanted one (module docstring)."""
+    return bool(values) and hmac.compare_digest(b",".join(values), wanted)
 
 
 def split_header_rule(rule: str) -> tuple[str, str | None]:
