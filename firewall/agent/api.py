@@ -272,6 +272,8 @@ class Api:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         async for lines in self._collector.stream(query, self._ending):
+            if request.transport is None or request.transport.is_closing():
+                break
             await response.write(lines)
         await response.write_eof()
         return response

@@ -6,6 +6,7 @@ loses flows and is told how many; nobody slows the others or the workers.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -31,6 +32,9 @@ EXPORT_INTERVAL_S = 0.5
 
 EXPORT_MAX_LINES = 20_000
 """Lines that may wait for the disk; further ones are counted as lost."""
+
+IDLE_S = 5.0
+"""After this time without a flow a follower is looked after."""
 
 FOLLOW_BATCH = 500
 """Flows per write to a follower."""
@@ -178,7 +182,10 @@ class Collector:
         return Query(Filter(terms) if terms else None, first, last, since_ns, until_ns, follow)
 
     async def stream(self, query: Query, ending: asyncio.Event) -> AsyncIterator[bytes]:
-        """Yield lines: what the ring holds, then, if followed, what comes, until `ending`."""
+        """Yield lines: what the ring holds, then, if followed, what comes, until `ending`.
+
+        Nothing (b"") is yielded from time to time, so that a reader who left is noticed.
+        """
         reader = self._ring.reader(query.matches)
         chosen = self._ring.select(
             query.matches,
@@ -198,7 +205,9 @@ class Collector:
                 more.clear()
                 while reader.behind_count:
                     yield _lines(reader.take(FOLLOW_BATCH))
-                await more.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(more.wait(), IDLE_S)
+                yield b""
         finally:
             self._followers.discard(more)
 

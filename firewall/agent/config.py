@@ -14,6 +14,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from conntrack.address import format_address
 from firewall.agent.declaration import Declaration, read_declaration
 from firewall.agent.document import (
     DocumentError,
@@ -508,11 +509,18 @@ def _check(reader: Reader, config: Config, given: Mapping[str, Value]) -> None:
     except MaskError as error:
         reader.note(_of(given, "mark_mask"), str(error))
     names: dict[str, Declaration] = {}
+    owners: dict[bytes, Declaration] = {}
     for declaration in config.endpoints:
         other = names.setdefault(declaration.name, declaration)
         if other is not declaration:
             first = f"first at line {other.place.line}"
             reader.note(declaration.place, f"endpoint {declaration.name} is given twice; {first}")
+            continue
+        for address in declaration.addresses:
+            owner = owners.setdefault(address, declaration)
+            if owner is not declaration:
+                text = f"{format_address(address)} belongs to endpoint {owner.name} already"
+                reader.note(declaration.place, f"{text} (line {owner.place.line})")
 
 
 def _of(given: Mapping[str, Value], path: str) -> Place:

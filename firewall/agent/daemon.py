@@ -7,8 +7,10 @@ as they are until the new ones replace them in one transaction, and the workers 
 decide by its last snapshot until they get ours.
 
 End, by SIGTERM: the proxy drains, rules and sets go, the datapath workers answer what is queued and
-end. A second SIGTERM ends the agent alone, at once, as `kill -9` would: rules and workers stay, the
-next start takes them over, and `bartizan cleanup` removes them.
+end. Any other end is no decision of the operator to be without a firewall: after an error of ours,
+a second SIGTERM or `kill -9`, rules and workers stay, the next start takes them over, and `bartizan
+cleanup` removes them. A start that fails takes away what it installed, unless it found the rules of
+an earlier life.
 """
 
 import asyncio
@@ -86,10 +88,12 @@ class Daemon:
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._links_changed = asyncio.Event()
-        self._policy_watch = _watch(config.policy.directory)
-        self._endpoint_watch = _watch(config.endpoint_directory)
+        self._policy_watch = DirectoryWatch(config.policy.directory)
+        self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
+        self._endpoint_files: set[str] = set()
         self._publisher = Publisher(config.snapshot_path)
         self._tasks: list[asyncio.Task[None]] = []
+        self._undo = False
         self._engine: Engine
         self._collector: Collector
         self._status: Status
@@ -120,9 +124,11 @@ class Daemon:
             try:
                 await self._start_api(api)
                 await self._await_enforcement()
+                self._undo = False
                 standing.tell_systemd("READY=1", f"STATUS={self._status.summary()}")
                 log.info("ready", extra=fields(status=self._status.summary()))
                 await self._serve()
+                self._undo = True
             finally:
                 await self._end(api)
 
@@ -142,11 +148,12 @@ class Daemon:
         self._engine.local_addresses = await asyncio.to_thread(local_addresses)
         await self._engine.sync_endpoints(config.endpoints, "config")
         await self._follow_policies(first=True)
-        await self._follow_endpoints(first=True)
+        await self._follow_endpoints()
 
     async def _begin(self, monitor: AddressMonitor) -> None:
         """Install the rules, start or adopt the workers, begin to publish."""
         config = self._config
+        self._undo = not await asyncio.to_thread(kernel.is_installed)
         await asyncio.to_thread(kernel.install, self._rules)
         keep = [spec.socket_path for spec in specs(config)]
         for pid in await end_orphans(config.run_dir, keep):
@@ -243,14 +250,13 @@ class Daemon:
         if waiting:
             log.warning("settings need a restart", extra=fields(settings=",".join(waiting)))
         self._loaded = loaded
-        self._engine.config = new
         logging.getLogger().setLevel(new.log.level.upper())
         if new.policy.directory != old.policy.directory:
-            self._policy_watch = _watch(new.policy.directory)
+            self._policy_watch = DirectoryWatch(new.policy.directory)
         if new.endpoint_directory != old.endpoint_directory:
-            self._endpoint_watch = _watch(new.endpoint_directory)
+            self._endpoint_watch = DirectoryWatch(new.endpoint_directory)
         await self._engine.sync_endpoints(new.endpoints, "config")
-        self._engine.publish()
+        self._engine.reconfigure(new)
         log.info("configuration reloaded", extra=fields(path=self._path))
 
     # --- watched directories ------------------------------------------------------------------
@@ -268,15 +274,10 @@ class Daemon:
             InvalidPolicyError: `first`, and a file is invalid of which no valid text is known.
         """
         watch, book = self._policy_watch, self._engine.book
-        if watch is None:
-            return
         found = await asyncio.to_thread(watch.look)
-        present = set(watch.paths)
-        gone = set(found.gone)
         if not found.errors:
-            gone |= {path for path in book.followed() if path not in present}
-        for path in sorted(gone):
-            await self._engine.follow_file(path, None)
+            for path in set(book.followed()) - set(watch.paths):
+                await self._engine.follow_file(path, None)
         followed = set(book.followed())
         for path, text in found.texts.items():
             try:
@@ -295,24 +296,20 @@ class Daemon:
                 )
         self._note("policy.directory", found.errors)
 
-    async def _follow_endpoints(self, *, first: bool = False) -> None:
-        """Follow the endpoint directory; at the start, files that went meanwhile count as gone."""
+    async def _follow_endpoints(self) -> None:
+        """Follow the endpoint directory."""
         watch = self._endpoint_watch
-        if watch is None:
-            return
         found = await asyncio.to_thread(watch.look)
-        errors = dict(found.errors)
-        gone = {str(path) for path in found.gone}
-        if first and not errors:
-            files = {
+        if not found.errors:
+            followed = {
                 member.declaration.place.file
                 for member in self._engine.roster
                 if member.origin == "directory"
             }
-            gone |= files - {str(path) for path in watch.paths}
-        for file in sorted(gone):
-            await self._engine.sync_endpoints((), "directory", file)
-            self._status.problems.pop(f"endpoint file {file}", None)
+            for file in (followed | self._endpoint_files) - set(map(str, watch.paths)):
+                await self._engine.sync_endpoints((), "directory", file)
+                self._status.problems.pop(f"endpoint file {file}", None)
+            self._endpoint_files = set(map(str, watch.paths))
         for path, text in found.texts.items():
             topic = f"endpoint file {path}"
             try:
@@ -323,7 +320,7 @@ class Daemon:
             else:
                 self._status.problems.pop(topic, None)
                 await self._engine.sync_endpoints(declarations, "directory", str(path))
-        self._note("endpoint_directory", errors)
+        self._note("endpoint_directory", found.errors)
 
     def _note(self, topic: str, errors: Mapping[Path, str]) -> None:
         """Show what cannot be read, or that everything can."""
@@ -395,22 +392,29 @@ class Daemon:
         await asyncio.Event().wait()
 
     async def _end(self, api: Api) -> None:
-        """Give everything back."""
+        """Let go of everything, and give it back if that is what is meant."""
         standing.tell_systemd("STOPPING=1")
         log.info("ending")
         await api.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._undo:
+            await self._give_back()
+        else:
+            log.warning("rules and workers stay: the next start takes them over")
+        await self._supervisor.release()
+        await self._collector.close()
+        log.info("ended")
+
+    async def _give_back(self) -> None:
+        """End the workers and remove the rules, in the order that breaks least."""
         await self._supervisor.stop(PROXY_DRAIN_S, "l7proxy")
         try:
             await asyncio.to_thread(kernel.remove, self._rules)
         except KernelError as error:
             log.error("rules not removed: run `bartizan cleanup`", extra=fields(error=error))  # noqa: TRY400
         await self._supervisor.stop(DATAPATH_DRAIN_S)
-        await self._supervisor.release()
-        await self._collector.close()
-        log.info("ended")
 
 
 def ruleset_config(config: Config) -> RulesetConfig:
@@ -481,10 +485,6 @@ def start_errors() -> tuple[type[Exception], ...]:
         StateError,
         ChannelError,
     )
-
-
-def _watch(directory: Path | None) -> DirectoryWatch | None:
-    return None if directory is None else DirectoryWatch(directory)
 
 
 async def _forever(work: Coroutine[Any, Any, None]) -> None:

@@ -321,6 +321,13 @@ class Engine:
             self.resolver.set_resources(self.book.resources.values())
         return {name for kind, _, name in change.resources if kind == "Namespace"}
 
+    def reconfigure(self, config: Config) -> None:
+        """Let settings take effect that workers must know."""
+        self.config = config
+        for member in self.roster:
+            member.endpoint.need_regeneration("configuration reloaded", time.time_ns())
+        self.publish()
+
     # --- publication --------------------------------------------------------------------------
 
     def publish(self) -> None:

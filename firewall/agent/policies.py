@@ -146,7 +146,7 @@ class PolicyBook:
         try:
             result = self._read(text, file)
         except InvalidPolicyError as error:
-            self.refused[file] = error.problems
+            self.refused[file] = tuple(p for p in error.problems if p.severity == "error")
             return None
         self.refused.pop(file, None)
         old = self._keys_of_file(file)

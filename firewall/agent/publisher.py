@@ -7,6 +7,7 @@ one of an earlier life.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -18,6 +19,9 @@ from firewall.agent.supervisor import Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.control.messages import Acknowledged, Hello
 from firewall.policy.snapshot import Snapshot, SnapshotError, decode, encode
+
+ANNOUNCE_S = 2.0
+"""A worker whose socket is full that long does not read; the supervisor will notice."""
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +112,9 @@ class Publisher:
         """Tell one worker; one that goes away meanwhile hears of it in its next life."""
         if not worker.channel.connected:
             return
-        try:
-            await worker.channel.announce(self.revision, self.path)
-        except ChannelClosedError:
-            return
+        with contextlib.suppress(ChannelClosedError, TimeoutError):
+            async with asyncio.timeout(ANNOUNCE_S):
+                await worker.channel.announce(self.revision, self.path)
 
     async def _wake(self) -> None:
         async with self._moved:

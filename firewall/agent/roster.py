@@ -7,7 +7,7 @@ restart, before any file has been read, exactly the endpoints of before are enfo
 The roster decides and persists; it allocates no identities and publishes nothing (`core` does).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -281,20 +281,6 @@ class Roster:
             if self._last_id not in used:
                 return self._last_id
         raise RosterError(f"all {MAX_ENDPOINTS} endpoint ids are in use")
-
-
-def find_clash(declarations: Iterable[Declaration]) -> str:
-    """Say which two of these share an address; "" = none do."""
-    owners: dict[bytes, Declaration] = {}
-    for declaration in declarations:
-        for address in declaration.addresses:
-            other = owners.setdefault(address, declaration)
-            if other is not declaration:
-                return (
-                    f"{declaration.place}: endpoint {declaration.name} and endpoint {other.name} "
-                    f"({other.place}) both have {format_address(address)}"
-                )
-    return ""
 
 
 def _whence(member: Member) -> str:

@@ -50,6 +50,12 @@ BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 5.0
 """Longest pause between two starts: a cause that was mended is noticed within it."""
 
+HEARTBEAT_S = 5.0
+"""Pause between two questions after a worker's health, and the time it has to answer."""
+
+MISSED_BEATS = 3
+"""A worker that leaves so many unanswered in a row hangs, and is replaced."""
+
 STEADY_S = 10.0
 """A worker that lived this long begins with the first pause again."""
 
@@ -224,6 +230,7 @@ class Supervisor:
     async def _converse(self, worker: Worker, process: int) -> None:
         """Pass on what a worker says until its process ends."""
         ended = asyncio.create_task(_exited(process))
+        beating = asyncio.create_task(self._listen_to_heart(worker, process))
         try:
             while not ended.done():
                 talking = asyncio.create_task(self._talk(worker))
@@ -238,7 +245,25 @@ class Supervisor:
             raise
         finally:
             ended.cancel()
+            beating.cancel()
             worker.channel.close()
+
+    async def _listen_to_heart(self, worker: Worker, process: int) -> None:
+        """End a worker that runs and does not answer; its successor will."""
+        missed = 0
+        while missed < MISSED_BEATS:
+            await asyncio.sleep(HEARTBEAT_S)
+            if worker.state is not WorkerState.RUNNING:
+                continue
+            try:
+                await worker.channel.ask("status", HEARTBEAT_S)
+                missed = 0
+            except TimeoutError:
+                missed += 1
+            except ChannelClosedError:
+                continue
+        log.error("worker hangs: replaced", extra=fields(worker=worker.spec.name, pid=worker.pid))
+        await _terminate(process)
 
     async def _talk(self, worker: Worker) -> None:
         """Connect and pass messages on until the connection ends."""

@@ -36,9 +36,13 @@ class Found(NamedTuple):
 
 
 class DirectoryWatch:
-    """Remembers what it saw; `look` returns the difference. Blocks for as long as the disk does."""
+    """Remembers what it saw; `look` returns the difference. Blocks for as long as the disk does.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: what to watch, None = nothing: no file is ever there.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
         self.directory = directory
         self._seen: dict[Path, Stamp] = {}
 
@@ -50,8 +54,10 @@ class DirectoryWatch:
         """
         texts: dict[Path, str] = {}
         errors: dict[Path, str] = {}
+        if self.directory is None:
+            return Found({}, (), {})
         try:
-            present = self._stamps()
+            present = _stamps(self.directory)
         except OSError as error:
             return Found({}, (), {self.directory: f"cannot be read: {error.strerror}"})
         for path, stamp in sorted(present.items()):
@@ -79,16 +85,17 @@ class DirectoryWatch:
         """Take a file as new at the next look."""
         self._seen.pop(path, None)
 
-    def _stamps(self) -> dict[Path, Stamp]:
-        """Return the stamp of every file that concerns us."""
-        stamps: dict[Path, Stamp] = {}
-        for path in self.directory.iterdir():
-            if path.suffix not in SUFFIXES or path.name.startswith("."):
-                continue
-            try:
-                info = path.stat()
-            except FileNotFoundError:
-                continue  # gone between listing and looking, or a dangling link
-            if path.is_file():
-                stamps[path] = Stamp(info.st_ino, info.st_size, info.st_mtime_ns)
-        return stamps
+
+def _stamps(directory: Path) -> dict[Path, Stamp]:
+    """Return the stamp of every file that concerns us."""
+    stamps: dict[Path, Stamp] = {}
+    for path in directory.iterdir():
+        if path.suffix not in SUFFIXES or path.name.startswith("."):
+            continue
+        try:
+            info = path.stat()
+        except FileNotFoundError:
+            continue  # gone between listing and looking, or a dangling link
+        if path.is_file():
+            stamps[path] = Stamp(info.st_ino, info.st_size, info.st_mtime_ns)
+    return stamps

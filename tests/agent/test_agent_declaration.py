@@ -56,7 +56,7 @@ def test_labels_without_source_are_the_workloads_and_the_namespace_is_one():
         ("name: a\naddresses: [10.0.0.1]\nports: [http]", "is no named port"),
         ("name: a\naddresses: [10.0.0.1]\nports: [h:1, h:2]", "given twice"),
         (
-            "{name: a, namespace: x, addresses: [1.1.1.1], labels: [io.kubernetes.pod.namespace=y]}",
+            "{name: a, namespace: x, addresses: ['::1'], labels: {io.kubernetes.pod.namespace: y}}",
             "another namespace",
         ),
         ("nme: a\naddresses: [10.0.0.1]", "did you mean name?"),
