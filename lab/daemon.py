@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 
 import yaml
 
+from lab import enclosure
 from lab.laboratory import Host, Lab, LabError
 
 T = TypeVar("T")
@@ -280,4 +281,5 @@ def start(
 
 def missing_programs(programs: Sequence[str] = ("ip", "iptables", "ip6tables")) -> list[str]:
     """The programs that a lab with a firewall needs and this machine has not."""
-    return [program for program in programs if shutil.which(program) is None]
+    path = enclosure.search_path()
+    return [program for program in programs if shutil.which(program, path=path) is None]

@@ -67,6 +67,11 @@ def describe() -> str:
             return "in private namespaces made by an ordinary user (user namespace, no privilege)"
 
 
+def search_path() -> str:
+    """PATH as it is inside: Debian keeps ip(8) and iptables(8) out of an ordinary user's."""
+    return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+
+
 def _read(path: str) -> str | None:
     try:
         return Path(path).read_text(encoding="ascii").strip()
@@ -189,8 +194,7 @@ def enter(command: list[str], *, user: bool) -> int:
         EnclosureError: namespaces are not allowed here.
     """
     starter = os.getppid()
-    # Debian keeps ip(8) and iptables(8) out of an ordinary user's PATH.
-    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    os.environ["PATH"] = search_path()
     try:
         if user:
             _become_root_of_user_namespace()
