@@ -98,5 +98,4 @@ UPSTREAM_PROTOCOL = Refusal(502, "upstream_reset_before_response_started{protoco
 UPSTREAM_HEAD_TOO_LARGE = Refusal(502, "upstream_response_headers_too_large", "UPE")
 UPSTREAM_LATE_PROTOCOL = Refusal(0, "upstream_reset_after_response_started{protocol_error}", "UPE")
 CLIENT_GONE = Refusal(0, "downstream_remote_disconnect", "DC")
-OVERLOADED = Refusal(503, "overload", "OM")
 INTERNAL = Refusal(500, "internal_error", "DPE")

@@ -71,10 +71,16 @@ class Request(NamedTuple):
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What header rules see: lower-case names and values, Host first."""
-        seen = [(_HOST, self.target.authority)]
-        seen += [(name, value) for name, _, value in self.fields]
-        return seen
+        """What header rules see: lower-case names, Host first, one value for each name.
+
+        Repeated fields are combined with a comma (RFC 9110 5.3), as Envoy does for Cilium. A rule
+        that wants `user` is then not satisfied by `user` beside `admin`, in whatever order
+        (CVE-2020-25017, CVE-2026-26308).
+        """
+        seen = {_HOST: self.target.authority}
+        for name, _, value in self.fields:
+            seen[name] = seen[name] + b"," + value if name in seen else value
+        return list(seen.items())
 
     @property
     def has_body(self) -> bool:

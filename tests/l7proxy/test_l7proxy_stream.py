@@ -151,12 +151,14 @@ def test_whatever_is_sent_to_the_client_h11_reads_as_responses(pieces):
         client.send(h11.EndOfMessage())
         client.receive_data(data)
         while not isinstance(event := client.next_event(), h11.EndOfMessage):
-            assert event not in (h11.NEED_DATA, h11.PAUSED)
+            if event is h11.NEED_DATA:  # told to continue, and its body has not come
+                assert data == b"HTTP/1.1 100 Continue\r\n\r\n"
+                return
             if isinstance(event, h11.Response):
                 statuses.append(event.status_code)
         data = client.trailing_data[0]
-        assert len(statuses) <= len(played.records)
-        assert set(statuses) <= {200, 400, 403, 505}
+    assert len(statuses) <= len(played.records)
+    assert set(statuses) <= {200, 400, 403, 505}
 
 
 @given(
