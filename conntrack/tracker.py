@@ -128,7 +128,7 @@ class Tracker:
             return self._track_first(packet, now, None)
         if packet.oddities and self._strict:
             return self._refused(packet, entry, _oddity(packet))
-        direction = _ORIGINAL if key == entry.key else _REPLY
+        direction = 0 if key == entry.key else 1  # a plain int indexes twice as fast as an enum
         protocol = packet.protocol
         if protocol == TCP:
             finding = self._follow_tcp(entry, packet, direction, self.profile)
@@ -147,9 +147,8 @@ class Tracker:
             if not valid:
                 return self._refused(packet, entry, reason)
         ctstate = _CT_REPLY if direction else _CT_ESTABLISHED if entry.seen_reply else _CT_NEW
-        return _new(
-            Tracked, (ctstate, direction, entry, reason, packet, entry.serial, update, None)
-        )
+        way = _REPLY if direction else _ORIGINAL
+        return _new(Tracked, (ctstate, way, entry, reason, packet, entry.serial, update, None))
 
     def _track_first(self, packet: Packet, now: float, replaces: Entry | None) -> Tracked:
         """Classify a packet that has no flow, or whose flow it ends by opening another."""
@@ -160,7 +159,7 @@ class Tracker:
                 return special
         finding = self._judge_first(packet)
         if isinstance(finding, Update):
-            return Tracked(CtState.NEW, _ORIGINAL, None, "", packet, 0, finding, replaces)
+            return _new(Tracked, (_CT_NEW, _ORIGINAL, None, "", packet, 0, finding, replaces))
         if not finding.valid:
             return self._refused(packet, replaces, finding.reason)
         return Tracked(
