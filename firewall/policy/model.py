@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from conntrack.address import Prefix
-
 from firewall.identities.selector import Selector
 from firewall.policy.verdict import TrafficDirection
 
