@@ -148,6 +148,10 @@ def test_installing_again_interrupts_nothing_and_keeps_the_users_rules(rig):
     a, b = one.lab.host("a"), one.lab.host("b")
     user = ["iptables", "-t", "mangle", "-I", "PREROUTING", "-s", "192.0.2.1", "-j", "DROP"]
     one.lab.node.run(user, check=True)
+    one.lab.node.run(["ipset", "create", "users", "hash:ip"], check=True)
+    before = one.lab.node.run(["ipset", "save"], check=True).stdout
+    one.update_sets()
+    assert one.lab.node.run(["ipset", "save"], check=True).stdout == before
     one.kernel("assert not kernel.is_installed()", *["kernel.install(config)"] * 2)
     saved = one.lab.node.run(["iptables-save", "-t", "mangle"]).stdout.splitlines()
     rules = [line for line in saved if line.startswith("-A PREROUTING")]

@@ -150,7 +150,12 @@ def _restore(family: Family, text: str) -> None:
 
 
 def _read_sets() -> ruleset.SetState:
-    return ruleset.read_sets(_run(["ipset", "save"]))
+    """Read our sets. Other people's are not read if there are any: they may be very large."""
+    names = _run(["ipset", "list", "-name"]).split()
+    ours = [name for name in names if name.startswith(ruleset.SET_PREFIX)]
+    if len(ours) == len(names):
+        return ruleset.read_sets(_run(["ipset", "save"]))
+    return ruleset.read_sets("".join(_run(["ipset", "save", name]) for name in ours))
 
 
 def _ipset_restore(text: str) -> None:
