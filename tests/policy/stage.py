@@ -59,6 +59,9 @@ class Stage:
         self.identities[number] = labels
         return number
 
+    def number_of(self, name):
+        return self.endpoints[name].identity
+
     def host(self, address):
         self.addresses["host"] = parse_address(address)
         self.settings = Settings(
