@@ -16,6 +16,7 @@ Every operation takes constant time. Sources are kept in one bucket per number o
 source moves by one bucket at a time, so the largest bucket is known without a search.
 """
 
+from collections import OrderedDict
 from enum import IntEnum
 
 from conntrack.entry import Entry
@@ -62,57 +63,95 @@ def source_of(key: bytes) -> bytes:
     return key[:4] if len(key) < 32 else key[:8]
 
 
-class Crowd:
-    """Entries of one rank, by source and age."""
+_SHARD_COUNT = 256  # as in `conntrack.table`: no dictionary grows large enough to pause
+_SHARD_MASK = _SHARD_COUNT - 1
 
-    __slots__ = ("_by_count", "_entries", "_largest")
+
+class Crowd:
+    """Entries of one rank, by source and age.
+
+    A source with one entry is the entry itself; only sources with more have a line of their own.
+    Lines are OrderedDicts: the first of a plain dict is searched for behind all that were deleted.
+    """
+
+    __slots__ = ("_by_count", "_count", "_largest", "_next_single", "_singles", "_sources")
 
     def __init__(self) -> None:
-        self._entries: dict[bytes, dict[bytes, Entry]] = {}
-        self._by_count: dict[int, dict[bytes, None]] = {}
+        self._sources: list[dict[bytes, Entry | OrderedDict[bytes, Entry]]] = [
+            {} for _ in range(_SHARD_COUNT)
+        ]
+        # Sources with one entry, oldest first in each shard; a flood of forged sources is here.
+        self._singles: list[OrderedDict[bytes, None]] = [OrderedDict() for _ in range(_SHARD_COUNT)]
+        self._count = 0
+        self._next_single = 0
+        self._by_count: dict[int, OrderedDict[bytes, None]] = {}
         self._largest = 0
 
     def add(self, entry: Entry) -> None:
         """Put an entry behind all others of its source."""
         source = source_of(entry.key)
-        own = self._entries.get(source)
+        shard = hash(source) & _SHARD_MASK
+        sources = self._sources[shard]
+        own = sources.get(source)
+        self._count += 1
         if own is None:
-            own = self._entries[source] = {}
-        count = len(own)
+            sources[source] = entry
+            self._singles[shard][source] = None
+            self._largest = self._largest or 1
+            return
+        if isinstance(own, Entry):
+            own = sources[source] = OrderedDict(((own.key, own),))
         own[entry.key] = entry
-        self._move(source, count, count + 1)
+        self._move(source, len(own) - 1, len(own))
 
     def discard(self, entry: Entry) -> None:
-        """Take an entry out; nothing happens if it is not there."""
+        """Take out an entry that was added."""
         source = source_of(entry.key)
-        own = self._entries.get(source)
-        if own is None or own.get(entry.key) is not entry:
+        shard = hash(source) & _SHARD_MASK
+        sources = self._sources[shard]
+        own = sources[source]
+        self._count -= 1
+        if isinstance(own, Entry):
+            del sources[source]
+            del self._singles[shard][source]
             return
-        count = len(own)
         del own[entry.key]
-        if count == 1:
-            del self._entries[source]
-        self._move(source, count, count - 1)
+        if len(own) == 1:
+            sources[source] = next(iter(own.values()))
+        self._move(source, len(own) + 1, len(own))
 
     def oldest_of(self, source: bytes) -> Entry | None:
         """The oldest entry of one source."""
-        own = self._entries.get(source)
-        return next(iter(own.values())) if own else None
+        own = self._sources[hash(source) & _SHARD_MASK].get(source)
+        return next(iter(own.values())) if isinstance(own, OrderedDict) else own
 
     def victim(self) -> Entry | None:
         """The oldest entry of the source that has the most."""
-        if self._largest == 0:
+        if self._count == 0:
             return None
-        return self.oldest_of(next(iter(self._by_count[self._largest])))
+        if self._largest > 1:
+            return self.oldest_of(next(iter(self._by_count[self._largest])))
+        for _ in range(_SHARD_COUNT):
+            self._next_single = (self._next_single + 1) & _SHARD_MASK
+            singles = self._singles[self._next_single]
+            if singles:
+                return self.oldest_of(next(iter(singles)))
+        return None
 
     def _move(self, source: bytes, before: int, behind: int) -> None:
-        if before:
+        """Move a source from one bucket to the next higher or lower."""
+        singles = self._singles[hash(source) & _SHARD_MASK]
+        if before == 1:
+            del singles[source]
+        else:
             bucket = self._by_count[before]
             del bucket[source]
             if not bucket:
                 del self._by_count[before]
-        if behind:
-            self._by_count.setdefault(behind, {})[source] = None
+        if behind == 1:
+            singles[source] = None
+        else:
+            self._by_count.setdefault(behind, OrderedDict())[source] = None
         if behind > self._largest:
             self._largest = behind
         elif before == self._largest and before not in self._by_count:
@@ -139,8 +178,9 @@ class Limits:
 
     def inserted(self, entry: Entry) -> None:
         """Note a new entry."""
-        source = source_of(entry.key)
-        self._per_source[source] = self._per_source.get(source, 0) + 1
+        if self.source_limit_count is not None:
+            source = source_of(entry.key)
+            self._per_source[source] = self._per_source.get(source, 0) + 1
         self.ranked(entry)
 
     def ranked(self, entry: Entry) -> None:
@@ -158,6 +198,8 @@ class Limits:
         if entry.rank >= 0:
             self._crowds[entry.rank].discard(entry)
             entry.rank = Rank.KEPT
+        if self.source_limit_count is None:
+            return
         source = source_of(entry.key)
         count = self._per_source[source] - 1
         if count:

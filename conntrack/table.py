@@ -59,25 +59,17 @@ class Table:
         self.count -= 1
         return True
 
-    def next_to_examine(self, budget_count: int) -> Iterator[Entry]:
-        """Entries in the order of the sweep, each shard in turn, continuing where it stopped.
+    def sweep(self) -> Iterator[Entry]:
+        """Every entry, shard by shard, beginning where the last sweep was left; then it ends.
 
-        Args:
-            budget_count: how many keys are looked at; an entry has two, and counts once for each.
+        An entry comes once for each of its two keys, and may have left the table meanwhile
+        (serial -1).
         """
-        shards_left = SHARD_COUNT
-        while budget_count > 0:
-            if not self._queue:
-                if shards_left == 0:
-                    return
-                shards_left -= 1
-                self._queue = list(self.shards[self._swept].values())
-                self._swept = (self._swept + 1) & SHARD_MASK
-                continue
-            budget_count -= 1
-            entry = self._queue.pop()
-            if entry.serial >= 0:
-                yield entry
+        for _ in range(SHARD_COUNT + 1):
+            while self._queue:
+                yield self._queue.pop()
+            self._queue = list(self.shards[self._swept].values())
+            self._swept = (self._swept + 1) & SHARD_MASK
 
     def __iter__(self) -> Iterator[Entry]:
         """Every entry once; the table may change meanwhile, shard by shard."""

@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 DEFAULT_LIMIT_COUNT: Final = 262144  # entries; nf_conntrack_max of a host with 4 GB and more
-DEFAULT_BUDGET_COUNT: Final = 2000  # keys per sweep: 0.6 ms in CPython 3.11 (measured)
+DEFAULT_BUDGET_COUNT: Final = 4000  # keys per sweep: about 1 ms in CPython 3.11 (measured)
+_REMOVAL_COST: Final = 20  # a removal takes as long as examining 20 keys (measured)
 
 _new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
 
@@ -341,18 +342,22 @@ class Tracker:
     def expire(self, now: float, *, budget: int = DEFAULT_BUDGET_COUNT) -> int:
         """Remove some of the entries that have died of silence.
 
-        Bounded work: at most `budget` keys are examined, continuing where the last call stopped, so
-        that a worker may call it between two packets. What is dead and not yet swept does not
-        exist for `track`.
+        Bounded work, continuing where the last call stopped, so that a worker may call it between
+        two packets: examining a key costs 1 of the `budget`, removing an entry 20. What is dead
+        and not yet swept does not exist for `track`.
 
         Returns:
             Number of entries removed.
         """
         count = 0
-        for entry in self._table.next_to_examine(budget):
-            if now >= entry.expires_at and not entry.offloaded:
+        for entry in self._table.sweep():
+            if entry.serial >= 0 and now >= entry.expires_at and not entry.offloaded:
                 self.remove(entry)
                 count += 1
+                budget -= _REMOVAL_COST
+            budget -= 1
+            if budget <= 0:
+                break
         self.counters.expired += count
         return count
 
