@@ -391,17 +391,35 @@ def _written(row: OriginRow) -> Written:
     )
 
 
-def render(explanation: Explanation) -> str:
+def render(explanation: Explanation, *, rules_count: int = 0) -> str:
     """Write an explanation for people, without a newline at the end.
 
     The first line is the verdict; then, for each side that has a policy, who isolated the endpoint,
     which rule decided or came closest, and what to change.
+
+    Args:
+        explanation: what to write.
+        rules_count: how many of the other rules that were considered are listed, nearest first.
     """
     lines = [_headline(explanation)]
     for side in (explanation.egress, explanation.ingress):
         if side is not None:
-            lines += _side_lines(side)
+            lines += [*_side_lines(side), *_other_lines(side, rules_count)]
     return "\n".join(lines)
+
+
+def _other_lines(side: Walk, rules_count: int) -> list[str]:
+    """List the rules that neither decided nor came closest, each with why it does not apply."""
+    others = [step for step in side.steps if not step.decided and step != side.closest]
+    others.sort(key=lambda step: step.distance)
+    lines = []
+    for step in others[:rules_count]:
+        lines.append(f"    considered    {_rule_text(step)}")
+        reasons = step.failed or step.conditions
+        lines += [f"                  {_condition_text(one)}" for one in reasons]
+    if rules_count and len(others) > rules_count:
+        lines.append(f"    considered    {len(others) - rules_count} more, each further away")
+    return lines
 
 
 def _headline(explanation: Explanation) -> str:
