@@ -268,3 +268,15 @@ def test_every_refusal_has_the_one_shape(directories):
         assert document["error"]["message"], (method, path)
         assert isinstance(document["error"]["problems"], list)
     assert len(directories.firewall.get("/v1/endpoint")) == 2
+
+
+def test_a_declared_endpoint_takes_its_address_when_the_other_one_gives_it_up(directories):
+    """A clash is no reason to touch the file again."""
+    firewall, file = directories.firewall, directories.endpoints / "c.yaml"
+    address = "10.0.1.66"
+    firewall.put("/v1/endpoint/x", {"addresses": [address], "labels": ["app=x"]}, wait=5)
+    put(file, f"name: c\naddresses: [{address}]\n")
+    eventually(lambda: errors(firewall), "the clash is reported", 10)
+    firewall.request("DELETE", "/v1/endpoint/x")
+    eventually(lambda: not errors(firewall), "the clash is over", 10)
+    assert firewall.endpoint("c")["addresses"]["ipv4"] == [address]

@@ -46,10 +46,20 @@ class Loop(threading.Thread):
     def __init__(self, channel, rows=()):
         super().__init__(daemon=True)
         self.channel, self.rows = channel, rows
+        self._wake, self._woken = socket.socketpair()
+
+    def end(self):
+        """Leave the loop: a channel belongs to one thread, closing it here would be two."""
+        self._wake.send(b"x")
+        self.join(10)
+        self._wake.close()
+        self._woken.close()
+        self.channel.close()
 
     def run(self):
         while True:
-            if not select.select([self.channel.fileno()], [], [], 10)[0]:
+            ready, _, _ = select.select([self.channel.fileno(), self._woken], [], [], 20)
+            if self._woken in ready or not ready:
                 return
             for message in self.channel.receive():
                 match message:
@@ -60,6 +70,22 @@ class Loop(threading.Thread):
                     case Drain():
                         self.channel.close()
                         return
+
+
+@pytest.fixture
+def serve():
+    """Start loops that end with the test."""
+    loops = []
+
+    def start(channel, rows=()):
+        loop = Loop(channel, rows)
+        loop.start()
+        loops.append(loop)
+        return loop
+
+    yield start
+    for loop in loops:
+        loop.end()
 
 
 def run(coroutine):
@@ -114,11 +140,10 @@ def test_a_later_worker_keeps_its_socket_file_when_the_older_closes(tmp_path):
     second.close()
 
 
-def test_hello_announce_acknowledge_ask_answer(worker):
+def test_hello_announce_acknowledge_ask_answer(worker, serve):
     """The whole conversation, answers larger than one datagram included."""
     rows = tuple({"row": number, "text": "y" * 200} for number in range(20_000))  # about 4.5 MB
-    thread = Loop(worker, rows)
-    thread.start()
+    thread = serve(worker, rows)
 
     async def conversation():
         agent = AgentChannel(worker.path)
@@ -145,11 +170,11 @@ def test_hello_announce_acknowledge_ask_answer(worker):
     thread.join(5)
 
 
-def test_the_next_hello_tells_the_revision_in_force(worker):
+def test_the_next_hello_tells_the_revision_in_force(worker, serve):
     """A new agent learns what the worker enforces already."""
     worker.send(Acknowledged(12))
     worker.send(Acknowledged(13, "does not load"))
-    Loop(worker).start()
+    serve(worker)
 
     async def conversation():
         agent = AgentChannel(worker.path)
@@ -159,7 +184,7 @@ def test_the_next_hello_tells_the_revision_in_force(worker):
     run(conversation())
 
 
-def test_connect_waits_for_a_worker_that_starts_later(tmp_path):
+def test_connect_waits_for_a_worker_that_starts_later(tmp_path, serve):
     """Starting order does not matter."""
     path = tmp_path / "late.sock"
 
@@ -170,17 +195,16 @@ def test_connect_waits_for_a_worker_that_starts_later(tmp_path):
         connecting = asyncio.create_task(agent.connect(10))
         await asyncio.sleep(0.1)
         late = WorkerChannel(path, "datapath", 4, "1")
-        Loop(late).start()
+        serve(late)
         assert (await connecting).number == 4
         agent.close()
-        late.close()
 
     run(conversation())
 
 
-def test_a_new_agent_replaces_the_old_one(worker):
+def test_a_new_agent_replaces_the_old_one(worker, serve):
     """A successor need not wait for the kernel to notice that the first agent died."""
-    Loop(worker).start()
+    serve(worker)
 
     async def conversation():
         first, second = AgentChannel(worker.path), AgentChannel(worker.path)
@@ -233,7 +257,7 @@ def test_a_sleeping_agent_never_blocks_the_worker(worker):
         assert worker.lost_count == lost
 
 
-def test_garbage_ends_the_connection_and_nothing_else(worker):
+def test_garbage_ends_the_connection_and_nothing_else(worker, serve):
     """An agent of another kind is dropped; the next one is served."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
         stranger.connect(str(worker.path))
@@ -243,7 +267,7 @@ def test_garbage_ends_the_connection_and_nothing_else(worker):
         stranger.settimeout(5)
         stranger.recv(1 << 17)  # the greeting
         assert stranger.recv(1) == b""
-    Loop(worker).start()
+    serve(worker)
 
     async def conversation():
         agent = AgentChannel(worker.path)
@@ -280,9 +304,9 @@ def test_the_worker_end_works_under_asyncio_and_uvloop(worker):
         runner.run(conversation())
 
 
-def test_closing_wakes_whoever_iterates(worker):
+def test_closing_wakes_whoever_iterates(worker, serve):
     """A supervisor that lets go of a worker does not leave a task behind."""
-    Loop(worker).start()
+    serve(worker)
 
     async def conversation():
         agent = AgentChannel(worker.path)

@@ -320,6 +320,8 @@ class Daemon:
             else:
                 self._status.problems.pop(topic, None)
                 await self._engine.sync_endpoints(declarations, "directory", str(path))
+                if f"endpoints in {path}" in self._engine.problems:
+                    watch.forget(path)  # what it contradicts may go
         self._note("endpoint_directory", found.errors)
 
     def _note(self, topic: str, errors: Mapping[Path, str]) -> None:

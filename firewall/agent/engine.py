@@ -145,19 +145,21 @@ class Engine:
             LinkError: its interface is not there (from the API only).
         """
         async with self._changing:
-            self.roster.check(declaration, origin)
-            topic = f"endpoint {declaration.name}"
-            try:
-                interface = await self._interface(declaration)
-                self.problems.pop(topic, None)
-            except LinkError as error:
-                if origin == "api":
-                    raise
-                interface = Interface("", 0)
-                self.problems[topic] = str(error)
-            member = self.roster.put(declaration, origin, interface, time.time_ns())
-            await self._relabel(member)
-            return member
+            return await self._put(declaration, origin)
+
+    async def _put(self, declaration: Declaration, origin: Origin) -> Member:
+        self.roster.check(declaration, origin)
+        trouble = ""
+        try:
+            interface = await self._interface(declaration)
+        except LinkError as error:
+            if origin == "api":
+                raise
+            interface, trouble = Interface("", 0), str(error)
+        self._note(f"endpoint {declaration.name}", trouble)
+        member = self.roster.put(declaration, origin, interface, time.time_ns())
+        await self._relabel(member)
+        return member
 
     async def delete_endpoint(self, name: str, origin: Origin) -> None:
         """Stop managing an endpoint.
@@ -167,12 +169,15 @@ class Engine:
             OSError: it could not be persisted.
         """
         async with self._changing:
-            endpoint = self.roster.remove(name, origin).endpoint
-            number = endpoint.disconnect(time.time_ns())
-            self._leaving.append((endpoint, number))
-            self._regenerating.pop(endpoint, None)
-            self.problems.pop(f"endpoint {name}", None)
-            self.publish()
+            self._delete(name, origin)
+
+    def _delete(self, name: str, origin: Origin) -> None:
+        endpoint = self.roster.remove(name, origin).endpoint
+        number = endpoint.disconnect(time.time_ns())
+        self._leaving.append((endpoint, number))
+        self._regenerating.pop(endpoint, None)
+        self._note(f"endpoint {name}", "")
+        self.publish()
 
     async def sync_endpoints(
         self, declarations: Iterable[Declaration], origin: Origin, file: str | None = None
@@ -185,20 +190,39 @@ class Engine:
             OSError: it could not be persisted.
         """
         wanted = {declaration.name: declaration for declaration in declarations}
-        for name in self.roster.of_origin(origin, file):
-            if name not in wanted:
-                await self.delete_endpoint(name, origin)
+        gone = [name for name in self.roster.of_origin(origin, file) if name not in wanted]
+        changed = [one for one in wanted.values() if not self._is_as_declared(one, origin)]
+        if not gone and not changed:
+            return
+        async with self._changing:
+            with self.roster.together():
+                for name in gone:
+                    self._delete(name, origin)
+                clashes = [await self._clash_of(one, origin) for one in changed]
         topic = f"endpoints in {file or 'the configuration'}"
-        self.problems.pop(topic, None)
-        for declaration in wanted.values():
-            known = self.roster.find(declaration.name)
-            if known is not None and (known.declaration, known.origin) == (declaration, origin):
-                continue
-            try:
-                await self.put_endpoint(declaration, origin)
-            except RosterError as error:
-                self.problems[topic] = str(error)
-                log.warning("endpoint left out", extra=fields(error=error, file=file))
+        said = "; ".join(filter(None, clashes))
+        if said and said != self.problems.get(topic):
+            log.warning("endpoint left out", extra=fields(error=said, file=file))
+        self._note(topic, said)
+
+    async def _clash_of(self, declaration: Declaration, origin: Origin) -> str:
+        """Put an endpoint of a file; return what it contradicts, "" = nothing."""
+        try:
+            await self._put(declaration, origin)
+        except RosterError as error:
+            return str(error)
+        return ""
+
+    def _is_as_declared(self, declaration: Declaration, origin: Origin) -> bool:
+        known = self.roster.find(declaration.name)
+        return known is not None and (known.declaration, known.origin) == (declaration, origin)
+
+    def _note(self, topic: str, trouble: str) -> None:
+        """Show a trouble, or ("") that it is over."""
+        if trouble:
+            self.problems[topic] = trouble
+        else:
+            self.problems.pop(topic, None)
 
     async def find_links(self) -> None:
         """Look every endpoint's interface up again: links have come, gone or changed."""

@@ -7,6 +7,7 @@ restart, before any file has been read, exactly the endpoints of before are enfo
 The roster decides and persists; it allocates no identities and publishes nothing (`core` does).
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -86,6 +87,7 @@ class Roster:
         self._owners: dict[bytes, str] = {}
         self._by_id: dict[int, Member] = {}
         self._last_id = 0
+        self._held = False
 
     def __iter__(self) -> Iterator[Member]:
         """Yield the members by name."""
@@ -220,6 +222,20 @@ class Roster:
             if member.origin == origin and file in (None, member.declaration.place.file)
         ]
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Persist the changes made inside at the end, in one write.
+
+        Raises:
+            OSError: at the end, they could not be persisted; they are in force all the same.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._save(self._members, {})
+
     # --- persistence --------------------------------------------------------------------------
 
     def restore(self, time_ns: int) -> None:
@@ -256,12 +272,13 @@ class Roster:
         self._adopt(members)
 
     def _save(self, members: dict[str, Member], interfaces: dict[str, tuple[str, int]]) -> None:
-        """Persist, then believe it."""
-        rows = [
-            _stored(members[name], interfaces.get(name, _link(members[name])))
-            for name in sorted(members)
-        ]
-        statefile.write(self._path, "endpoints", rows)
+        """Persist, then believe it; within `together`, only believe it."""
+        if not self._held:
+            rows = [
+                _stored(members[name], interfaces.get(name, _link(members[name])))
+                for name in sorted(members)
+            ]
+            statefile.write(self._path, "endpoints", rows)
         self._adopt(members)
 
     def _adopt(self, members: dict[str, Member]) -> None:
