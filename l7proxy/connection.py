@@ -132,7 +132,7 @@ class ClientConnection(asyncio.Protocol):
             self.perform(self.exchange.client_ended(time.monotonic()))
         return True
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Pass the end of the client's connection on, and end everything behind it."""
         if self.exchange is not None:
             self.perform(self.exchange.client_lost(time.monotonic()))
@@ -299,7 +299,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._owner.perform(exchange.upstream_ended(time.monotonic()))
         return True
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Pass the loss on, unless it was our doing."""
         if (exchange := self._exchange) is not None:
             self._owner.perform(exchange.upstream_lost(time.monotonic()))

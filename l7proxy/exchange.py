@@ -10,9 +10,9 @@ The client's side is in one `Phase`:
       ▲                               ├─denied──► DISCARD ──end of body──► IDLE
       └───────────────────────────────┘ malformed, or no further request: LINGER ──► CLOSED
 
-The server's side is a `Link` and, while a request is outstanding, its `Reply`. One connection to the
-server belongs to one client connection, opened by the first allowed request, and kept while both
-sides keep it.
+The server's side is a `Link` and, while a request is outstanding, its `Reply`. One connection to
+the server belongs to one client connection, opened by the first allowed request, and kept while
+both sides keep it.
 
 Rules.
   * One request at a time: the next head is looked at when the answer before it was sent completely.
@@ -27,8 +27,6 @@ Source: RFC 9112 9; RFC 9110 10.1.1; research notes l7, sections 0 and 3.1.
 """
 
 from collections.abc import Callable
-from enum import IntEnum
-from functools import wraps
 from typing import Concatenate, ParamSpec
 
 from l7proxy import refusals, responses
@@ -54,27 +52,11 @@ from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
 from l7proxy.link import Link, LinkState
 from l7proxy.ongoing import Ongoing, connection_record, malformed_record
+from l7proxy.phase import Phase
 from l7proxy.refusals import Refusal, RequestRefused, ResponseRefused
 from l7proxy.reply import Reply
-from l7proxy.request import admit, edited, has_underscore, serialise
-
-FOREVER = float("inf")
-_IDEMPOTENT = frozenset(
-    (b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE")
-)  # RFC 9110 9.2.2
-
-
-class Phase(IntEnum):
-    """What the client's side continues with."""
-
-    IDLE = 0
-    HEAD = 1
-    BODY = 2
-    ANSWER = 3
-    DISCARD = 4
-    LINGER = 5
-    CLOSED = 6
-
+from l7proxy.request import admit, has_underscore
+from l7proxy.timer import Timer
 
 _P = ParamSpec("_P")
 
@@ -84,8 +66,7 @@ def _event(
 ) -> "Callable[Concatenate[Exchange, _P], list[Command]]":
     """Make an event method of a step: it returns the commands, and fails closed."""
 
-    @wraps(step)
-    def event(self: "Exchange", *args: _P.args, **kwargs: _P.kwargs) -> list[Command]:
+    def event(self: "Exchange", /, *args: _P.args, **kwargs: _P.kwargs) -> list[Command]:
         commands: list[Command] = []
         self._commands = commands
         try:
@@ -94,14 +75,14 @@ def _event(
             self._fail(error)
         return commands
 
+    event.__doc__, event.__name__ = step.__doc__, step.__name__
     return event
 
 
 class Exchange:
     """The requests of one client connection.
 
-    The methods marked as events return the commands to perform, in order. `deadline` is the monotonic time
-    at which `tick` must be called, infinity if never.
+    The methods marked as events return the commands to perform, in order.
 
     Args:
         judge: policy for this connection.
@@ -124,8 +105,7 @@ class Exchange:
         "_link",
         "_new_request_id",
         "_phase",
-        "_timeout",
-        "deadline",
+        "_timer",
     )
 
     def __init__(
@@ -144,23 +124,22 @@ class Exchange:
         self._draining = False
         self._closing = False
         self._commands: list[Command] = []
-        self._timeout: Refusal | None = None
-        self.deadline = now + limits.first_byte_timeout_s
+        self._timer = Timer(limits, now)
+
+    @property
+    def deadline(self) -> float:
+        """Monotonic time at which `tick` must be called, infinity if never."""
+        return self._timer.deadline
 
     def __repr__(self) -> str:
         return f"<Exchange {self._phase.name} {self._link.state.name}>"
-
-    @property
-    def phase(self) -> Phase:
-        """Where the client's side is."""
-        return self._phase
 
     # --- the client's side -----------------------------------------------------------------------
 
     @_event
     def client_data(self, data: bytes, now: float) -> None:
         """Take bytes of the client."""
-        if self._phase >= Phase.LINGER:
+        if not self._phase.reads_requests:
             return
         self._inbox.add(data)
         self._advance(now)
@@ -171,7 +150,7 @@ class Exchange:
         self._client_ended = True
         if self._phase is Phase.LINGER:
             self._close_client()
-        elif self._phase < Phase.LINGER:
+        elif self._phase.reads_requests:
             self._advance(now)
 
     @_event
@@ -182,7 +161,7 @@ class Exchange:
         self._log_end(refusals.CLIENT_GONE, now)
         self._drop_upstream(reset=True)
         self._phase = Phase.CLOSED
-        self.deadline = FOREVER
+        self._timer.stop()
 
     def _advance(self, now: float) -> None:
         """Go on with what the client has sent, as far as it goes."""
@@ -219,7 +198,7 @@ class Exchange:
                 self._finish_client(now)
         elif self._phase is Phase.IDLE and self._inbox.begun:
             self._phase = Phase.HEAD
-            self._set_deadline(now + self._limits.head_timeout_s, refusals.HEAD_TIMEOUT)
+            self._timer.await_head(now)
         return False
 
     def _decide(self, head: RequestHead, now: float) -> None:
@@ -248,38 +227,22 @@ class Exchange:
     def _forward(self, current: Ongoing, now: float) -> None:
         request = current.request
         try:
-            fields = edited(request.fields, current.judgement.edits)
+            data = current.prepare(self._limits, self._new_request_id, replayable=self._link.used)
         except RequestRefused as refused:
             self._closing = True
             self._deny(refused.refusal, now)
             return
-        added_id = self._choose_request_id(current)
-        data = serialise(request, fields, added_id)
         self._log(current.record(RecordKind.REQUEST, self._limits, now))
         if request.expects_continue:
             self._commands.append(SendClient(responses.CONTINUE))
-        current.reply = Reply(request, self._limits)
-        if self._limits.retry_idle_close and self._link.used and not request.has_body:
-            current.replay = data if request.method in _IDEMPOTENT else b""
         if self._link.state is LinkState.NONE:
             self._open(now)
-        self._to_upstream(data)
+        self._link.send(data, self._commands)
         if request.has_body:
             self._phase = Phase.BODY
             self._set_body_deadline(now)
         else:
             self._end_request(now)
-
-    def _choose_request_id(self, current: Ongoing) -> bytes:
-        """Note the request's id; return it if it has to be added."""
-        for name, _, value in current.request.fields:
-            if name == b"x-request-id":
-                current.request_id = value
-                return b""
-        if not self._limits.request_id:
-            return b""
-        current.request_id = self._new_request_id().encode()
-        return current.request_id
 
     def _read_body(self, now: float) -> bool:
         """Send on what there is of a request body; True if the request is complete."""
@@ -298,18 +261,18 @@ class Exchange:
         if payload:
             current.received_bytes += len(payload)
             chunked = current.request.framing.delimiter is Delimiter.CHUNKED
-            self._to_upstream(chunk(payload) if chunked else payload)
+            self._link.send(chunk(payload) if chunked else payload, self._commands)
         if not current.reader.done:
             self._set_body_deadline(now)
             return not inbox.data and self._client_ended
         if current.request.framing.delimiter is Delimiter.CHUNKED:
-            self._to_upstream(LAST_CHUNK)
+            self._link.send(LAST_CHUNK, self._commands)
         self._end_request(now)
         return False
 
     def _set_body_deadline(self, now: float) -> None:
         if self._link.state is not LinkState.OPENING and not self._link.blocked:
-            self._set_deadline(now + self._limits.body_timeout_s, refusals.BODY_TIMEOUT)
+            self._timer.await_body(now)
 
     def _end_request(self, now: float) -> None:
         self._phase = Phase.ANSWER
@@ -317,11 +280,8 @@ class Exchange:
             self._set_response_deadline(now)
 
     def _set_response_deadline(self, now: float) -> None:
-        reply = None if self._current is None else self._current.reply
-        if reply is not None and reply.response is not None:
-            self._set_deadline(now + self._limits.stream_idle_timeout_s, refusals.STREAM_IDLE)
-        else:
-            self._set_deadline(now + self._limits.response_timeout_s, refusals.RESPONSE_TIMEOUT)
+        current = self._current
+        self._timer.await_answer(now, begun=current is not None and current.answer_begun)
 
     def _discard_body(self, now: float) -> bool:
         """Throw away the body of a refused request; True if the next request may be read."""
@@ -366,7 +326,7 @@ class Exchange:
             self._finish_client(now)
         elif request.has_body:
             self._phase = Phase.DISCARD
-            self._set_deadline(now + self._limits.body_timeout_s, refusals.BODY_TIMEOUT)
+            self._timer.await_body(now)
         else:
             self._next_request(now)
 
@@ -410,10 +370,7 @@ class Exchange:
 
     def _open(self, now: float) -> None:
         self._commands.append(self._link.open())
-        self._set_deadline(now + self._limits.connect_timeout_s, refusals.CONNECT_TIMEOUT)
-
-    def _to_upstream(self, data: bytes) -> None:
-        self._link.send(data, self._commands)
+        self._timer.await_connection(now)
 
     @_event
     def upstream_opened(self, now: float) -> None:
@@ -462,7 +419,7 @@ class Exchange:
         if reply.done:
             self._end_response(current, reply, now)
         elif self._phase is Phase.ANSWER and reply.response is not None:
-            self._set_deadline(now + self._limits.stream_idle_timeout_s, refusals.STREAM_IDLE)
+            self._timer.await_answer(now, begun=True)
 
     def _end_response(self, current: Ongoing, reply: Reply, now: float) -> None:
         """Go on after a complete answer."""
@@ -517,7 +474,7 @@ class Exchange:
         self._drop_upstream(reset=False)
         self._commands.append(Count("upstream_rq_retry"))
         self._open(now)
-        self._to_upstream(data)
+        self._link.send(data, self._commands)
 
     def _drop_upstream(self, *, reset: bool) -> None:
         self._link.drop(self._commands, reset=reset)
@@ -527,7 +484,7 @@ class Exchange:
     def _next_request(self, now: float) -> None:
         self._current = None
         self._phase = Phase.IDLE
-        self._set_deadline(now + self._limits.idle_timeout_s, None)
+        self._timer.await_request(now)
 
     def _finish_client(self, now: float) -> None:
         """Read no further request: send FIN, and give the client time to read what was sent."""
@@ -538,14 +495,14 @@ class Exchange:
             self._close_client()
             return
         self._phase = Phase.LINGER
-        self._set_deadline(now + self._limits.linger_s, None)
+        self._timer.linger(now)
         self._commands.append(ShutdownClient())
 
     def _close_client(self, *, reset: bool = False) -> None:
         self._phase = Phase.CLOSED
         self._inbox.clear()
         self._current = None
-        self.deadline = FOREVER
+        self._timer.stop()
         self._commands.append(CloseClient(reset=reset))
 
     def _reset(self, refusal: Refusal, now: float) -> None:
@@ -554,16 +511,12 @@ class Exchange:
         self._drop_upstream(reset=True)
         self._close_client(reset=True)
 
-    def _set_deadline(self, at: float, timeout: Refusal | None) -> None:
-        self.deadline = at
-        self._timeout = timeout
-
     @_event
     def tick(self, now: float) -> None:
         """Take that time has passed; does nothing before `deadline`."""
         if now < self.deadline:
             return
-        timeout = self._timeout
+        timeout = self._timer.timeout
         match self._phase:
             case Phase.IDLE:
                 self._commands.append(Count("downstream_cx_idle_timeout"))
@@ -581,12 +534,12 @@ class Exchange:
             case Phase.LINGER:
                 self._close_client()
             case Phase.CLOSED:
-                self.deadline = FOREVER
+                self._timer.stop()
 
     @_event
     def policy_changed(self, now: float) -> None:
         """Take that another snapshot is in force: a connection that lost its permission ends."""
-        if self._phase >= Phase.LINGER:
+        if not self._phase.reads_requests:
             return
         judgement = self._judge.connection()
         if judgement.connected:
@@ -611,10 +564,7 @@ class Exchange:
         """Take that what was sent to the client piles up, or no longer does."""
         self._client_blocked = blocked
         if self._phase is Phase.ANSWER and self._current is not None and self._current.answer_begun:
-            self._set_deadline(
-                now + self._limits.stream_idle_timeout_s,
-                refusals.FLUSH_TIMEOUT if blocked else refusals.STREAM_IDLE,
-            )
+            self._timer.await_answer(now, begun=True, flush=blocked)
         if blocked:
             self._regulate()
         else:
@@ -626,24 +576,26 @@ class Exchange:
         self._link.blocked = blocked
         if self._phase is Phase.BODY:
             if blocked:  # the client cannot be blamed for not sending while we do not read
-                self._set_deadline(now + self._limits.response_timeout_s, refusals.RESPONSE_TIMEOUT)
+                self._timer.await_answer(now, begun=False)
             else:
                 self._set_body_deadline(now)
         self._regulate()
+
+    def _must_pause_client(self, phase: Phase, link: Link) -> bool:
+        limit_bytes = self._limits.buffer_bytes
+        if phase is Phase.BODY:
+            return link.blocked or link.held_bytes > limit_bytes
+        if not phase.reads_requests:
+            return False
+        full = phase is not Phase.HEAD and len(self._inbox.data) > limit_bytes
+        return full or self._client_blocked or link.held_bytes > limit_bytes
 
     def _regulate(self) -> None:
         """Pause whoever fills a buffer that the other side does not empty."""
         phase, link = self._phase, self._link
         if phase is Phase.CLOSED:
             return
-        limit_bytes = self._limits.buffer_bytes
-        if phase is Phase.BODY:
-            pause = link.blocked or link.held_bytes > limit_bytes
-        elif phase is Phase.LINGER:
-            pause = False
-        else:
-            full = phase is not Phase.HEAD and len(self._inbox.data) > limit_bytes
-            pause = full or self._client_blocked or link.held_bytes > limit_bytes
+        pause = self._must_pause_client(phase, link)
         if pause is not self._client_paused:
             self._client_paused = pause
             self._commands.append(PauseClient() if pause else ResumeClient())

@@ -4,9 +4,9 @@
 gives back the payload and what follows the message; `done` tells that the message is complete. What
 is sent on is framed anew from `Framing` and payload: chunk extensions and trailers end here.
 
-Requests that could be read in two ways are refused rather than repaired, although RFC 9112 6.3 would
-allow some repairs: Content-Length with Transfer-Encoding, several of either, even equal ones, any
-coding but `chunked`, Transfer-Encoding in HTTP/1.0.
+Requests that could be read in two ways are refused rather than repaired, although RFC 9112 6.3
+would allow some repairs: Content-Length with Transfer-Encoding, several of either, even equal
+ones, any coding but `chunked`, Transfer-Encoding in HTTP/1.0.
 Source: RFC 9112 6 and 7; RFC 9110 6.4.1, 8.6.
 """
 

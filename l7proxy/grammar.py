@@ -51,8 +51,8 @@ content_length = re.compile(rb"[0-9]{1,18}")
 host = re.compile(
     rb"(?:[0-9A-Za-z_.-]++|\[[0-9A-Fa-f:.]++\])(?::([0-9]{1,5}+))?+",
 )
-"""RFC 9110 7.2 and RFC 3986 3.2.2 without userinfo, percent-encoding and sub-delims: host names that
-DNS can resolve, IPv4 and bracketed IPv6 addresses."""
+"""RFC 9110 7.2 and RFC 3986 3.2.2 without userinfo, percent-encoding and sub-delims: names that DNS
+can resolve, IPv4 and bracketed IPv6 addresses."""
 
 chunk_line = re.compile(
     rb"([0-9A-Fa-f]{1,8}+)"

@@ -1,10 +1,10 @@
 """Request and response heads: bytes to values, or a refusal; nothing in between is repaired.
 
-A head that is accepted was matched as a whole by one pattern of `grammar`, so that no part of it has
-a second reading: CRLF line ends, one SP between the parts of the request line, token names, no
+A head that is accepted was matched as a whole by one pattern of `grammar`, so that no part of it
+has a second reading: CRLF line ends, one SP between the parts of the request line, token names, no
 folding, no control bytes. A head that is not accepted is walked line by line once more, only to say
-which rule it breaks. The walk also runs over the complete lines of a head that is still arriving, so
-that a client that will never send a valid head is answered at its first bad line, and the answer
+which rule it breaks. The walk also runs over the complete lines of a head that is still arriving,
+so that a client that will never send a valid head is answered at its first bad line, and the answer
 does not depend on how the bytes were cut into packets.
 """
 

@@ -3,8 +3,8 @@
 TPROXY hands a packet to a socket without changing it, so the accepted socket's local address is the
 address that the client meant: the original destination. IP_TRANSPARENT lets a socket own foreign
 addresses (needs CAP_NET_ADMIN); SO_REUSEPORT lets every worker listen on the same port, the kernel
-spreads connections by tuple; SO_MARK is inherited by accepted sockets, so that what they send is not
-redirected again. Source: ip(7), socket(7), Documentation/networking/tproxy.rst.
+spreads connections by tuple; SO_MARK is inherited by accepted sockets, so that what they send is
+not redirected again. Source: ip(7), socket(7), Documentation/networking/tproxy.rst.
 """
 
 import errno

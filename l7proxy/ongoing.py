@@ -1,5 +1,6 @@
 """The request that a client connection is being served, and the records about it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from l7proxy.commands import Record, RecordKind
@@ -9,7 +10,10 @@ from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
 from l7proxy.refusals import Refusal
 from l7proxy.reply import Reply
-from l7proxy.request import Request
+from l7proxy.request import Request, edited, serialise
+
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+"""RFC 9110 9.2.2."""
 
 
 class Ongoing:
@@ -47,6 +51,32 @@ class Ongoing:
         self.received_bytes = 0
         self.request_id = b""
         self._texts: _Texts | None = None
+
+    def prepare(
+        self, limits: Limits, new_request_id: Callable[[], str], *, replayable: bool
+    ) -> bytes:
+        """Return the head to send to the server, and expect its answer.
+
+        `replayable`: the server may close the connection before it sees the request.
+
+        Raises:
+            RequestRefused: the policy's header actions would break the request.
+        """
+        request = self.request
+        fields = edited(request.fields, self.judgement.edits)
+        added_id = b""
+        for name, _, value in fields:
+            if name == b"x-request-id":
+                self.request_id = value
+                break
+        else:
+            if limits.request_id:
+                self.request_id = added_id = new_request_id().encode()
+        data = serialise(request, fields, added_id)
+        self.reply = Reply(request, limits)
+        if replayable and limits.retry_idle_close and not request.has_body:
+            self.replay = data if request.method in _IDEMPOTENT else b""
+        return data
 
     @property
     def answer_begun(self) -> bool:

@@ -1,12 +1,13 @@
 """Policy for the proxy: a snapshot's answers about connections and requests.
 
 One `Policy` per worker holds the snapshot in force; one `ConnectionJudge` per client connection
-asks it. The pair (source, destination) is decided by the same View that the datapath uses; a redirected
-connection has http rules on the egress side, the ingress side, or both, and a request must satisfy
-each side that has some. Rules are compiled once per list and kept over snapshots that repeat it.
+asks it. The pair (source, destination) is decided by the same View that the datapath uses; a
+redirected connection has http rules on the egress side, the ingress side, or both, and a request
+must satisfy each side that has some. Rules are compiled once per list and kept over snapshots that repeat it.
 
 Fail closed: without a snapshot, and by rules that this proxy does not enforce (any kind but "http",
-and http inside TLS), nothing is allowed. Source: Cilium proxylib and l7policy (two steps: connection, then request).
+and http inside TLS), nothing is allowed. Source: cilium/proxy, cilium_network_filter and
+cilium_l7policy: first the connection, then each request.
 """
 
 from typing import NamedTuple

@@ -122,7 +122,7 @@ def admit(head: RequestHead, limits: Limits) -> Request:
         head.minor,
         kept,
         framing,
-        # RFC 9112 9.3; an HTTP/1.0 connection is never kept: its clients mean too many things by it.
+        # RFC 9112 9.3; an HTTP/1.0 connection is never kept, keep-alive there was no standard.
         head.minor == 1 and b"close" not in options,
         _EXPECT in special and _expects_continue(special[_EXPECT], head.minor),
         _UPGRADE in special and b"upgrade" in options and _leaves_http1(special[_UPGRADE]),

@@ -76,7 +76,7 @@ class Response(NamedTuple):
 
     `fields` are those that the client gets, without framing. `framing` is how the server delimits
     the body, `sent` how the client will get it. `length`: its Content-Length, which may describe a
-    body that is not sent (HEAD, 304). `reusable`: the server's connection may carry another request.
+    body that is not sent (HEAD, 304). `reusable`: the server's connection may be used again.
     """
 
     head: ResponseHead

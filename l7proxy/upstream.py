@@ -1,10 +1,10 @@
 """The connection to the server: to the original destination only, with the client's address.
 
 The socket is transparent and bound to the client's address, so the server and every policy on the
-way see the client. Its port must differ from the client's own: with the same one, both legs would be
-the same flow to the kernel's connection tracking. IP_BIND_ADDRESS_NO_PORT leaves the choice to
-connect(), which only needs a free 4-tuple; IP_LOCAL_PORT_RANGE (Linux 6.3) keeps it from the client's
-port. On older kernels the port is chosen at bind() and looked at.
+way see the client. Its port must differ from the client's own: with the same one, both legs would
+be the same flow to the kernel's connection tracking. IP_BIND_ADDRESS_NO_PORT leaves the choice to
+connect(), which only needs a free 4-tuple; IP_LOCAL_PORT_RANGE (Linux 6.3) keeps it from the
+client's port. On older kernels the port is chosen at bind() and looked at.
 Source: ip(7); linux/in.h.
 """
 

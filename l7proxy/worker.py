@@ -90,7 +90,8 @@ class Worker:
         self._id_prefix = os.urandom(10).hex()
         self._access_log: IO[str] | None = None
         if options.access_log:
-            self._access_log = Path(options.access_log).open("a", encoding="ascii", buffering=65536)
+            path = Path(options.access_log)
+            self._access_log = path.open("a", encoding="ascii", buffering=65536)
         self._load(Path(options.snapshot))
         self._listeners = listen(self._port, self.mark)
         self._servers: list[asyncio.Server] = []
@@ -274,9 +275,9 @@ class Worker:
             connection.tick(now)
 
     def _stop_if_idle(self) -> None:
-        if self._servers and not any(server.is_serving() for server in self._servers):
-            if not self._connections:
-                self._stopped.set()
+        draining = bool(self._servers) and not any(s.is_serving() for s in self._servers)
+        if draining and not self._connections:
+            self._stopped.set()
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:

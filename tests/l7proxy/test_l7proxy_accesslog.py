@@ -1,11 +1,11 @@
 """Records as flow events and as lines of Envoy's default format."""
 
 from http_transcript import Script, snapshot
+
+from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy.accesslog import Ends, http_event, is_final, text_line
 from l7proxy.commands import Log
 from l7proxy.metrics import Metrics, all_refusals, counted_details
-
-from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 
 ENDS = Ends(bytes((10, 0, 1, 1)), 5000, bytes((10, 0, 2, 1)), 80)
 

@@ -1,5 +1,7 @@
 """One client connection as transcripts (`>>` events, `<<` commands)."""
 
+# ruff: noqa: E501 - a message is one line of a transcript
+
 import pytest
 from http_transcript import PUBLIC, Script, snapshot
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
 from l7proxy.limits import LimitError, Limits, override
 from l7proxy.metrics import all_refusals
 from l7proxy.secrets import SecretFiles

@@ -2,11 +2,11 @@
 
 import pytest
 from http_transcript import CLIENT, PUBLIC, SERVER, Script, snapshot
-from l7proxy.commands import Log, SendUpstream
-from l7proxy.policy import ConnectionJudge, Policy
 
 from firewall.policy.snapshot import HeaderMatchRow, HttpRuleRow
 from firewall.policy.verdict import DropReason, TrafficDirection
+from l7proxy.commands import Log, SendUpstream
+from l7proxy.policy import ConnectionJudge, Policy
 
 
 def ask(source, path=b"/public/a", headers=b"", secrets=None, **limits):
@@ -111,7 +111,7 @@ def test_underscore_names_are_refused_where_header_rules_decide():
 
 
 def test_missing_secret_makes_its_rule_match_nothing():
-    match = HeaderMatchRow("X-A", secret_namespace="ns", secret_name="name")  # noqa: S106
+    match = HeaderMatchRow("X-A", secret_namespace="ns", secret_name="name")
     rules = (HttpRuleRow(header_matches=(match,)),)
     assert not ask(snapshot(rules), headers=b"X-A: v\r\n")[0]
     assert ask(snapshot(rules), headers=b"X-A: v\r\n", secrets=lambda *_: b"v")[0]

@@ -1,9 +1,12 @@
 """Properties of a whole client connection, over any bytes and any cut of them."""
 
+# ruff: noqa: E501 - a message is one line
+
 import h11
 from http_transcript import Script, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from l7proxy.commands import (
     CloseClient,
     CloseUpstream,

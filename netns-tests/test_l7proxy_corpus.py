@@ -1,0 +1,65 @@
+"""The adversarial HTTP corpus against a live proxy worker behind TPROXY.
+
+The corpus's own runner is client and server in one: it connects to 10.0.2.1, which is redirected,
+and records what arrives at 127.0.0.1, where the proxy's connections to 10.0.2.1 are translated to.
+Nothing in the proxy knows of it. Goal: no critical, high or medium (corpus README).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from l7proxy_live import MARK, Live
+
+CORPUS = Path(__file__).resolve().parents[1] / "../shared/corpus/http"
+PORT = 19080
+"""Where the runner's server listens."""
+
+pytestmark = [
+    pytest.mark.needs("tproxy"),
+    pytest.mark.skipif(not (CORPUS / "run_h1.py").exists(), reason=f"{CORPUS} is not here"),
+]
+
+
+def severities(lab, tmp_path, *options):
+    host = lab(a="app=a").hosts["a"]
+    for argv in (
+        "ip addr add 10.0.1.1/32 dev lo",
+        "ip addr add 10.0.2.1/32 dev lo",
+        "ip route replace local 10.0.2.1 dev lo table local src 10.0.1.1",
+    ):
+        host.run(argv.split(), check=True)
+    with Live(host, tmp_path, port=PORT) as live:
+        live.redirect("10.0.2.1", PORT)
+        host.run(
+            f"iptables -t nat -A OUTPUT -p tcp -d 10.0.2.1 --dport {PORT} -m mark --mark {MARK} "
+            f"-j DNAT --to-destination 127.0.0.1:{PORT}".split(),
+            check=True,
+        )
+        out = tmp_path / "results.jsonl"
+        done = host.run(
+            [sys.executable, "-B", CORPUS / "run_h1.py", "--proxy", f"10.0.2.1:{PORT}",
+             "--out", out, *options],
+            240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert live.running, live.log()
+    results = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert results
+    return {
+        row["id"]: (row["severity"], row["violations"])
+        for row in results
+        if row["severity"] not in {"ok", "lenient"}
+    }
+
+
+@pytest.mark.timeout(300)
+def test_no_case_reaches_the_server_or_wedges_the_proxy(lab, tmp_path):
+    assert severities(lab, tmp_path) == {}
+
+
+@pytest.mark.timeout(120)
+def test_clients_that_drip_or_leave_are_ended(lab, tmp_path):
+    """`--slow` without the case that only waits for 40 s."""
+    assert severities(lab, tmp_path, "--slow", "--only", "resource-(slow|rst)") == {}
