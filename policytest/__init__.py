@@ -1,0 +1,1 @@
+"""Policy tests: what a person expects of policies, held against the model and real packets."""

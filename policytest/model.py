@@ -1,0 +1,223 @@
+"""The judge that computes: readers, repository, resolver, view, the proxy's reading of HTTP.
+
+The same code decides in the datapath and the proxy; what differs there is everything around it:
+the kernel, the tracker, the agent, the workers.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from conntrack.address import Prefix, format_address
+from firewall.identities.labels import Label, LabelFilter, LabelSet
+from firewall.identities.local import LocalNumbers, prefix_labels
+from firewall.identities.reserved import (
+    CLUSTER_MIN,
+    RESERVED_LABELS,
+    Reserved,
+    reserved_label,
+    reserved_number,
+)
+from firewall.policy.explain import Request as AskedRequest
+from firewall.policy.explain import explain, render
+from firewall.policy.objects import Resource, resource_key
+from firewall.policy.repository import Repository
+from firewall.policy.resolve import Resolver
+from firewall.policy.snapshot import EndpointRow, Snapshot
+from firewall.policy.snapshot import Settings as SnapshotSettings
+from firewall.policy.verdict import DropReason, Verdict
+from firewall.policy.view import View
+from l7proxy.head import parse_request
+from l7proxy.limits import Limits
+from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.refusals import RequestRefused
+from l7proxy.request import Request, admit
+from policytest.answer import Answer, of_decision, passed, refused_request
+from policytest.case import Case, Check, HttpRequest, Source, Step
+from policytest.world import Probe, World
+
+_LIMITS = Limits()
+
+
+class ContradictionError(Exception):
+    """Rules of the case contradict each other; the lines name both places."""
+
+
+class Model:
+    """One case; `perform` takes it through its steps, `answers` asks it.
+
+    Attributes:
+        world: who is there now.
+        snapshot: what follows from it.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.world = World(case)
+        self._repository = Repository()
+        self._resources: dict[tuple[str, str, str], Resource] = {}
+        self._resolver = Resolver(cluster=case.settings.cluster_name)
+        self._filter = LabelFilter()
+        self._numbers: dict[LabelSet, int] = {}
+        self._local = LocalNumbers()
+        self._prefixes: dict[Prefix, int] = {}
+        self._ids: dict[str, int] = {}
+        self._policy = Policy()
+        self._heads: dict[HttpRequest, Request | RequestRefused] = {}
+        self._apply(case.sources)
+        self._resolve()
+
+    def perform(self, step: Step) -> None:
+        """Make the step's changes.
+
+        Raises:
+            ContradictionError: rules contradict each other now.
+        """
+        self.world.perform(step)
+        if step.delete:
+            self._resolver.apply(self._repository.delete(step.delete))
+            for key in step.delete:
+                self._resources.pop((key.kind, key.namespace, key.name), None)
+            self._resolver.set_resources(self._resources.values())
+        self._apply(step.apply)
+        self._resolve()
+
+    def _apply(self, sources: Iterable[Source]) -> None:
+        for source in sources:
+            for resource in source.resources:
+                self._resources[resource_key(resource)] = resource
+            self._resolver.apply(self._repository.apply(source.objects))
+        self._resolver.set_resources(self._resources.values())
+
+    # --- resolution ---------------------------------------------------------------------------
+
+    def _resolve(self) -> None:
+        settings = self.world.case.settings
+        cache: dict[Prefix, int] = {}
+        rows = [self._row(title, cache) for title in self.world.endpoints]
+        for host in self.world.case.hosts:
+            if host.node_labels is not None:
+                labels = [Label("node", key, value) for key, value in host.node_labels]
+                remote = reserved_label(Reserved.REMOTE_NODE.label)
+                number = self._number(LabelSet([*labels, remote]))
+                cache |= dict.fromkeys(map(_host_prefix, host.addresses), number)
+        cache |= dict.fromkeys(map(_host_prefix, self.world.case.node), int(Reserved.HOST))
+        self._resolver.set_endpoints(rows)
+        for prefix in self._resolver.prefixes():
+            if prefix not in self._prefixes:
+                labels_of_prefix = prefix_labels(prefix)
+                number = self._local.allocate(labels_of_prefix)
+                self._prefixes[prefix] = number
+                self._resolver.upsert_identity(number, labels_of_prefix)
+        known = {prefix: self._prefixes[prefix] for prefix in self._resolver.prefixes()}
+        self.snapshot: Snapshot = self._resolver.snapshot(
+            settings=SnapshotSettings(
+                enforcement=settings.enforcement,
+                allow_localhost=settings.allow_localhost,
+                policy_audit_mode=settings.audit,
+                local_addresses=self.world.case.node,
+            ),
+            ipcache=(known | cache).items(),
+        )
+        if self._resolver.errors:
+            raise ContradictionError("\n".join(map(str, self._resolver.errors)))
+        self._view = View(self.snapshot)
+        self._policy.view = self._view
+
+    def _row(self, title: str, cache: dict[Prefix, int]) -> EndpointRow:
+        endpoint = self.world.endpoints[title]
+        relevant, _ = self._filter.split(self.world.labels_of(endpoint))
+        number = self._number(relevant or RESERVED_LABELS[Reserved.INIT])
+        cache |= dict.fromkeys(map(_host_prefix, endpoint.addresses), number)
+        return EndpointRow(
+            id=self._ids.setdefault(title, len(self._ids) + 1),
+            name=endpoint.name,
+            namespace=endpoint.namespace,
+            identity=number,
+            addresses=endpoint.addresses,
+            named_ports=endpoint.ports,
+            audit=endpoint.audit,
+        )
+
+    def _number(self, labels: LabelSet) -> int:
+        reserved = reserved_number(labels)
+        if reserved is not None:
+            return int(reserved)
+        number = self._numbers.get(labels)
+        if number is None:
+            number = self._numbers[labels] = CLUSTER_MIN + len(self._numbers)
+            self._resolver.upsert_identity(number, labels)
+        return number
+
+    # --- questions ----------------------------------------------------------------------------
+
+    def answers(self, checks: Sequence[Check]) -> list[Answer]:
+        """Answer checks of the present step."""
+        return [self.answer(check) for check in checks]
+
+    def answer(self, check: Check) -> Answer:
+        """Answer one check; of several address pairs the first that is not as expected counts."""
+        found: Answer | None = None
+        for probe in self.world.probes(check):
+            answer = self._probe(probe, check.traffic.request)
+            if answer.allowed is not check.expected.allowed:
+                return answer._replace(address=pair_text(probe))
+            found = found or answer
+        assert found is not None, "the reader refuses checks without a common address family"
+        return found
+
+    def _probe(self, probe: Probe, request: HttpRequest | None) -> Answer:
+        decision = self._view.decide(*probe)
+        if request is None or decision.verdict is not Verdict.REDIRECT:
+            return of_decision(decision)
+        admitted = self._admitted(request)
+        if isinstance(admitted, RequestRefused):
+            return refused_by_proxy(admitted.refusal.detail)
+        judge = ConnectionJudge(self._policy, probe.source, probe.destination, probe.port)
+        judgement = judge.request(admitted)
+        direction = judgement.direction.name.lower()
+        if judgement.allowed:
+            connection = of_decision(decision)
+            rules = dict.fromkeys((*connection.rules, *judgement.allowed_by))
+            return passed(direction, tuple(rules))
+        return refused_request(
+            direction, judgement.denied_by, DropReason(judgement.drop_reason).name
+        )
+
+    def _admitted(self, request: HttpRequest) -> Request | RequestRefused:
+        found = self._heads.get(request)
+        if found is None:
+            try:
+                found = admit(parse_request(request.head(), _LIMITS), _LIMITS)
+            except RequestRefused as refusal:
+                found = refusal
+            self._heads[request] = found
+        return found
+
+    def explain(self, check: Check) -> str:
+        """Explain what is answered to a check, rule by rule."""
+        asked = None
+        request = check.traffic.request
+        if request is not None:
+            admitted = self._admitted(request)
+            if isinstance(admitted, RequestRefused):
+                return f"the proxy refuses the request itself: {admitted.refusal.detail}"
+            target = admitted.target
+            asked = AskedRequest(admitted.method, target.wire, target.authority, admitted.headers)
+        texts = [
+            render(explain(self._view, self._resolver.selectors, probe, asked))
+            for probe in self.world.probes(check)
+        ]
+        return "\n".join(dict.fromkeys(texts))
+
+
+def refused_by_proxy(detail: str) -> Answer:
+    """Make the answer for a request that the proxy refuses for what it is, whatever policy says."""
+    reason = DropReason.INVALID_PACKET_DROPPED.name
+    return Answer(False, ("proxy",), reason, "", f"the proxy refuses the request: {detail}")
+
+
+def pair_text(probe: Probe) -> str:
+    """Write the addresses of a probe."""
+    return f"{format_address(probe.source)} -> {format_address(probe.destination)}"
+
+
+def _host_prefix(address: bytes) -> Prefix:
+    return Prefix(address, 8 * len(address))
