@@ -361,3 +361,38 @@ def test_many_events_without_a_reader_are_counted_as_lost(rig):
     a.send(bytes(udp(a, b, 101, b"x")))
     one.dropped(DropReason.POLICY_DENIED)
     eventually(lambda: (one.links[0].listen(), one.links[0].lost_count)[1] >= 90, "a count of loss")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_connections_survive_the_death_of_their_worker(rig, family):
+    """kill -9: the kernel's table is what the next worker begins with; policy judges anew."""
+    one = rig(workers=2)
+    one.start()
+    one.publish(Rule("a", "b", TCP, (80, 81)), Rule("a", "b", UDP))
+    a, b = one.lab.host("a"), one.lab.host("b")
+    address = b.address(family)
+    with Echo(b, 80, family) as kept, Echo(b, 81, family) as lost:
+        first, second = a.connect(address, 80), a.connect(address, 81)
+        served, refused_now = kept.accept(), lost.accept()
+        assert exchange(first, served, b"x" * 9000)
+        assert exchange(second, refused_now, b"x" * 9000)
+        answering = b.datagram(53, family=family)
+        asking = a.datagram(family=family)
+        asking.connect((address, 53))
+        asking.send(b"question")
+        _, asker = answering.recvfrom(100)
+        one.stop(signal.SIGKILL)
+        one.write(one.build(Rule("a", "b", TCP, (80, 80)), Rule("a", "b", UDP)))
+        one.start()
+        assert exchange(served, first, b"from the server's side")
+        assert exchange(first, served, b"y" * 9000)
+        answering.sendto(b"late answer", asker)
+        asking.settimeout(5)
+        assert asking.recv(100) == b"late answer"
+        second.send(b"no more")
+        one.dropped(DropReason.POLICY_DENIED)
+        for opened in (first, second, asking, answering):
+            opened.close()
+    unsolicited = tcp(b, a, 4003, family=family, source_port=80, flags="PA", payload=token())
+    b.send(bytes(unsolicited))
+    one.dropped(DropReason.INVALID_PACKET_DROPPED)

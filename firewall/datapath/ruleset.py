@@ -29,7 +29,8 @@ hashes the unordered address pair (nfqueue_hash in xt_NFQUEUE.c), so both direct
 the same tracker; only ICMP errors sent by a router on the way do not, hence PASS_ON.
 
 `-m socket` and TPROXY switch on the kernel's defragmentation for the whole namespace: a worker sees
-whole datagrams. They are therefore rendered even when there is no proxy.
+whole datagrams. They are therefore rendered even when there is no proxy. `-m conntrack` switches on
+the kernel's own tracking, whose verdicts are not asked but whose table outlives a worker.
 """
 
 from collections.abc import Iterable, Iterator
@@ -184,6 +185,9 @@ def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
     rule = f"-A {CHAIN_PREFIX}PREROUTING"
     to_proxy = config.marks.of(Kind.TO_PROXY)
     yield f"{rule} -i lo -m mark ! --mark {to_proxy} -j RETURN"
+    # Without a target: it only switches on the kernel's conntrack, from which a new worker takes
+    # over the flows of a dead one (`kernel_flows`).
+    yield f"{rule} -m conntrack --ctstate ESTABLISHED"
     if config.http_proxy_port:
         # A listener on loopback cannot be reached around the rules; without --on-ip the kernel
         # would look for one on the address of the interface.

@@ -6,7 +6,8 @@ channel, the events and the expiry get their share, so that neither a flood nor 
 starves the other. Each packet is decided, its verdict sent, and only then its event made.
 
 The worker needs nobody: the snapshot file that it finds at start is enforced at once; without one,
-or with a damaged one, it drops everything until the agent announces another. The control socket
+or with a damaged one, it drops everything until the agent announces another. The flows of a worker
+that died are taken over from the kernel's conntrack. The control socket
 appears only after the queue is bound: who can connect, sees a worker that decides.
 
 Event storms: in each `FLUSH_S` at most `EVENTS_PER_FLUSH` events are made; the rest is counted as
@@ -35,6 +36,7 @@ from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain
 from firewall.datapath import nfqueue
 from firewall.datapath.answers import Row, WorkerCounts, conntrack_rows, metric_rows
 from firewall.datapath.events import packet_event
+from firewall.datapath.kernel_flows import read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
 from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
 from firewall.datapath.pipeline import Pipeline, PipelineSettings
@@ -109,6 +111,7 @@ class Worker:
         self._lost_count = 0
         self._questions: deque[_Question] = deque()
         self._load(Path(options.snapshot))
+        self._take_over()
         self._queue = Queue(
             options.queue,
             self._on_packet,
@@ -283,6 +286,21 @@ class Worker:
         held = f"revision {self._revision} stays" if self._revision else "every packet is dropped"
         log.warning("%s: %s; %s", path, error, held)
         return error
+
+    def _take_over(self) -> None:
+        """Know the flows of an earlier worker; the present policy judges each of them anew."""
+        view, tracker = self._pipeline.view, self._pipeline.tracker
+        if view is None:
+            return  # nobody is managed yet, so no flow can be anybody's
+        count = 0
+        try:
+            for flow in read_flows():
+                ends = flow.original.source, flow.original.destination
+                if any(view.endpoint_at(end) is not None for end in ends):
+                    count += take_over(flow, tracker, self._now)
+        except OSError as error:
+            log.warning("the kernel's flows cannot be read: %s; they end here", error)
+        log.info("flows taken over from the kernel: %d", count)
 
     def _asked(self, message: Ask) -> None:
         """Begin to answer."""

@@ -114,8 +114,8 @@ def test_what_is_marked_for_a_proxy_that_is_not_there_is_dropped():
         install_text(RulesetConfig(http_proxy_port=9), Family.IPV4, EMPTY), "PREROUTING"
     )
     without = rules(install_text(RulesetConfig(), Family.IPV4, EMPTY), "PREROUTING")
-    assert "TPROXY --on-port 9 --on-ip 127.0.0.1" in with_proxy[1]
-    assert with_proxy[2] == without[1] == "-m mark --mark 0x1000000/0xff000000 -j DROP"
+    assert "TPROXY --on-port 9 --on-ip 127.0.0.1" in with_proxy[2]
+    assert with_proxy[3] == without[2] == "-m mark --mark 0x1000000/0xff000000 -j DROP"
 
 
 @pytest.mark.parametrize("family", Family)

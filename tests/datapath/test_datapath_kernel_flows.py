@@ -1,0 +1,86 @@
+"""The kernel's flows: messages become tuples, and only living flows are taken over."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conntrack.address import parse_address
+from conntrack.flow import FlowTuple
+from conntrack.tcp_states import TcpState
+from conntrack.tracker import LINUX, STRICT, Tracker
+from firewall.datapath.kernel_flows import KernelFlow, decode, take_over
+
+A, B = parse_address("10.0.0.1"), parse_address("10.0.0.2")
+
+
+def attribute(kind: int, *parts: bytes, nested: bool = False) -> bytes:
+    body = b"".join(parts)
+    head = struct.pack("=HH", 4 + len(body), kind | (0x8000 if nested else 0))
+    return head + body + b"\0" * (-len(body) % 4)
+
+
+def u16(value: int) -> bytes:
+    return struct.pack("!H", value)
+
+
+def u32(value: int) -> bytes:
+    return struct.pack("!I", value)
+
+
+def entry(
+    protocol: int, source: bytes, destination: bytes, *ports, state: int = 0, status: int = 14
+):
+    """A message as ctnetlink builds it (nf_conntrack_netlink.c, ctnetlink_fill_info)."""
+    first = 1 if len(source) == 4 else 3
+    addresses = attribute(
+        1, attribute(first, source), attribute(first + 1, destination), nested=True
+    )
+    numbers = attribute(2, attribute(1, bytes((protocol,))), *ports, nested=True)
+    info = attribute(4, attribute(1, attribute(1, bytes((state,))), nested=True), nested=True)
+    return (
+        attribute(1, addresses, numbers, nested=True)
+        + attribute(3, u32(status))
+        + (info if state else b"")
+        + attribute(7, u32(300))
+    )
+
+
+def test_a_tcp_flow_is_read():
+    data = entry(6, A, B, attribute(2, u16(4000)), attribute(3, u16(80)), state=3)
+    assert decode(data) == KernelFlow(FlowTuple(A, B, 6, 4000, 80), 0, 3, 300, True, True)
+
+
+def test_an_icmpv6_query_is_read_with_identifier_and_type():
+    source, destination = parse_address("fd00::1"), parse_address("fd00::2")
+    ports = attribute(7, u16(77)), attribute(8, b"\x80"), attribute(9, b"\0")
+    flow = decode(entry(58, source, destination, *ports, status=8))
+    assert flow.original == FlowTuple(source, destination, 58, 77, 77)
+    assert (flow.icmp_type, flow.seen_reply, flow.assured) == (128, False, False)
+
+
+def test_a_dying_flow_is_left_out():
+    assert decode(entry(17, A, B, status=14 | 512)) is None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_left_out(data):
+    assert decode(data) is None or isinstance(decode(data), KernelFlow)
+
+
+@pytest.mark.parametrize("state", TcpState)
+def test_only_open_connections_are_taken_over(state):
+    flow = KernelFlow(FlowTuple(A, B, 6, 1, 2), 0, state, 300, True, True)
+    taken = take_over(flow, Tracker(), 0.0)
+    assert taken is (TcpState.ESTABLISHED <= state < TcpState.TIME_WAIT)
+
+
+@pytest.mark.parametrize("profile", [STRICT, LINUX])
+def test_a_flow_taken_over_lives_no_longer_than_one_of_our_own(profile):
+    tracker = Tracker(profile)
+    flow = KernelFlow(FlowTuple(A, B, 6, 1, 2), 0, TcpState.ESTABLISHED, 10**9, True, True)
+    take_over(flow, tracker, 0.0)
+    (found,) = tracker.entries()
+    assert found.expires_at == profile.timeouts.tcp[TcpState.ESTABLISHED]
+    assert found.decision is None
