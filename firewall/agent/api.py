@@ -30,6 +30,7 @@ from firewall.agent.config import Loaded, value
 from firewall.agent.declaration import Declaration, parse_declaration, parse_labels
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, LinkError
+from firewall.agent.explaining import Explainer, UnknownFlowError
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.roster import RosterError, UnknownEndpointError
 from firewall.agent.status import Status
@@ -38,6 +39,7 @@ from firewall.control.channel import ChannelClosedError, listen
 from firewall.flows.filters import FilterError
 from firewall.identities.labels import K8S, POD_NAMESPACE, LabelError, parse_label
 from firewall.identities.registry import KvStoreError
+from firewall.policy.question import Question, QuestionError
 from firewall.policy.readers import read
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -78,6 +80,7 @@ class Api:
         self._collector = collector
         self._status = status
         self._loaded = loaded
+        self._explainer = Explainer(engine, collector)
         self._runner: web.AppRunner | None = None
         self._path: Path | None = None
         self._ending = asyncio.Event()
@@ -127,10 +130,12 @@ class Api:
                 web.put("/v1/policy", self._put_policy),
                 web.delete("/v1/policy", self._delete_policy),
                 web.post("/v1/policy/validate", self._validate_policy),
+                web.post("/v1/policy/trace", self._trace_policy),
                 web.get("/v1/ipcache", self._get_ipcache),
                 web.get("/v1/snapshot", self._get_snapshot),
                 web.get("/v1/conntrack", self._get_conntrack),
                 web.get("/v1/flows", self._get_flows),
+                web.get("/v1/flows/{uuid}/why", self._get_why),
                 web.get("/v1/metrics", self._get_metrics),
             ]
         )
@@ -245,6 +250,14 @@ class Api:
         }
         return web.json_response(document, status=422 if result.errors else 200)
 
+    async def _trace_policy(self, request: web.Request) -> web.Response:
+        asked = self._explainer.ask(await _question(request))
+        return web.json_response(self._explainer.trace(asked))
+
+    async def _get_why(self, request: web.Request) -> web.Response:
+        flow = self._explainer.find(request.match_info["uuid"])
+        return web.json_response(body=msgspec.json.encode(self._explainer.why(flow)))
+
     async def _get_snapshot(self, _: web.Request) -> web.Response:
         return web.json_response(body=_encode(msgspec.to_builtins(self._engine.publisher.snapshot)))
 
@@ -274,7 +287,8 @@ class Api:
         async for lines in self._collector.stream(query, self._ending):
             if request.transport is None or request.transport.is_closing():
                 break
-            await response.write(lines)
+            if lines:
+                await response.write(lines)
         await response.write_eof()
         return response
 
@@ -286,7 +300,9 @@ class _NotFoundError(LookupError):
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (RequestError, 400),
     (FilterError, 400),
+    (QuestionError, 400),
     (UnknownEndpointError, 404),
+    (UnknownFlowError, 404),
     (_NotFoundError, 404),
     (RosterError, 409),
     (DocumentError, 422),
@@ -381,6 +397,18 @@ async def _json(request: web.Request) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise RequestError("the body is no JSON object")
     return document
+
+
+async def _question(request: web.Request) -> Question:
+    """Return the question that the body asks.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        return msgspec.json.decode(await request.read(), type=Question)
+    except msgspec.MsgspecError as error:
+        raise RequestError(f"the body is no question: {error}") from error
 
 
 def _wait(request: web.Request) -> float:

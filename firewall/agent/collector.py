@@ -7,6 +7,7 @@ loses flows and is told how many; nobody slows the others or the workers.
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -18,11 +19,13 @@ from firewall.agent.exporter import Exporter
 from firewall.agent.supervisor import Worker
 from firewall.control.messages import Events
 from firewall.flows.filters import Filter, FilterError, Term
-from firewall.flows.flow import NS_PER_S, parse_time, to_json
+from firewall.flows.flow import NS_PER_S, Flow, parse_time, to_json
 from firewall.flows.metrics import FlowMetrics
 from firewall.flows.record import EndpointName, build
 from firewall.flows.ring import QUEUE_SOURCE, Item, Ring
 from firewall.identities.labels import LabelSet
+
+log = logging.getLogger(__name__)
 
 DEFAULT_LAST = 20
 """Flows shown if a request says neither how many nor since when (Hubble's default)."""
@@ -36,10 +39,14 @@ EXPORT_MAX_LINES = 20_000
 IDLE_S = 5.0
 """After this time without a flow a follower is looked after."""
 
+EVENTS_PER_TURN = 50
+"""Flows made between two turns of the event loop: about 4 ms."""
+
 FOLLOW_BATCH = 500
 """Flows per write to a follower."""
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+_HOURS_MINUTES = re.compile(r"\d+h\d+")  # Hubble's short form: 1h43
 
 
 class Query(NamedTuple):
@@ -51,6 +58,26 @@ class Query(NamedTuple):
     since_ns: int | None
     until_ns: int | None
     follow: bool
+    why: bool = False
+
+
+class Allowance:
+    """How many flows may still be made now: `per_second`, and twice that in a burst."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._left = 2.0 * per_second
+        self._at = 0.0
+
+    def take(self, count: int, now: float) -> int:
+        """Return how many of `count` may be made; `now` is monotonic seconds."""
+        if self._at:
+            refilled = self._left + (now - self._at) * self._per_second
+            self._left = min(refilled, 2.0 * self._per_second)
+        self._at = now
+        granted = min(count, int(self._left))
+        self._left -= granted
+        return granted
 
 
 class NodeNames:
@@ -94,35 +121,54 @@ class Collector:
     Args:
         engine: knows the names.
         settings: size of the ring, export.
+
+    Attributes:
+        annotate: adds the whole explanation to a flow, for readers that ask for it.
     """
 
     def __init__(self, engine: Engine, settings: FlowSettings) -> None:
         self._names = NodeNames(engine)
         self._ring = Ring(settings.ring, engine.config.node)
         self._metrics = FlowMetrics()
+        self._allowance = Allowance(settings.per_second)
         self._followers: set[asyncio.Event] = set()
         self._exporter: Exporter | None = None
         self._lines: list[bytes] = []
+        self.annotate: Callable[[Flow], Flow] | None = None
         if settings.export.path is not None:
             export = settings.export
             self._exporter = Exporter(settings.export.path, export.max_bytes, export.backups)
 
-    def take(self, _: Worker, message: Events) -> None:
-        """Take a batch of events."""
-        now = time.monotonic()
-        if message.lost_count:
-            self._ring.append_lost(message.lost_count, time.time_ns())
-            self._metrics.lost(QUEUE_SOURCE, message.lost_count)
-        for event in message.events:
-            flow = build(event, self._names)
-            self._ring.append(flow, now)
-            self._metrics.observe(flow)
-            if self._exporter is not None:
-                self._lines.append(to_json(flow) + b"\n")
-        if self._exporter is not None and len(self._lines) > EXPORT_MAX_LINES:
-            self._exporter.lost_count += len(self._lines) - EXPORT_MAX_LINES
-            del self._lines[:-EXPORT_MAX_LINES]
-        self.wake()
+    async def take(self, _: Worker, message: Events) -> None:
+        """Take a batch of events; what exceeds the rate is counted, not shown.
+
+        Now and then everybody else gets a turn, or a flood of packets would silence the API.
+        """
+        taken = message.events[: self._allowance.take(len(message.events), time.monotonic())]
+        for start in range(0, len(taken), EVENTS_PER_TURN):
+            for event in taken[start : start + EVENTS_PER_TURN]:
+                try:
+                    self._add(build(event, self._names))
+                except Exception:
+                    log.exception("event without a record: %r", event)
+            self.wake()
+            await asyncio.sleep(0)
+        lost_count = message.lost_count + len(message.events) - len(taken)
+        if lost_count:
+            self._ring.append_lost(lost_count, time.time_ns())
+            self._metrics.lost(QUEUE_SOURCE, lost_count)
+            self.wake()
+
+    def _add(self, flow: Flow) -> None:
+        """Count, keep and export one flow."""
+        self._ring.append(flow, time.monotonic())
+        self._metrics.observe(flow)
+        if self._exporter is None:
+            return
+        self._lines.append(to_json(flow) + b"\n")
+        if len(self._lines) > EXPORT_MAX_LINES:
+            self._exporter.lost_count += len(self._lines) // 2
+            del self._lines[: len(self._lines) // 2]
 
     def wake(self) -> None:
         """Have every follower look again."""
@@ -151,13 +197,18 @@ class Collector:
         """Return the flow metrics in Prometheus' text form."""
         return self._metrics.text().decode()
 
+    def flows(self) -> list[Flow]:
+        """Return the flows that are kept, oldest first."""
+        return [item for item in self._ring.select() if isinstance(item, Flow)]
+
     # --- readers ------------------------------------------------------------------------------
 
     def query(self, keys: Iterable[str], values: Callable[[str], list[str]]) -> Query:
         """Read the parameters of a request.
 
-        `first`, `last`, `since`, `until`, `all`, `follow` choose the range; every other key is a
-        filter flag of `hubble observe`, `not-` before it negates it.
+        `first`, `last`, `since`, `until`, `all`, `follow` choose the range, `why` adds
+        explanations; every other key is a filter flag of `hubble observe`, `not-` before it
+        negates it.
 
         Raises:
             FilterError: a key or value that cannot be.
@@ -166,20 +217,22 @@ class Collector:
         terms: list[Term] = []
         chosen: dict[str, str] = {}
         for key in keys:
-            if key in ("first", "last", "since", "until", "all", "follow"):
+            if key in ("first", "last", "since", "until", "all", "follow", "why"):
                 chosen[key] = values(key)[-1]
                 continue
             flag = key.removeprefix("not-")
             terms += [Term(flag, value, flag != key) for value in values(key)]
-        follow = chosen.get("follow", "") not in ("", "0", "false")
-        whole = chosen.get("all", "") not in ("", "0", "false")
+        follow, whole, why = (
+            chosen.get(key, "") not in ("", "0", "false") for key in ("follow", "all", "why")
+        )
         first, last = _count(chosen, "first"), _count(chosen, "last")
         if first is not None and (last is not None or follow):
             raise FilterError("first", str(first), "excludes last and follow")
         since_ns, until_ns = _time(chosen, "since", now_ns), _time(chosen, "until", now_ns)
         if first is None and last is None and not whole and since_ns is None:
             last = 0 if follow else DEFAULT_LAST
-        return Query(Filter(terms) if terms else None, first, last, since_ns, until_ns, follow)
+        matches = Filter(terms) if terms else None
+        return Query(matches, first, last, since_ns, until_ns, follow, why)
 
     async def stream(self, query: Query, ending: asyncio.Event) -> AsyncIterator[bytes]:
         """Yield lines: what the ring holds, then, if followed, what comes, until `ending`.
@@ -195,7 +248,7 @@ class Collector:
             until_ns=query.until_ns,
         )
         for start in range(0, len(chosen), FOLLOW_BATCH):
-            yield _lines(chosen[start : start + FOLLOW_BATCH])
+            yield self._written(chosen[start : start + FOLLOW_BATCH], why=query.why)
         if not query.follow:
             return
         more = asyncio.Event()
@@ -204,12 +257,19 @@ class Collector:
             while not ending.is_set():
                 more.clear()
                 while reader.behind_count:
-                    yield _lines(reader.take(FOLLOW_BATCH))
+                    yield self._written(reader.take(FOLLOW_BATCH), why=query.why)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(more.wait(), IDLE_S)
                 yield b""
         finally:
             self._followers.discard(more)
+
+    def _written(self, items: Iterable[Item], *, why: bool) -> bytes:
+        """Return lines, with explanations if they are asked for."""
+        if why and self.annotate is not None:
+            annotate = self.annotate
+            items = (annotate(item) if isinstance(item, Flow) else item for item in items)
+        return b"".join(to_json(item) + b"\n" for item in items)
 
     # --- export -------------------------------------------------------------------------------
 
@@ -229,10 +289,6 @@ class Collector:
             await asyncio.to_thread(self._exporter.append, lines)
 
 
-def _lines(items: Iterable[Item]) -> bytes:
-    return b"".join(to_json(item) + b"\n" for item in items)
-
-
 def _count(chosen: dict[str, str], key: str) -> int | None:
     """Read a number of flows."""
     text = chosen.get(key)
@@ -248,7 +304,7 @@ def _time(chosen: dict[str, str], key: str, now_ns: int) -> int | None:
     text = chosen.get(key)
     if text is None:
         return None
-    found = _DURATION.fullmatch(text)
+    found = _DURATION.fullmatch(f"{text}m" if _HOURS_MINUTES.fullmatch(text) else text)
     if text and found:
         hours, minutes, seconds = (float(part or 0) for part in found.groups())
         return now_ns - int((hours * 3600 + minutes * 60 + seconds) * NS_PER_S)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from firewall.agent import statefile
@@ -33,6 +33,7 @@ class Publisher:
         snapshot: the last one published, or the one an earlier life left, or an empty one.
         last: what an earlier life left, None = there was none.
         published: whether this life has published one.
+        listeners: called with every snapshot that comes into force.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +41,7 @@ class Publisher:
         self.snapshot = Snapshot()
         self.last: Snapshot | None = None
         self.published = False
+        self.listeners: list[Callable[[Snapshot], None]] = []
         self._moved = asyncio.Condition()
 
     def restore(self) -> None:
@@ -73,6 +75,8 @@ class Publisher:
         await asyncio.to_thread(lambda: statefile.replace(self.path, encode(snapshot)))
         self.snapshot = snapshot
         self.published = True
+        for listener in self.listeners:
+            listener(snapshot)
         for worker in workers:
             await self._announce(worker)
 

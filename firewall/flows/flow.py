@@ -9,6 +9,7 @@ that Hubble's own reader takes our lines and ours takes Hubble's.
 
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 
@@ -187,6 +188,8 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     """What only we can say about a decision.
 
     `why` is one sentence; `rules` decided; `isolated_by` switched default deny on.
+    `policy_revision` decided, 0 = not known. `explanation` only on request: the whole walk
+    (`firewall.policy.explain.Explanation`).
     """
 
     why: str = ""
@@ -195,6 +198,8 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     ct_state: str = ""
     detail: str = ""
     protocol: int = 0
+    policy_revision: int = 0
+    explanation: dict[str, Any] | None = None
 
 
 class Extensions(msgspec.Struct, frozen=True, rename={"type_url": "@type"}):

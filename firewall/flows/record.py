@@ -380,6 +380,7 @@ def _explain_packet(event: PacketEvent, reason: DropReason | None) -> Extensions
             ct_state=event.ct_state,
             detail=event.detail,
             protocol=0 if _layer4(event) else event.protocol,
+            policy_revision=event.policy_revision,
         )
     )
 
@@ -392,5 +393,6 @@ def _explain_http(event: HttpEvent) -> Extensions | None:
             rules=_references(event.denied_by if reason is not None else event.allowed_by),
             isolated_by=_references(event.isolated_by),
             detail=event.detail,
+            policy_revision=event.policy_revision,
         )
     )

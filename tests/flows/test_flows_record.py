@@ -130,6 +130,7 @@ def test_a_default_deny_says_who_isolated_the_endpoint_and_where_it_is_written()
             ],
             "ct_state": "new",
             "detail": "x",
+            "policy_revision": 7,
         },
     }
 

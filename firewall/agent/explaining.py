@@ -1,0 +1,229 @@
+"""Why: questions about flows that were decided, and about traffic that may come.
+
+A recorded flow is explained by the snapshot that decided it, as long as `History` keeps it; a trace
+always by the one in force. Both are the same walk (`firewall.policy.explain`). An answer never
+contradicts the record silently: where the walk comes to another verdict than the flow has, the
+answer says so.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from firewall.agent.collector import Collector
+from firewall.agent.engine import Engine
+from firewall.agent.history import History, Past
+from firewall.agent.publisher import Publisher
+from firewall.flows.asked import question_of
+from firewall.flows.flow import EVENT_DROP, Extensions, Flow, parse_time
+from firewall.flows.flow import Explanation as Recorded
+from firewall.identities.labels import LabelFilter
+from firewall.policy.explain import Explanation, Request, explain
+from firewall.policy.question import Question
+from firewall.policy.realm import Asked, Realm, Traffic, ask
+from firewall.policy.snapshot import Snapshot
+from firewall.policy.verdict import DROP_TEXT, DropReason
+
+LAST_DROP = "last-drop"
+"""Stands for the newest dropped flow in place of an id."""
+
+_REMEMBERED = 1024  # explanations, some kB each
+
+
+class UnknownFlowError(LookupError):
+    """No flow has this id (any more)."""
+
+
+class FlowAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known about one recorded flow.
+
+    Attributes:
+        uuid: its id.
+        flow: the record.
+        flow_revision: the policy revision that decided it, 0 = the record does not say.
+        explained_revision: the one that the explanation is made from.
+        current_revision: the one in force.
+        notes: what else to know, in sentences.
+        explanation: None if policy did not decide, or the record cannot be read as traffic.
+    """
+
+    uuid: str
+    flow: Flow
+    flow_revision: int
+    explained_revision: int
+    current_revision: int
+    notes: tuple[str, ...] = ()
+    explanation: Explanation | None = None
+
+
+class Explainer:
+    """Answers for one agent.
+
+    Args:
+        engine: policies, identities and what is published.
+        collector: the flows.
+    """
+
+    def __init__(self, engine: Engine, collector: Collector) -> None:
+        self._engine = engine
+        self._collector = collector
+        self._history = History()
+        self._explained: dict[tuple[int, Traffic, Request | None], Explanation] = {}
+        self._publisher: Publisher = engine.publisher
+        self._publisher.listeners.append(self._note)
+        self._history.note(self._publisher.snapshot, engine.resolver.selectors, 0)
+        collector.annotate = self.annotated
+
+    def _note(self, snapshot: Snapshot) -> None:
+        self._history.note(snapshot, self._engine.resolver.selectors, time.time_ns())
+
+    # --- recorded flows -----------------------------------------------------------------------
+
+    def find(self, uuid: str) -> Flow:
+        """Return a flow by its id or the beginning of it, or the last dropped one.
+
+        Raises:
+            UnknownFlowError: there is none, or there are several.
+        """
+        flows = self._collector.flows()
+        if uuid == LAST_DROP:
+            for flow in reversed(flows):
+                if flow.verdict == "DROPPED":
+                    return flow
+            raise UnknownFlowError("no flow was dropped, among those that are kept")
+        found = {flow.uuid: flow for flow in flows if flow.uuid.startswith(uuid)}
+        if len(found) > 1:
+            raise UnknownFlowError(f"{len(found)} flows have an id that begins with {uuid}")
+        if not found:
+            raise UnknownFlowError(f"no flow {uuid} is kept; the ring holds the last {len(flows)}")
+        return next(iter(found.values()))
+
+    def why(self, flow: Flow) -> FlowAnswer:
+        """Explain a recorded flow."""
+        recorded = flow.extensions.value if flow.extensions is not None else Recorded()
+        wanted = recorded.policy_revision
+        current = self._publisher.snapshot.policy_revision
+        past = self._history.at(wanted, parse_time(flow.time)) or self._latest()
+        explained = past.snapshot.policy_revision
+        notes = list(_revision_notes(wanted, explained, current))
+        explanation = None
+        if flow.event_type is not None and flow.event_type.type == EVENT_DROP:
+            reason = _reason_text(flow.drop_reason)
+            detail = f" ({recorded.detail})" if recorded.detail else ""
+            notes = [f"no policy decided this: {reason}{detail}"]
+        else:
+            explanation = self._explain(past, flow)
+            if explanation is None:
+                notes = ["the record does not say who sent what to whom"]
+            else:
+                notes += _disagreement(flow, explanation, recorded.detail)
+        return FlowAnswer(
+            uuid=flow.uuid,
+            flow=flow,
+            flow_revision=wanted,
+            explained_revision=explained,
+            current_revision=current,
+            notes=tuple(notes),
+            explanation=explanation,
+        )
+
+    def annotated(self, flow: Flow) -> Flow:
+        """Return a flow with the whole explanation under `extensions`."""
+        answer = self.why(flow)
+        if answer.explanation is None:
+            return flow
+        extensions = flow.extensions or Extensions()
+        value = msgspec.structs.replace(
+            extensions.value, explanation=msgspec.to_builtins(answer.explanation)
+        )
+        return msgspec.structs.replace(
+            flow, extensions=msgspec.structs.replace(extensions, value=value)
+        )
+
+    def _latest(self) -> Past:
+        past = self._history.latest()
+        assert past is not None
+        return past
+
+    def _explain(self, past: Past, flow: Flow) -> Explanation | None:
+        question = question_of(flow)
+        if question is None:
+            return None
+        key = past.snapshot.revision, question.traffic, question.request
+        known = self._explained.get(key)
+        if known is None:
+            view = self._history.view(past)
+            known = explain(view, past.selectors, question.traffic, question.request)
+            if len(self._explained) >= _REMEMBERED:
+                self._explained.clear()
+            self._explained[key] = known
+        return known
+
+    # --- traffic that may come ----------------------------------------------------------------
+
+    def realm(self) -> Realm:
+        """Return what is in force."""
+        past = self._latest()
+        return Realm(
+            self._history.view(past),
+            past.selectors,
+            self._engine.book.repository.objects,
+            tuple(self._engine.book.resources.values()),
+            self._engine.config.cluster_name,
+        )
+
+    def ask(self, question: Question) -> Asked:
+        """Turn a question's words into numbers; raises QuestionError."""
+        return ask(self.realm(), question, LabelFilter(self._engine.config.labels.filter))
+
+    def ask_again(self, flow: Flow) -> Asked | None:
+        """Return a recorded flow as a question to the policy in force; None: nothing to ask."""
+        question = question_of(flow)
+        if question is None or (flow.event_type and flow.event_type.type == EVENT_DROP):
+            return None
+        return Asked(self.realm(), question.traffic, question.request)
+
+    def trace(self, asked: Asked) -> dict[str, Any]:
+        """Answer a question."""
+        return {
+            "policy_revision": self._publisher.snapshot.policy_revision,
+            "explanation": msgspec.to_builtins(asked.answer()),
+        }
+
+
+def _revision_notes(wanted: int, explained: int, current: int) -> Iterator[str]:
+    if wanted and wanted != explained:
+        yield (
+            f"policy has changed since: revision {wanted} decided this and is kept no more; "
+            f"explained by revision {explained}"
+        )
+    elif explained != current:
+        yield (
+            f"policy has changed since: explained by revision {explained}, which decided this; "
+            f"revision {current} is in force"
+        )
+
+
+def _disagreement(flow: Flow, explanation: Explanation, detail: str) -> Iterator[str]:
+    """Say where the walk comes to another verdict than the record has."""
+    dropped = flow.verdict == "DROPPED"
+    if dropped == (explanation.verdict == "denied"):
+        return
+    more = f" ({detail})" if detail else ""
+    if flow.l7 is not None:
+        # Header rules were held against a request of which the record has only some headers.
+        yield (
+            f"the proxy recorded {flow.verdict}{more}; the record does not hold all that it saw, "
+            "such as headers"
+        )
+    else:
+        yield f"the flow was {flow.verdict}{more}; the policy explained here says otherwise"
+
+
+def _reason_text(number: int) -> str:
+    try:
+        return DROP_TEXT[DropReason(number)]
+    except ValueError:
+        return f"drop reason {number}"
