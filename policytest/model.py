@@ -154,14 +154,10 @@ class Model:
 
     def answer(self, check: Check) -> Answer:
         """Answer one check; of several address pairs the first that is not as expected counts."""
-        found: Answer | None = None
-        for probe in self.world.probes(check):
-            answer = self._probe(probe, check.traffic.request)
-            if answer.allowed is not check.expected.allowed:
-                return answer._replace(address=pair_text(probe))
-            found = found or answer
-        assert found is not None, "the reader refuses checks without a common address family"
-        return found
+        probes = list(self.world.probes(check))
+        return chosen(
+            check, [(probe, self._probe(probe, check.traffic.request)) for probe in probes]
+        )
 
     def _probe(self, probe: Probe, request: HttpRequest | None) -> Answer:
         decision = self._view.decide(*probe)
@@ -212,6 +208,16 @@ def refused_by_proxy(detail: str) -> Answer:
     """Make the answer for a request that the proxy refuses for what it is, whatever policy says."""
     reason = DropReason.INVALID_PACKET_DROPPED.name
     return Answer(False, ("proxy",), reason, "", f"the proxy refuses the request: {detail}")
+
+
+def chosen(check: Check, answers: Sequence[tuple[Probe, Answer]]) -> Answer:
+    """Return the answer to a check: of several address pairs the first that is not as expected."""
+    assert answers, "the reader refuses checks without a common address family"
+    if len(answers) > 1:
+        for probe, answer in answers:
+            if answer.allowed is not check.expected.allowed:
+                return answer._replace(address=pair_text(probe))
+    return answers[0][1]
 
 
 def pair_text(probe: Probe) -> str:

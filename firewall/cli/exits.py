@@ -15,3 +15,7 @@ class ExitCode(IntEnum):
     """The machine cannot: no agent, no NFQUEUE, no permission."""
     INVALID = 4
     """A policy or endpoint file is invalid."""
+    NOTHING_SELECTED = 5
+    """`bartizan test`: no check is selected."""
+    DISAGREEMENT = 6
+    """`bartizan test`: the model and real packets disagree."""
