@@ -193,6 +193,15 @@ class FlowSettings:
             "flows kept in memory for `observe`", unit="flows", minimum=1, maximum=1_048_575
         ),
     )
+    per_second: int = field(
+        default=5000,
+        metadata=_meaning(
+            "flows recorded per second, twice that in a burst; further ones are counted as lost",
+            unit="flows",
+            minimum=1,
+            maximum=1_000_000,
+        ),
+    )
     export: ExportSettings = field(default_factory=ExportSettings)
 
 

@@ -119,9 +119,9 @@ class Daemon:
             await self._restore(store)
             monitor = AddressMonitor()
             stack.callback(monitor.close)
-            await self._begin(monitor)
             api = Api(self._engine, self._collector, self._status, lambda: self._loaded)
             try:
+                await self._begin(monitor)
                 await self._start_api(api)
                 await self._await_enforcement()
                 self._undo = False
@@ -179,7 +179,13 @@ class Daemon:
         Raises:
             UnableError: no datapath worker enforces it in time; its own words say why.
         """
-        if await self._engine.enforced(READY_S) or self._stop.is_set():
+        enforced = asyncio.create_task(self._engine.enforced(READY_S))
+        await self._wait_for(enforced)
+        if not enforced.done():
+            enforced.cancel()
+        elif enforced.result():
+            return
+        if self._stop.is_set():
             return
         datapath = [w for w in self._supervisor.workers if w.spec.kind == "datapath"]
         if not any(worker.revision for worker in datapath):
@@ -202,25 +208,28 @@ class Daemon:
     async def _serve(self) -> None:
         """Wait for SIGTERM, reloading on SIGHUP."""
         while not self._stop.is_set():
-            events = (self._stop, self._reload)
-            waits: list[asyncio.Task[Any]] = [asyncio.create_task(event.wait()) for event in events]
-            done, pending = await asyncio.wait(
-                {*waits, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in waits:
-                if task in pending:
-                    task.cancel()
-            for task in done & set(self._tasks):
-                task.result()  # a task of ours never ends but by an error: let it be seen
+            reload = asyncio.create_task(self._reload.wait())
+            await self._wait_for(reload)
+            reload.cancel()
             if self._reload.is_set() and not self._stop.is_set():
                 self._reload.clear()
                 await self._do_reload()
+
+    async def _wait_for(self, task: "asyncio.Task[Any]") -> None:
+        """Wait until a task is done, or SIGTERM came; a failed task of ours is raised."""
+        stop = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait(
+            {task, stop, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
+        )
+        stop.cancel()
+        for ended in done & set(self._tasks):
+            ended.result()  # a task of ours never ends but by an error: let it be seen
 
     async def _received(self, worker: Worker, message: FromWorker) -> None:
         """Take what a worker says."""
         match message:
             case Events():
-                self._collector.take(worker, message)
+                await self._collector.take(worker, message)
             case Acknowledged():
                 await self._engine.acknowledged(worker, message)
             case Hello():
@@ -264,8 +273,14 @@ class Daemon:
     async def _keep_following(self) -> None:
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
-            await self._follow_policies()
-            await self._follow_endpoints()
+            try:
+                await self._follow_policies()
+                await self._follow_endpoints()
+                self._status.problems.pop("watched directories", None)
+            except Exception as error:
+                if self._status.problems.get("watched directories") != repr(error):
+                    log.exception("watched directories not followed")
+                self._status.problems["watched directories"] = repr(error)
 
     async def _follow_policies(self, *, first: bool = False) -> None:
         """Follow the policy directory.

@@ -383,7 +383,7 @@ class Engine:
             asked = self._asked
             try:
                 await self._publish()
-            except (OSError, KernelError, RulesetError, IdentityError) as error:
+            except Exception as error:  # noqa: BLE001  the operator must be able to undo the cause
                 pause_s = min(max(2 * pause_s, RETRY_FIRST_S), RETRY_MAX_S)
                 self._failed(error)
                 continue
@@ -396,8 +396,13 @@ class Engine:
 
     def _failed(self, cause: Exception) -> None:
         """Note that a publication failed, and ask for another one."""
-        error = self.problems["snapshot"] = str(cause)
-        log.error("snapshot not published", extra=fields(error=error))
+        expected = isinstance(cause, (OSError, KernelError, RulesetError, IdentityError))
+        error = self.problems["snapshot"] = str(cause) if expected else repr(cause)
+        log.error(
+            "snapshot not published",
+            extra=fields(error=error),
+            exc_info=None if expected else cause,
+        )
         for endpoint in tuple(self._regenerating):
             endpoint.fail_regeneration(error, time.time_ns())
         self._regenerating.clear()

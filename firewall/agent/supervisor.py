@@ -174,6 +174,9 @@ class Supervisor:
                 log.warning(
                     "worker failed", extra=fields(worker=worker.spec.name, error=worker.error)
                 )
+            except Exception as error:
+                worker.error = f"supervision failed: {error!r}"
+                log.exception("supervision failed", extra=fields(worker=worker.spec.name))
             if worker in self._ending:
                 return
             worker.pid = 0

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from conntrack.address import parse_prefix
-from firewall.agent.collector import _time
+from firewall.agent.collector import Allowance, _time
 from firewall.agent.config import read
 from firewall.agent.daemon import specs
 from firewall.agent.exporter import Exporter
@@ -123,7 +123,7 @@ def test_a_worker_is_known_by_its_whole_command():
 
 
 @pytest.mark.parametrize(
-    ("text", "ago_s"), [("45s", 45), ("1h30m", 5400), ("2m", 120), ("0.5s", 0.5)]
+    ("text", "ago_s"), [("45s", 45), ("1h30m", 5400), ("2m", 120), ("0.5s", 0.5), ("1h43", 6180)]
 )
 def test_times_may_be_given_as_how_long_ago(text, ago_s):
     """As `hubble observe --since` takes them."""
@@ -136,6 +136,16 @@ def test_a_time_that_is_none_is_refused_with_the_form(text):
     """The message says what can be written."""
     with pytest.raises(FilterError, match="how long ago: 1h30m"):
         _time({"since": text}, "since", 0)
+
+
+def test_a_flood_of_flows_is_bounded_and_a_quiet_second_refills():
+    """Twice the rate in a burst, then the rate."""
+    allowance = Allowance(100)
+    assert allowance.take(1000, 1.0) == 200
+    assert allowance.take(1000, 1.0) == 0
+    assert allowance.take(1000, 1.5) == 50
+    assert allowance.take(10, 2.5) == 10
+    assert allowance.take(1000, 99.0) == 200
 
 
 def record(**values):
