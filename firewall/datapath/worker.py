@@ -7,8 +7,8 @@ starves the other. Each packet is decided, its verdict sent, and only then its e
 
 The worker needs nobody: the snapshot file that it finds at start is enforced at once; without one,
 or with a damaged one, it drops everything until the agent announces another. The flows of a worker
-that died are taken over from the kernel's conntrack. The control socket
-appears only after the queue is bound: who can connect, sees a worker that decides.
+that died are taken over from the kernel's conntrack. The control socket appears only after the
+queue is bound: who can connect, sees a worker that decides.
 
 Event storms: in each `FLUSH_S` at most `EVENTS_PER_FLUSH` events are made; the rest is counted as
 lost, because making an event costs more than dropping a packet, and an attacker chooses how many
