@@ -32,8 +32,8 @@ def command_line() -> str:
         + "\n".join(f"| {code.value} | {text} |" for code, text in _EXITS.items()),
         "## Environment",
         (
-            "Every option can be given as `BARTIZAN_<COMMAND>_<OPTION>`; `BARTIZAN_API_SOCKET` and\n"
-            "`BARTIZAN_CONFIG` are the two that most people set."
+            "Every option can be given as `BARTIZAN_<COMMAND>_<OPTION>`; most people set\n"
+            "`BARTIZAN_API_SOCKET` and `BARTIZAN_CONFIG`."
         ),
         *_commands(main, "bartizan"),
     ]
@@ -41,7 +41,7 @@ def command_line() -> str:
 
 
 def _commands(command: click.Command, path: str) -> Iterator[str]:
-    context = click.Context(command, info_name=path, max_content_width=96)
+    context = click.Context(command, info_name=path, terminal_width=92, max_content_width=92)
     yield f"## {path}"
     yield f"```\n{command.get_help(context)}\n```"
     if isinstance(command, click.Group):
