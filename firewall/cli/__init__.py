@@ -29,6 +29,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "policy": ("policy", "Apply, show, check and delete policies."),
     "run": ("daemon", "Run the daemon for this network namespace, in the foreground."),
     "status": ("status", "Show whether everything is well."),
+    "why": ("why", "Explain a recorded flow: which rule decided, and what would change it."),
     "test": ("policytest", "Run policy tests, in the model and with real packets."),
 }
 

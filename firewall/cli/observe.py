@@ -88,6 +88,7 @@ def _filter_options(function: F) -> F:
     show_default=True,
 )
 @click.option("--print-policy-names", is_flag=True, help="Add which policies decided.")
+@click.option("--why", is_flag=True, help="Add the whole explanation of each decision.")
 @click.option("--print-node-name", is_flag=True)
 @click.option("--numeric", is_flag=True, help="Addresses instead of names.")
 @click.option("--time-format", type=click.Choice(sorted(TIME_FORMATS)), default="StampMilli")
@@ -113,6 +114,8 @@ def observe(client: Client, /, **options: Any) -> None:
         query["follow"] = "1"
     if everything:
         query["all"] = "1"
+    if options["why"]:
+        query["why"] = "1"
     terms = list(_terms(options))
     try:
         chosen = Filter(terms)
@@ -133,7 +136,7 @@ def observe(client: Client, /, **options: Any) -> None:
     else:
         lines = client.lines("flows", query=query)
     try:
-        _print(lines, output, style)
+        _print(lines, output, style, why=options["why"])
     except KeyboardInterrupt:
         sys.exit(0)
     except BrokenPipeError:  # `| head` has seen enough
@@ -177,7 +180,7 @@ def _recorded(name: str, chosen: Filter, options: dict[str, Any]) -> Iterable[by
     return kept if options["last"] is None else kept[len(kept) - min(options["last"], len(kept)) :]
 
 
-def _print(lines: Iterable[bytes], output: str, style: Style) -> None:
+def _print(lines: Iterable[bytes], output: str, style: Style, *, why: bool) -> None:
     if output in ("json", "jsonpb"):
         for text in lines:
             sys.stdout.write(text.decode())
@@ -192,7 +195,23 @@ def _print(lines: Iterable[bytes], output: str, style: Style) -> None:
     for response in responses:
         for row in _rendered(response, output, style, begun):
             click.echo(row)
+        if why:
+            _print_why(response)
         begun = True
+
+
+def _print_why(response: Response) -> None:
+    """Print an explanation below its flow, indented; a flow that has none gets none."""
+    extensions = response.flow.extensions if response.flow is not None else None
+    if extensions is None or extensions.value.explanation is None:
+        return
+    import msgspec
+
+    from firewall.policy.explain import Explanation, render
+
+    explanation = msgspec.convert(extensions.value.explanation, Explanation)
+    for row in render(explanation).splitlines()[1:]:
+        click.echo(f"  {row}")
 
 
 def _rendered(response: Response, output: str, style: Style, begun: bool) -> Iterator[str]:

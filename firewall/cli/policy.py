@@ -9,12 +9,15 @@ import click
 from firewall.cli.client import Client, Query
 from firewall.cli.exits import ExitCode
 from firewall.cli.output import as_yaml, output_option, show, table
+from firewall.cli.tracing import trace
 
 
 @click.group()
 def policy() -> None:
     """Apply, show, check and delete policies."""
 
+
+policy.add_command(trace)
 
 _FILES = click.option(
     "-f",

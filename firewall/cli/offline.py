@@ -1,0 +1,90 @@
+"""Questions without a daemon: policies from files, endpoints from declarations.
+
+Imported by a command only when it works offline: reading policies loads much.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from firewall.agent.declaration import Declaration, read_declarations
+from firewall.agent.document import DocumentError
+from firewall.cli.exits import ExitCode
+from firewall.identities.labels import LabelFilter, LabelSet
+from firewall.policy.files import files_of, read_paths
+from firewall.policy.objects import NamespaceObject, Resource
+from firewall.policy.readers import ReaderSettings, ReadResult
+from firewall.policy.realm import Actor, Realm, actor_labels, make_realm
+
+
+class InvalidFileError(click.ClickException):
+    """A file is invalid; the problems, one per line, come first."""
+
+    exit_code = ExitCode.INVALID
+
+    def __init__(self, problems: Iterable[object]) -> None:
+        listed = list(map(str, problems))
+        super().__init__("\n".join([*listed, f"{len(listed)} errors"]))
+
+
+def read_policies(paths: Iterable[str], cluster: str = "default") -> ReadResult:
+    """Read policy files and directories.
+
+    Raises:
+        InvalidFileError: one of them is invalid.
+    """
+    result = read_paths(paths, settings=ReaderSettings(cluster_name=cluster))
+    if result.errors:
+        raise InvalidFileError(result.errors)
+    return result
+
+
+def read_endpoints(paths: Iterable[str]) -> tuple[Declaration, ...]:
+    """Read endpoint declarations, in the form of the configuration and the endpoint directory.
+
+    Raises:
+        InvalidFileError: one of them is invalid. UsageError: one cannot be read.
+    """
+    found: list[Declaration] = []
+    for path in paths:
+        for file in files_of(Path(path)):
+            try:
+                found += read_declarations(file.read_text(encoding="utf-8"), str(file))
+            except DocumentError as error:
+                raise InvalidFileError(error.problems) from error
+            except (OSError, UnicodeDecodeError) as error:
+                raise click.UsageError(f"{file}: {error}") from error
+    return tuple(found)
+
+
+def labels_of(
+    declaration: Declaration, resources: Iterable[Resource], cluster: str = "default"
+) -> LabelSet:
+    """Return the labels of the identity that an endpoint would get."""
+    namespaces = (one for one in resources if isinstance(one, NamespaceObject))
+    declared = next((one for one in namespaces if one.name == declaration.namespace), None)
+    return actor_labels(declaration.labels, declaration.namespace, cluster, declared, LabelFilter())
+
+
+def offline_realm(
+    policies: Iterable[str], endpoints: Iterable[str], cluster: str = "default"
+) -> Realm:
+    """Return the realm that files describe.
+
+    Raises:
+        InvalidFileError: a file is invalid. UsageError: one cannot be read.
+    """
+    result = read_policies(policies, cluster)
+    actors = [
+        Actor(
+            name=one.name,
+            namespace=one.namespace,
+            labels=labels_of(one, result.resources, cluster),
+            addresses=one.addresses,
+            named_ports=one.ports,
+            audit=one.audit,
+        )
+        for one in read_endpoints(endpoints)
+    ]
+    return make_realm(actors, result.objects, result.resources, cluster=cluster)
