@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from evidence import dropped, forwarded
+from evidence import dropped, forwarded, of
 from rules import peers, policy, ports
 from traffic import delivered, eventually, token, udp
 
@@ -280,3 +281,29 @@ def test_a_declared_endpoint_takes_its_address_when_the_other_one_gives_it_up(di
     firewall.request("DELETE", "/v1/endpoint/x")
     eventually(lambda: not errors(firewall), "the clash is over", 10)
     assert firewall.endpoint("c")["addresses"]["ipv4"] == [address]
+
+
+def test_a_flood_of_drops_does_not_silence_the_api(directories):
+    """Flows beyond the rate are counted as lost; the API answers meanwhile."""
+    firewall = directories.firewall
+    a, b = directories.host("a"), directories.host("b")
+    put(directories.policies / "b.yaml", CLOSED)
+    eventually(lambda: keys(firewall) == ["rule"], "the policy is there", 10)
+    packets = [bytes(udp(a, b, 1000 + number % 50_000, b"x")) for number in range(2000)]
+    longest_s = 0.0
+    for _ in range(25):
+        a.send(*packets)
+        began = time.monotonic()
+        firewall.get("/v1/healthz")
+        longest_s = max(longest_s, time.monotonic() - began)
+    assert longest_s < 1.0
+    flows = firewall.get("/v1/status")["flows"]
+    assert flows["current"] <= flows["max"]
+    assert flows["lost"] > 0
+
+    def recorded_again():
+        packet = udp(a, b, 53, token())
+        a.send(bytes(packet))
+        return any(of(packet)(flow) for flow in firewall.flows())
+
+    eventually(recorded_again, "after the flood flows are recorded again", 20)
