@@ -37,6 +37,7 @@ from l7proxy.exchange import Exchange
 from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
 from l7proxy.metrics import Metrics
+from l7proxy.upstream import SocketAddress
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class ClientConnection(asyncio.Protocol):
     """One redirected connection and, behind it, the one to its server."""
 
     __slots__ = (
+        "_admitted",
         "_close_at",
         "_connecting",
         "_host",
@@ -92,9 +94,10 @@ class ClientConnection(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._queue: deque[Command] = deque()
         self._performing = False
+        self._admitted = False
         self._close_at = float("inf")
-        self.client = ("", 0)
-        self.server = ("", 0)
+        self.client: SocketAddress = ("", 0)
+        self.server: SocketAddress = ("", 0)
         self.ends = Ends(b"", 0, b"", 0)
         self.exchange: Exchange | None = None
 
@@ -105,14 +108,14 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         limits = self._host.limits
         self._transport.set_write_buffer_limits(high=limits.buffer_bytes)
-        self.client = transport.get_extra_info("peername")[:2]
-        self.server = transport.get_extra_info("sockname")[:2]
-        self.ends = Ends(
-            parse_address(self.client[0]),
-            self.client[1],
-            parse_address(self.server[0]),
-            self.server[1],
-        )
+        client = transport.get_extra_info("peername")
+        server = transport.get_extra_info("sockname")
+        if not client or not server:  # gone before it was accepted
+            self._transport.abort()
+            return
+        self.client, self.server = client, server
+        self.ends = Ends(_packed(client), client[1], _packed(server), server[1])
+        self._admitted = True
         judge = self._host.admit(self)
         if judge is None:
             self._close(reset=True)
@@ -136,7 +139,8 @@ class ClientConnection(asyncio.Protocol):
         """Pass the end of the client's connection on, and end everything behind it."""
         if self.exchange is not None:
             self.perform(self.exchange.client_lost(time.monotonic()))
-        self._host.forget(self)
+        if self._admitted:
+            self._host.forget(self)
 
     def pause_writing(self) -> None:
         """Pass on that the client reads too slowly."""
@@ -242,11 +246,11 @@ class ClientConnection(asyncio.Protocol):
             failure = ConnectFailure.REFUSED
             if isinstance(error, TimeoutError):
                 failure = ConnectFailure.TIMEOUT
-            log.debug("no connection to %s port %d: %s", *self.server, error)
+            log.debug("no connection to %s: %s", self.server, error)
             self._upstream_failed(failure)
             return
         except Exception:
-            log.exception("no connection to %s port %d: internal error", *self.server)
+            log.exception("no connection to %s: internal error", self.server)
             self._connecting = None
             self._upstream_failed(ConnectFailure.REFUSED)
             return
@@ -341,6 +345,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()
         else:
             self._transport.close()
+
+
+def _packed(address: SocketAddress) -> bytes:
+    """The packed address of a socket's end, without the scope of a link-local one."""
+    return parse_address(address[0].partition("%")[0])
 
 
 def reset_on_close(transport: asyncio.Transport) -> None:

@@ -23,28 +23,13 @@ Rules.
   * `100 Continue` is sent by the proxy, when the request was allowed, and never before.
   * An answer that can no longer be completed ends with a reset, so that it cannot look complete.
   * Any exception resets both sides (fail closed).
-Source: RFC 9112 9; RFC 9110 10.1.1; research notes l7, sections 0 and 3.1.
+Source: RFC 9112 9; RFC 9110 10.1.1.
 """
 
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
-from l7proxy import refusals, responses
-from l7proxy.commands import (
-    CloseClient,
-    Command,
-    ConnectFailure,
-    Count,
-    Log,
-    PauseClient,
-    PauseUpstream,
-    Record,
-    RecordKind,
-    ResumeClient,
-    ResumeUpstream,
-    SendClient,
-    ShutdownClient,
-)
+from l7proxy import commands, refusals, responses
 from l7proxy.framing import LAST_CHUNK, Delimiter, FramingFault, chunk
 from l7proxy.head import RequestHead
 from l7proxy.inbox import Inbox
@@ -63,17 +48,17 @@ _P = ParamSpec("_P")
 
 def _event(
     step: "Callable[Concatenate[Exchange, _P], None]",
-) -> "Callable[Concatenate[Exchange, _P], list[Command]]":
+) -> "Callable[Concatenate[Exchange, _P], list[commands.Command]]":
     """Make an event method of a step: it returns the commands, and fails closed."""
 
-    def event(self: "Exchange", /, *args: _P.args, **kwargs: _P.kwargs) -> list[Command]:
-        commands: list[Command] = []
-        self._commands = commands
+    def event(self: "Exchange", /, *args: _P.args, **kwargs: _P.kwargs) -> list[commands.Command]:
+        asked: list[commands.Command] = []
+        self._commands = asked
         try:
             step(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing more may pass
             self._fail(error)
-        return commands
+        return asked
 
     event.__doc__, event.__name__ = step.__doc__, step.__name__
     return event
@@ -92,21 +77,10 @@ class Exchange:
     """
 
     __slots__ = (
-        "_client_blocked",
-        "_client_ended",
-        "_client_paused",
-        "_closing",
-        "_commands",
-        "_current",
-        "_draining",
-        "_inbox",
-        "_judge",
-        "_limits",
-        "_link",
-        "_new_request_id",
-        "_phase",
-        "_timer",
-    )
+        "_client_blocked", "_client_ended", "_client_paused", "_closing", "_commands",
+        "_current", "_draining", "_inbox", "_judge", "_limits", "_link", "_new_request_id",
+        "_phase", "_timer",
+    )  # fmt: skip
 
     def __init__(
         self, judge: Judge, limits: Limits, new_request_id: Callable[[], str], now: float
@@ -123,7 +97,7 @@ class Exchange:
         self._client_paused = False
         self._draining = False
         self._closing = False
-        self._commands: list[Command] = []
+        self._commands: list[commands.Command] = []
         self._timer = Timer(limits, now)
 
     @property
@@ -232,9 +206,9 @@ class Exchange:
             self._closing = True
             self._deny(refused.refusal, now)
             return
-        self._log(current.record(RecordKind.REQUEST, self._limits, now))
+        self._log(current.record(commands.RecordKind.REQUEST, self._limits, now))
         if request.expects_continue:
-            self._commands.append(SendClient(responses.CONTINUE))
+            self._commands.append(commands.SendClient(responses.CONTINUE))
         if self._link.state is LinkState.NONE:
             self._open(now)
         self._link.send(data, self._commands)
@@ -256,7 +230,7 @@ class Exchange:
         try:
             payload, inbox.data = current.reader.read(inbox.data)
         except FramingFault as fault:
-            self._break_request(fault.refusal, now)
+            self._fail_request(fault.refusal, now)
             return False
         if payload:
             current.received_bytes += len(payload)
@@ -320,7 +294,7 @@ class Exchange:
         body_too_long = request.framing.length > self._limits.discard_bytes
         if request.has_body and (body_too_long or request.expects_continue):
             self._closing = True
-        self._log(current.record(RecordKind.REQUEST, self._limits, now, refusal))
+        self._log(current.record(commands.RecordKind.REQUEST, self._limits, now, refusal))
         self._answer(refusal, head_only=request.method == b"HEAD", close=self._closing)
         if self._closing:
             self._finish_client(now)
@@ -334,23 +308,10 @@ class Exchange:
         data = responses.local_response(
             refusal, head_only=head_only, close=close, limits=self._limits
         )
-        self._commands.append(SendClient(data))
+        self._commands.append(commands.SendClient(data))
 
-    def _break_request(self, refusal: Refusal, now: float) -> None:
-        """End a request whose body went wrong on the way: the server must not take it for whole."""
-        current = self._current
-        assert current is not None
-        self._log_end(refusal, now)
-        self._drop_upstream(reset=True)
-        if not current.answer_begun and refusal.status:
-            head_only = current.request.method == b"HEAD"
-            self._answer(refusal, head_only=head_only, close=True)
-            self._finish_client(now)
-        else:
-            self._close_client(reset=True)
-
-    def _fail_upstream(self, refusal: Refusal, now: float) -> None:
-        """Answer for a server that did not, or end an answer that it did not complete."""
+    def _fail_request(self, refusal: Refusal, now: float) -> None:
+        """End a request that was sent on: answer for the server, or cut an answer that has begun."""
         current = self._current
         assert current is not None
         self._log_end(refusal, now)
@@ -385,13 +346,13 @@ class Exchange:
         self._regulate()
 
     @_event
-    def upstream_failed(self, failure: ConnectFailure, now: float) -> None:
+    def upstream_failed(self, failure: commands.ConnectFailure, now: float) -> None:
         """Take that there is no connection to the server."""
         if self._link.state is not LinkState.OPENING:
             return
-        timed_out = failure is ConnectFailure.TIMEOUT
+        timed_out = failure is commands.ConnectFailure.TIMEOUT
         self._link.failed()
-        self._fail_upstream(refusals.CONNECT_TIMEOUT if timed_out else refusals.CONNECT_FAILED, now)
+        self._fail_request(refusals.CONNECT_TIMEOUT if timed_out else refusals.CONNECT_FAILED, now)
 
     @_event
     def upstream_data(self, data: bytes, now: float) -> None:
@@ -402,18 +363,18 @@ class Exchange:
         reply = None if current is None else current.reply
         if current is None or reply is None:
             # Bytes that answer no request would answer the next one: the queue is poisoned.
-            self._commands.append(Count("upstream_unsolicited_bytes"))
+            self._commands.append(commands.Count("upstream_unsolicited_bytes"))
             self._drop_upstream(reset=True)
             return
         headless = reply.response is None
         try:
             written = reply.read(data, close=self._closing)
         except ResponseRefused as refused:
-            self._fail_upstream(refused.refusal, now)
+            self._fail_request(refused.refusal, now)
             return
         current.replay = b""
         if written:
-            self._commands.append(SendClient(written))
+            self._commands.append(commands.SendClient(written))
         if headless and reply.response is not None:
             current.latency_s = now - current.head_at
         if reply.done:
@@ -425,7 +386,7 @@ class Exchange:
         """Go on after a complete answer."""
         response = reply.response
         assert response is not None
-        self._log(current.record(RecordKind.RESPONSE, self._limits, now))
+        self._log(current.record(commands.RecordKind.RESPONSE, self._limits, now))
         self._link.used = True
         request_complete = self._phase is Phase.ANSWER
         if reply.excess or not response.reusable or not request_complete:
@@ -458,21 +419,21 @@ class Exchange:
             self._retry(current, now)
         elif reply.response is None:
             begun = reply.begun
-            self._fail_upstream(
+            self._fail_request(
                 refusals.UPSTREAM_PROTOCOL if begun else refusals.UPSTREAM_CLOSED, now
             )
         elif lost or (written := reply.end()) is None:
-            self._fail_upstream(refusals.UPSTREAM_TRUNCATED, now)
+            self._fail_request(refusals.UPSTREAM_TRUNCATED, now)
         else:
             if written:
-                self._commands.append(SendClient(written))
+                self._commands.append(commands.SendClient(written))
             self._end_response(current, reply, now)
 
     def _retry(self, current: Ongoing, now: float) -> None:
         """RFC 9112 9.3.1: the server closed a kept connection before it saw the request."""
         data, current.replay = current.replay, b""
         self._drop_upstream(reset=False)
-        self._commands.append(Count("upstream_rq_retry"))
+        self._commands.append(commands.Count("upstream_rq_retry"))
         self._open(now)
         self._link.send(data, self._commands)
 
@@ -496,14 +457,14 @@ class Exchange:
             return
         self._phase = Phase.LINGER
         self._timer.linger(now)
-        self._commands.append(ShutdownClient())
+        self._commands.append(commands.ShutdownClient())
 
     def _close_client(self, *, reset: bool = False) -> None:
         self._phase = Phase.CLOSED
         self._inbox.clear()
         self._current = None
         self._timer.stop()
-        self._commands.append(CloseClient(reset=reset))
+        self._commands.append(commands.CloseClient(reset=reset))
 
     def _reset(self, refusal: Refusal, now: float) -> None:
         """End everything at once."""
@@ -519,16 +480,13 @@ class Exchange:
         timeout = self._timer.timeout
         match self._phase:
             case Phase.IDLE:
-                self._commands.append(Count("downstream_cx_idle_timeout"))
+                self._commands.append(commands.Count("downstream_cx_idle_timeout"))
                 self._finish_client(now)
             case Phase.HEAD:
                 self._refuse(refusals.HEAD_TIMEOUT, None, now)
             case Phase.BODY | Phase.ANSWER:
                 assert timeout is not None
-                if timeout is refusals.BODY_TIMEOUT:
-                    self._break_request(timeout, now)
-                else:
-                    self._fail_upstream(timeout, now)
+                self._fail_request(timeout, now)
             case Phase.DISCARD:
                 self._finish_client(now)
             case Phase.LINGER:
@@ -598,10 +556,12 @@ class Exchange:
         pause = self._must_pause_client(phase, link)
         if pause is not self._client_paused:
             self._client_paused = pause
-            self._commands.append(PauseClient() if pause else ResumeClient())
+            self._commands.append(commands.PauseClient() if pause else commands.ResumeClient())
         if self._client_blocked is not link.paused and link.state is LinkState.OPEN:
             link.paused = self._client_blocked
-            self._commands.append(PauseUpstream() if link.paused else ResumeUpstream())
+            self._commands.append(
+                commands.PauseUpstream() if link.paused else commands.ResumeUpstream()
+            )
 
     # --- records ---------------------------------------------------------------------------------
 
@@ -617,13 +577,15 @@ class Exchange:
         self._drop_upstream(reset=True)
         self._close_client(reset=True)
 
-    def _log(self, record: Record) -> None:
-        self._commands.append(Log(record))
+    def _log(self, record: commands.Record) -> None:
+        self._commands.append(commands.Log(record))
 
     def _log_end(self, refusal: Refusal, now: float) -> None:
-        """Log how a request ended, if one is being served, without a complete answer."""
+        """commands.Log how a request ended, if one is being served, without a complete answer."""
         current = self._current
         if current is None or self._phase is Phase.DISCARD:
             return  # nothing is being served, or it was denied and has its record already
-        kind = RecordKind.REQUEST if current.reply is None else RecordKind.RESPONSE
+        kind = (
+            commands.RecordKind.REQUEST if current.reply is None else commands.RecordKind.RESPONSE
+        )
         self._log(current.record(kind, self._limits, now, refusal))

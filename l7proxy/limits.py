@@ -40,7 +40,7 @@ class Limits:
     longer one closes it."""
     connection_count: int = 10_000
     """Client connections of one worker. Edge: 10,000 per listener."""
-    connection_count_per_source: int = 1_000
+    connection_count_per_source: int = 5_000
     """Client connections of one source address on one worker. Advice; Envoy has none."""
 
     first_byte_timeout_s: float = 15.0

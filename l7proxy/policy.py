@@ -3,7 +3,8 @@
 One `Policy` per worker holds the snapshot in force; one `ConnectionJudge` per client connection
 asks it. The pair (source, destination) is decided by the same View that the datapath uses; a
 redirected connection has http rules on the egress side, the ingress side, or both, and a request
-must satisfy each side that has some. Rules are compiled once per list and kept over snapshots that repeat it.
+must satisfy each side that has some. Rules are compiled once per list and kept over snapshots that
+repeat it.
 
 Fail closed: without a snapshot, and by rules that this proxy does not enforce (any kind but "http",
 and http inside TLS), nothing is allowed. Source: cilium/proxy, cilium_network_filter and
@@ -12,7 +13,7 @@ cilium_l7policy: first the connection, then each request.
 
 from typing import NamedTuple
 
-from firewall.policy.http_match import HeaderEdit, HttpMatcher, SecretReader
+from firewall.policy.http_match import HeaderEdit, HttpMatch, HttpMatcher, SecretReader
 from firewall.policy.policymap import DirectionVerdict
 from firewall.policy.snapshot import HttpRuleRow, L7Row, OriginRow, Snapshot
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
@@ -25,17 +26,45 @@ TCP = 6
 
 _MATCHER_COUNT = 1024  # compiled lists kept; a list of ten rules is about 20 kB of RE2 programs
 
+_MEMO_COUNT = 4096  # answers remembered per list of rules, at most 2 MB with their keys
+_MEMO_KEY_BYTES = 256  # longer targets are matched each time, or a client could fill the memory
+
+
+class _Rules:
+    """A compiled list of http rules, with the answers that depend on nothing but the key."""
+
+    __slots__ = ("_matcher", "_memo", "uses_headers")
+
+    def __init__(self, rows: tuple[HttpRuleRow, ...], secrets: SecretReader | None) -> None:
+        self._matcher = HttpMatcher(rows, secrets=secrets)
+        self._memo: dict[tuple[bytes, bytes, bytes], HttpMatch] = {}
+        self.uses_headers = any(row.headers or row.header_matches for row in rows)
+
+    def evaluate(self, request: Request) -> HttpMatch:
+        """Return the rule that allows a request, and what to change in it."""
+        method, target = request.method, request.target
+        if self.uses_headers:
+            return self._matcher.evaluate(method, target.wire, target.authority, request.headers)
+        key = method, target.wire, target.authority
+        found = self._memo.get(key)
+        if found is None:
+            found = self._matcher.evaluate(*key, ())
+            if sum(map(len, key)) <= _MEMO_KEY_BYTES:
+                if len(self._memo) >= _MEMO_COUNT:
+                    self._memo.clear()
+                self._memo[key] = found
+        return found
+
 
 class _Side(NamedTuple):
-    """The http rules of one direction; `matcher` None: this side restricts nothing.
+    """The http rules of one direction; `rules` None: this side restricts nothing.
 
     `written` says where each rule stands; `answers` keeps what was answered before, per rule.
     """
 
     direction: TrafficDirection
     verdict: DirectionVerdict
-    matcher: HttpMatcher | None
-    uses_headers: bool
+    rules: _Rules | None
     audit: bool
     written: dict[HttpRuleRow, tuple[OriginRow, ...]]
     answers: dict[HttpRuleRow | None, Judgement]
@@ -50,7 +79,7 @@ class Policy:
     def __init__(self, secrets: SecretReader | None = None) -> None:
         self.view: View | None = None
         self._secrets = secrets
-        self._matchers: dict[tuple[HttpRuleRow, ...], HttpMatcher] = {}
+        self._rules: dict[tuple[HttpRuleRow, ...], _Rules] = {}
 
     @property
     def revision(self) -> int:
@@ -61,15 +90,14 @@ class Policy:
         """Decide by this snapshot from now on."""
         self.view = View(snapshot)
 
-    def matcher(self, rows: tuple[HttpRuleRow, ...]) -> HttpMatcher:
+    def rules(self, rows: tuple[HttpRuleRow, ...]) -> _Rules:
         """Return the compiled form of a list of rules."""
-        matcher = self._matchers.get(rows)
-        if matcher is None:
-            if len(self._matchers) >= _MATCHER_COUNT:
-                self._matchers.clear()
-            matcher = HttpMatcher(rows, secrets=self._secrets)
-            self._matchers[rows] = matcher
-        return matcher
+        rules = self._rules.get(rows)
+        if rules is None:
+            if len(self._rules) >= _MATCHER_COUNT:
+                self._rules.clear()
+            self._rules[rows] = rules = _Rules(rows, self._secrets)
+        return rules
 
 
 class ConnectionJudge:
@@ -135,13 +163,10 @@ class ConnectionJudge:
             return self.connection()
         judgement: Judgement | None = None
         edits: list[HeaderEdit] = []
-        headers = request.headers if self._uses_headers else []
         for side in self._sides:
-            if side.matcher is None:
+            if side.rules is None:
                 continue
-            found = side.matcher.evaluate(
-                request.method, request.target.wire, request.target.authority, headers
-            )
+            found = side.rules.evaluate(request)
             judgement = self._answer(decision, side, found.rule)
             if not judgement.allowed:
                 return judgement
@@ -179,17 +204,18 @@ class ConnectionJudge:
                     )
                     if verdict is not None
                 ]
-                self._uses_headers = any(side.uses_headers for side in self._sides)
+                self._uses_headers = any(
+                    side.rules is not None and side.rules.uses_headers for side in self._sides
+                )
                 self._decision = decision
         return self._decision
 
     def _side(
         self, view: View, direction: TrafficDirection, verdict: DirectionVerdict, subject: Peer
     ) -> _Side:
-        rows = _http_rules(verdict.l7)
-        uses_headers = any(row.headers or row.header_matches for row in rows)
+        rules = self._policy.rules(_http_rules(verdict.l7))
         # Header actions of a rule apply even where nothing is refused.
-        consulted = verdict.l7 is not None and (not verdict.unrestricted or uses_headers)
+        consulted = verdict.l7 is not None and (not verdict.unrestricted or rules.uses_headers)
         written: dict[HttpRuleRow, tuple[OriginRow, ...]] = {}
         for entry in verdict.entries:
             if entry.l7 >= 0:
@@ -199,8 +225,7 @@ class ConnectionJudge:
         return _Side(
             direction,
             verdict,
-            self._policy.matcher(rows) if consulted else None,
-            uses_headers,
+            rules if consulted else None,
             view.snapshot.settings.policy_audit_mode
             or (subject.endpoint is not None and subject.endpoint.audit),
             written,

@@ -25,7 +25,11 @@ _EPHEMERAL_MIDDLE = 46_884
 """Middle of the default net.ipv4.ip_local_port_range, 32768 to 60999: the longer side is used."""
 
 
-def open_socket(client: tuple[str, int], mark: int) -> socket.socket:
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""As the socket module has it: address and port, for IPv6 flow label and scope as well."""
+
+
+def open_socket(client: SocketAddress, mark: int) -> socket.socket:
     """Return a non-blocking socket bound to the client's address and to another port than its own.
 
     Raises:
@@ -38,11 +42,15 @@ def open_socket(client: tuple[str, int], mark: int) -> socket.socket:
             _avoid_port(sock, client[1])
         except OSError:
             return _bind_elsewhere(sock, client, mark)
-        sock.bind((client[0], 0))
+        sock.bind(_any_port(client))
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _any_port(client: SocketAddress) -> SocketAddress:
+    return (client[0], 0) if len(client) == 2 else (client[0], 0, client[2], client[3])
 
 
 def _make_socket(family: int, mark: int) -> socket.socket:
@@ -65,17 +73,17 @@ def _avoid_port(sock: socket.socket, port: int) -> None:
     sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
 
 
-def _bind_elsewhere(sock: socket.socket, client: tuple[str, int], mark: int) -> socket.socket:
-    sock.bind((client[0], 0))
+def _bind_elsewhere(sock: socket.socket, client: SocketAddress, mark: int) -> socket.socket:
+    sock.bind(_any_port(client))
     if sock.getsockname()[1] != client[1]:
         return sock
     with contextlib.closing(sock):  # keeps the port taken while another is chosen
         other = _make_socket(sock.family, mark)
-        other.bind((client[0], 0))
+        other.bind(_any_port(client))
     return other
 
 
-async def connect(client: tuple[str, int], server: tuple[str, int], mark: int) -> socket.socket:
+async def connect(client: SocketAddress, server: SocketAddress, mark: int) -> socket.socket:
     """Return a connected socket; how long it may take is the caller's to say.
 
     Raises:

@@ -20,11 +20,13 @@ import gc
 import itertools
 import logging
 import os
+import resource
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
@@ -57,6 +59,10 @@ DRAIN_S = 5.0
 """How long SIGTERM lets exchanges finish."""
 
 ROWS_PER_ANSWER = 256
+"""Rows of one message: about 30 kB."""
+
+SPARE_DESCRIPTORS = 64
+"""For listeners, control socket, logs and libraries."""
 
 VERSION = version("bartizan")
 """What the agent compares with its own before it adopts a worker."""
@@ -304,6 +310,22 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _raise_descriptor_limit(limits: Limits) -> Limits:
+    """Take as many descriptors as the system gives, and accept no more than they serve.
+
+    A connection needs two. Without a descriptor accept(2) fails, and a listener that stays readable
+    would keep the loop busy.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return limits
+    room = max(1, (hard - SPARE_DESCRIPTORS) // 2)
+    if room < limits.connection_count:
+        log.warning("RLIMIT_NOFILE %d: at most %d connections", hard, room)
+    return replace(limits, connection_count=min(limits.connection_count, room))
+
+
 def _new_loop(name: str) -> asyncio.AbstractEventLoop:
     if name == "uvloop":
         try:
@@ -340,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         'msg="%(message)s"',
     )
     try:
-        limits = override(Limits(), options.set)
+        limits = _raise_descriptor_limit(override(Limits(), options.set))
     except LimitError as error:
         log.error("--set: %s", error)  # noqa: TRY400 - the text says it all
         return 2
