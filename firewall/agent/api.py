@@ -31,7 +31,7 @@ from firewall.agent.declaration import Declaration, parse_declaration, parse_lab
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, LinkError
 from firewall.agent.explaining import Explainer, UnknownFlowError
-from firewall.agent.policies import InvalidPolicyError
+from firewall.agent.policies import InvalidPolicyError, key_row
 from firewall.agent.roster import RosterError, UnknownEndpointError
 from firewall.agent.status import Status
 from firewall.agent.supervisor import WorkerState
@@ -234,7 +234,7 @@ class Api:
         everything = request.query.get("all", "") in ("1", "true", "yes")
         if not everything and not selection:
             raise RequestError("say which policies: kind, namespace, name, labels, or all=1")
-        keys = [views.key_of(one.key) for one in self._engine.book.repository.select(**selection)]
+        keys = [key_row(one.key) for one in self._engine.book.repository.select(**selection)]
         if "labels" not in selection:
             keys += [key for key in self._engine.book.resources if _fits(key, selection)]
         change = await self._engine.delete_policy(keys)

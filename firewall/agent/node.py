@@ -6,7 +6,6 @@ again, because all it has to do is become readable.
 """
 
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 
@@ -58,22 +57,6 @@ def local_addresses() -> tuple[bytes, ...]:
     with IPRoute() as route:
         found = {address for message in route.get_addr() for address in _addresses(message)}
     return tuple(sorted(found))
-
-
-def interface_names() -> dict[str, int]:
-    """Return index by name of the links of this network namespace."""
-    return {name: index for index, name in socket.if_nameindex()}
-
-
-def boot_id() -> str:
-    """Return what differs after every boot: a generation of the kernel's tables."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
-        return file.read().strip()
-
-
-def network_namespace() -> str:
-    """Return what identifies the network namespace of this process, as `net:[4026531840]`."""
-    return os.readlink("/proc/self/ns/net")  # noqa: PTH115  Path would resolve the magic link
 
 
 def _addresses(message: object) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ A declaration comes from one of three origins and only that origin may change or
 API, the configuration file, or a file of the endpoint directory. All are persisted, so that after a
 restart, before any file has been read, exactly the endpoints of before are enforced again.
 
-The roster decides and persists; it allocates no identities and publishes nothing (`core` does).
+The roster decides and persists; it allocates no identities and publishes nothing (`engine` does).
 """
 
 import contextlib

@@ -6,13 +6,13 @@ from typing import Any
 
 from conntrack.address import format_address
 from firewall.agent.engine import Engine
-from firewall.agent.policies import BookChange, Key
+from firewall.agent.policies import BookChange, Key, key_row
 from firewall.agent.roster import Member
 from firewall.agent.supervisor import Worker
 from firewall.datapath.kernel import QueueCounters
 from firewall.endpoints.endpoint import Endpoint
 from firewall.identities.reserved import CLUSTER_MAX, CLUSTER_MIN, Reserved
-from firewall.policy.model import ObjectKey, PolicyObject
+from firewall.policy.model import PolicyObject
 from firewall.policy.repository import Repository
 from firewall.policy.snapshot import DirectionRow, NamedPortRow
 
@@ -106,7 +106,7 @@ def policies(objects: Iterable[PolicyObject], repository: Repository) -> Json:
         "revision": repository.revision,
         "objects": [
             {
-                "key": _key((one.key.kind, one.key.namespace, one.key.name)),
+                "key": _key(key_row(one.key)),
                 "labels": list(one.labels),
                 "file": one.file,
                 "document": one.document,
@@ -131,11 +131,6 @@ def deleted(change: BookChange) -> Json:
         "revision": change.policies.revision,
         "deleted": [_key(key) for key, _ in change.listed()],
     }
-
-
-def key_of(key: ObjectKey) -> Key:
-    """Return an object's key as the book has it."""
-    return key.kind, key.namespace, key.name
 
 
 def _key(key: Key) -> Json:

@@ -55,8 +55,9 @@ BUFFER_BYTES = 4 * 1024 * 1024
 OUTBOX_BYTES = 64 * 1024 * 1024
 """What answers may wait in the worker: a dump of 250,000 conntrack entries of 256 bytes."""
 
-CONNECT_INTERVAL_S = 0.05
-"""Pause between attempts to reach a worker that does not listen yet."""
+CONNECT_INTERVAL_S = 0.01
+"""Pause between attempts to reach a worker that does not listen yet: what it decides before we are
+there leaves no flow."""
 
 _BACKLOG = 128  # the API's; a worker has one agent
 _NOT_YET = (FileNotFoundError, ConnectionRefusedError, BlockingIOError)
