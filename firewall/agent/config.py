@@ -295,7 +295,9 @@ class Config:
     )
     endpoints: tuple[Declaration, ...] = field(
         default=(),
-        metadata=_meaning("endpoints declared in this file; see docs/endpoints.md", live=True),
+        metadata=_meaning(
+            "endpoints declared in this file, as examples/bartizan.yaml shows", live=True
+        ),
     )
 
     @property
