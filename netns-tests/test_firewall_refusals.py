@@ -8,7 +8,7 @@ from netfilterqueue import NetfilterQueue
 from rules import peers, policy, ports
 from traffic import delivered, token, udp
 
-from lab.daemon import ApiRefused, command
+from lab.daemon import ApiRefused, Bartizan, command
 from lab.laboratory import LabError
 
 
@@ -78,14 +78,15 @@ def test_without_the_right_to_change_the_network_the_daemon_says_so(lab, tmp_pat
     assert not made.node.netns.processes()
 
 
-def test_a_queue_that_somebody_else_holds_is_named(lab, bartizan, tmp_path):
+@pytest.mark.needs("nfqueue")
+def test_a_queue_that_somebody_else_holds_is_named(lab):
     """Packets of a queue that is not ours would be decided by nobody knows whom."""
     made = lab(a="")
     holder = made.node.netns.within(NetfilterQueue)
     made.node.netns.within(lambda: holder.bind(0, lambda packet: packet.drop()))
     try:
         with pytest.raises(LabError) as caught:
-            bartizan(made, {"workers": 1})
+            Bartizan(made, {"workers": 1}).start(ready_s=5.0)
     finally:
         holder.unbind()
     assert "queue 0" in str(caught.value)

@@ -248,12 +248,17 @@ def passing_count(marks: Marks, queue_count: int) -> int:
 
 
 def _path_messages(family: Family) -> tuple[str, ...]:
-    """Return the ICMP errors that the proxy's own TCP needs (RFC 1191, RFC 8201)."""
+    """Return the ICMP errors that the proxy's own TCP needs (RFC 1191, RFC 8201).
+
+    The state is asked for first: xt_icmp silently drops what is too short to have a type, but a
+    truncated packet is for the worker to drop, with a reason, and is never RELATED.
+    """
+    related = "-m conntrack --ctstate RELATED"
     if family is Family.IPV4:
-        return ("-p icmp -m icmp --icmp-type destination-unreachable",)
+        return (f"-p icmp {related} -m icmp --icmp-type destination-unreachable",)
     return (
-        "-p ipv6-icmp -m icmp6 --icmpv6-type destination-unreachable",
-        "-p ipv6-icmp -m icmp6 --icmpv6-type packet-too-big",
+        f"-p ipv6-icmp {related} -m icmp6 --icmpv6-type destination-unreachable",
+        f"-p ipv6-icmp {related} -m icmp6 --icmpv6-type packet-too-big",
     )
 
 
