@@ -1,29 +1,19 @@
 """Plays a case: every step, every chosen check, by one judge or by both."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from policytest.answer import Answer, differences, same
 from policytest.case import Case, Check, Step
 from policytest.model import Model
 
+if TYPE_CHECKING:
+    from policytest.field import Field
+
 EXPLAINED_COUNT = 20
 """Failures of one file that are explained rule by rule; more would bury the first ones."""
 
 Chosen = Callable[[Step, Check], bool]
-
-
-class Observer(Protocol):
-    """A judge that sees what real packets meet."""
-
-    def perform(self, step: Step) -> None:
-        """Make the step's changes."""
-
-    def answers(self, checks: Sequence[Check]) -> list[Answer]:
-        """Answer checks of the present step."""
-
-    def evidence(self, check: Check) -> tuple[str, ...]:
-        """Return the flow lines of a check that was just answered."""
 
 
 class Result(NamedTuple):
@@ -68,21 +58,28 @@ class Result(NamedTuple):
 
 
 def play(
-    case: Case, chosen: Chosen, *, observer: Observer | None, compare: bool = True
+    case: Case, chosen: Chosen, *, field: "Field | None" = None, compare: bool = True
 ) -> Iterator[Result]:
     """Yield the results of a case, in the order of the file.
 
     Args:
         case: what to play.
         chosen: which checks; a step after the last chosen one is not performed.
-        observer: sends packets, None = only the model is asked.
+        field: where packets are sent, None = only the model is asked.
         compare: whether the model's answers count where packets were sent too. It explains
             failures in any case.
 
     Raises:
         ContradictionError: rules contradict each other.
+        FieldError: packets cannot be sent, or nobody says what became of one.
+        RefusedError: the daemon refuses what the readers accept.
     """
     model = Model(case)
+    observer = None
+    if field is not None:
+        from policytest.packets import PacketJudge  # noqa: PLC0415 (the model needs no lab)
+
+        observer = PacketJudge(field, case)
     wanted = [[check for check in step.checks if chosen(step, check)] for step in case.steps]
     explained = 0
     for step, checks in zip(case.steps, wanted, strict=True):

@@ -1,11 +1,10 @@
 """`bartizan test`: what people expect of policies, held against the model and real packets."""
 
-import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,8 @@ from firewall.cli.exits import ExitCode
 if TYPE_CHECKING:
     from firewall.policy.problem import Problem
     from policytest.case import Case
-    from policytest.play import Observer, Result
+    from policytest.field import Field
+    from policytest.play import Result
 
 
 @click.command()
@@ -150,31 +150,54 @@ class _Run:
 
         began = time.monotonic()
         try:
-            with self._observers() as observer_of:
-                for case in self.cases:
-                    self._play_case(case, observer_of(case))
+            if self.mode == "model":
+                self._play(self.cases, None)
+            else:
+                self._play_with_packets()
         except ContradictionError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(ExitCode.INVALID)
         self.seconds = time.monotonic() - began
 
-    def _play_case(self, case: "Case", observer: "Observer | None") -> None:
+    def _play_with_packets(self) -> None:
+        from policytest.field import Field, FieldError, RefusedError, groups
+
+        able = []
+        for case in self.cases:
+            if case.model_only and self.mode is None:
+                click.echo(f"{case.file}: model only, because {case.model_only}", err=True)
+                self._play([case], None)
+            elif case.model_only:
+                click.echo(f"{case.file}: {case.model_only}", err=True)
+                sys.exit(ExitCode.UNABLE)
+            else:
+                able.append(case)
+        try:
+            for group in groups(able):
+                with Field(group) as field:
+                    self._play(group, field)
+        except FieldError as error:
+            click.echo(f"packets: {error}", err=True)
+            if self.mode is not None or self.results:
+                sys.exit(ExitCode.UNABLE)
+            self.mode = "model"
+            self._play(self.cases, None)
+        except RefusedError as error:
+            click.echo(f"the daemon refuses what the model accepts: {error}", err=True)
+            sys.exit(ExitCode.DISAGREEMENT)
+
+    def _play(self, cases: "Sequence[Case]", field: "Field | None") -> None:
         from policytest.play import play
         from policytest.selection import filtered
 
+        choice = filtered(self.patterns)
         compare = self.mode != "packets"
-        found = list(play(case, filtered(self.patterns), observer=observer, compare=compare))
-        self.results += found
-        if found:
+        for case in cases:
+            if not any(choice(step, check) for step in case.steps for check in step.checks):
+                continue
+            found = list(play(case, choice, field=field, compare=compare))
+            self.results += found
             self.by_case.append((case, found))
-
-    def _observers(
-        self,
-    ) -> "contextlib.AbstractContextManager[Callable[[Case], Observer | None]]":
-        """Return what gives each case its observer: none in model mode."""
-        if self.mode == "model":
-            return contextlib.nullcontext(lambda _case: None)
-        return _field(self.cases, self.mode)
 
     @property
     def code(self) -> ExitCode:
@@ -182,11 +205,6 @@ class _Run:
         if any(not result.agrees for result in self.results):
             return ExitCode.DISAGREEMENT
         return ExitCode.FAILED if any(r.faults for r in self.results) else ExitCode.OK
-
-
-@contextlib.contextmanager
-def _field(cases: "list[Case]", mode: str | None) -> "Iterator[Callable[[Case], Observer | None]]":
-    raise NotImplementedError
 
 
 def _print(run: _Run, output: str, *, tap: bool, verbose: bool) -> None:
