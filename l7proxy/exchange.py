@@ -306,12 +306,12 @@ class Exchange:
 
     def _answer(self, refusal: Refusal, *, head_only: bool, close: bool) -> None:
         data = responses.local_response(
-            refusal, head_only=head_only, close=close, limits=self._limits
+            refusal, head_only=head_only, close=close, denied_body=self._limits.denied_body
         )
         self._commands.append(commands.SendClient(data))
 
     def _fail_request(self, refusal: Refusal, now: float) -> None:
-        """End a request that was sent on: answer for the server, or cut an answer that has begun."""
+        """End a request that was sent on: answer for the server, or cut what it has begun."""
         current = self._current
         assert current is not None
         self._log_end(refusal, now)

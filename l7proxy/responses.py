@@ -6,11 +6,11 @@ and spelling; hop-by-hop fields go, framing is written anew.
 Source: RFC 9110 7.6.1, 15; RFC 9112 6.3, 9; Cilium http-403-msg.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from l7proxy.framing import Delimiter, Framing, response_framing
 from l7proxy.head import Field, ResponseHead
-from l7proxy.limits import Limits
 from l7proxy.refusals import Refusal
 
 REASONS = {
@@ -44,13 +44,14 @@ _HOP_BY_HOP = frozenset(
 )
 
 
-def local_response(refusal: Refusal, *, head_only: bool, close: bool, limits: Limits) -> bytes:
-    """Return the proxy's own answer.
+@lru_cache(maxsize=256)  # refusals times two flags; the text is the same for all
+def local_response(refusal: Refusal, *, head_only: bool, close: bool, denied_body: str) -> bytes:
+    """Return the proxy's own answer; `denied_body` is the text of a 403.
 
     `head_only`: to a HEAD request (RFC 9110 9.3.2), body bytes would be taken for the next answer.
     """
     reason = REASONS[refusal.status]
-    body = limits.denied_body.encode() if refusal.status == 403 else reason
+    body = denied_body.encode() if refusal.status == 403 else reason
     body += b"\r\n"
     extra = b"Upgrade: HTTP/1.1\r\n" if refusal.status == 426 else b""  # RFC 9110 15.5.22
     options = [b"close"] if close else []

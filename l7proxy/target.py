@@ -32,7 +32,8 @@ _PLAIN = re.compile(rb"(?:/(?!\.)[0-9A-Za-z_~!$&'()*+,=:@.-]++)++/?+")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _ESCAPED_TWICE = re.compile(rb"%25[0-9A-Fa-f]{2}")
 _SLASHES = re.compile(rb"//+")
-_DOT_PARAMETERS = re.compile(rb"/\.\.?;")
+_DOT_PARAMETERS = re.compile(rb"/\.\.?(?:;|%3B|%20)")
+"""Dot segments for servers that cut a segment at `;`, before or after unescaping, or trim spaces."""
 _ABSOLUTE = re.compile(rb"([A-Za-z][0-9A-Za-z+.-]*+)://([^/?#]*+)([^#]*+)")
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -104,9 +105,11 @@ def _normalise_path(path: bytes, limits: Limits) -> bytes:
         if limits.escaped_twice == "reject" and _ESCAPED_TWICE.search(path):
             raise RequestRefused(refusals.DOUBLE_ESCAPE)
     path = _SLASHES.sub(b"/", path)
-    if b";" in path and (limits.path_parameters == "reject" or _DOT_PARAMETERS.search(path)):
+    if b";" in path and limits.path_parameters == "reject":
         raise RequestRefused(refusals.PATH)
     if b"/." in path:
+        if _DOT_PARAMETERS.search(path):
+            raise RequestRefused(refusals.PATH)
         path = _remove_dot_segments(path)
     return path
 

@@ -76,6 +76,8 @@ REFUSED = [
     (b"/a/..;/b", "path_normalization_failed"),
     (b"/a/.;x=1/b", "path_normalization_failed"),
     (b"/a/%2e%2e;/b", "path_normalization_failed"),
+    (b"/a/..%3b/b", "path_normalization_failed"),
+    (b"/a/..%20/b", "path_normalization_failed"),
     (b"*", "http1.invalid_url"),
     (b"svc.local:80", "http1.invalid_url"),
     (b"admin", "http1.invalid_url"),
