@@ -33,7 +33,7 @@ _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _ESCAPED_TWICE = re.compile(rb"%25[0-9A-Fa-f]{2}")
 _SLASHES = re.compile(rb"//+")
 _DOT_PARAMETERS = re.compile(rb"/\.\.?(?:;|%3B|%20)")
-"""Dot segments for servers that cut a segment at `;`, before or after unescaping, or trim spaces."""
+"""Dot segments for servers that cut at `;`, before or after unescaping, or trim spaces."""
 _ABSOLUTE = re.compile(rb"([A-Za-z][0-9A-Za-z+.-]*+)://([^/?#]*+)([^#]*+)")
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
