@@ -25,7 +25,10 @@ ICMP, ICMPV6 = 1, 58
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A workload under policy. `addresses` are packed; `labels` are its own ones only."""
+    """A workload under policy.
+
+    `addresses` are packed; `labels` are its own ones only; `place` is line and column.
+    """
 
     namespace: str
     name: str
@@ -33,6 +36,7 @@ class Endpoint:
     addresses: tuple[bytes, ...]
     ports: tuple[NamedPortRow, ...] = ()
     audit: bool = False
+    place: tuple[int, int] = (1, 1)
 
     @property
     def title(self) -> str:

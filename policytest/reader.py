@@ -14,7 +14,7 @@ from firewall.policy.files import files_of, read_file
 from firewall.policy.model import ObjectKey
 from firewall.policy.problem import Problem, did_you_mean
 from firewall.policy.readers import CAPABILITIES, ENFORCED, ReaderSettings, ReadResult, merge, read
-from firewall.policy.readers.composition import compose
+from firewall.policy.readers.composition import Mark, compose
 from firewall.policy.readers.document import Report, Value, shorten
 from firewall.policy.readers.kinds import KINDS
 from firewall.policy.readers.ports import is_port_name
@@ -23,7 +23,7 @@ from policytest.case import PROTOCOLS, Case, Check, Endpoint, OutsideHost, Setti
 from policytest.naming import AddressBook, is_name
 from policytest.placing import text_of
 from policytest.rehearsal import rehearse
-from policytest.tables import MATRIX_FIELDS, read_expectations, read_matrices
+from policytest.tables import entity, read_expectations, read_matrices
 
 API_VERSION = "bartizan.dev/v1"
 KIND = "PolicyTest"
@@ -41,8 +41,6 @@ HOST_FIELDS = ("name", "ip", "ips", "nodeLabels")
 STEP_FIELDS = (
     "name", "remove", "add", "namespaces", "label", "delete", "apply", "expect", "matrix",
 )  # fmt: skip
-
-__all__ = ["MATRIX_FIELDS", "CaseRead", "read_case", "read_case_text"]
 
 
 class CaseRead(NamedTuple):
@@ -79,28 +77,33 @@ def read_case_text(text: str, file: str, folder: Path) -> CaseRead:
         folder: where relative names of policy files begin.
     """
     report = Report(file)
+    told: list[Problem] = []
     roots = [Value(node, "", report) for node in compose(text, file, report.problems)]
     case = None
     if len(roots) == 1:
-        case = _Reader(report, folder).case(roots[0])
+        reader = _Reader(report, folder, told)
+        case = reader.case(roots[0])
+        rehearse(case, report, reader.marks)
     elif not report.problems:
         message = f"holds {len(roots)} documents; a test file is one"
         report.problems.append(Problem.error(file, 1, 1, "", message))
-    if case is not None:
-        rehearse(case, report)
-    problems = tuple(sorted(dict.fromkeys(report.problems), key=lambda p: (p.line, p.column)))
+    # A warning about our own fields says how kubectl reads them, which it never does.
+    own = (problem for problem in report.problems if problem.severity == "error")
+    problems = tuple(sorted(dict.fromkeys((*own, *told)), key=lambda p: (p.line, p.column)))
     refused = any(problem.severity == "error" for problem in problems)
     return CaseRead(None if refused else case, problems)
 
 
 class _Reader:
-    """Reads one file; problems go to the report, and reading goes on."""
+    """Reads one file; its problems go to the report, those of policies to `told`."""
 
-    def __init__(self, report: Report, folder: Path) -> None:
+    def __init__(self, report: Report, folder: Path, told: list[Problem]) -> None:
         self._report = report
+        self._told = told
         self._folder = folder
         self._book = AddressBook()
         self._settings = ReaderSettings()
+        self.marks: dict[tuple[int, str, str], Mark] = {}
 
     def case(self, root: Value) -> Case:
         fields = root.fields(FILE_FIELDS)
@@ -201,6 +204,7 @@ class _Reader:
             addresses=self._book.addresses(fields, title),
             ports=tuple(_ports(fields.get("ports"))),
             audit=bool(fields["audit"].boolean()) if "audit" in fields else False,
+            place=value.mark,
         )
 
     def _hosts(self, value: Value | None) -> list[OutsideHost]:
@@ -231,10 +235,8 @@ class _Reader:
                 sources.append(
                     Source(file=file, text=text, objects=result.objects, resources=result.resources)
                 )
-                self._report.problems += result.problems
-        told = set(self._report.problems)
-        doubles = merge(replace(result, problems=()) for result in results).problems
-        self._report.problems += [problem for problem in doubles if problem not in told]
+                self._told += result.problems
+        self._told += merge(replace(result, problems=()) for result in results).problems
         return sources
 
     def _inline(self, value: Value) -> tuple[str, str, ReadResult]:
@@ -269,17 +271,40 @@ class _Reader:
         made = Step(
             name=name,
             line=value.mark.line,
-            remove=tuple(item.text() or "" for item in _items(fields.get("remove"))),
+            remove=tuple(self._removed(item, number) for item in _items(fields.get("remove"))),
             add=tuple(self._endpoints(fields.get("add"))),
             namespaces={
-                key: _changes(item.fields(NAMESPACE_FIELDS).get("labels"), "")
+                self._used(item, number, "namespaces", key): _changes(
+                    item.fields(NAMESPACE_FIELDS).get("labels"), ""
+                )
                 for key, item in _pairs(fields.get("namespaces")).items()
             },
-            labels={key: _changes(item, K8S) for key, item in _pairs(fields.get("label")).items()},
-            delete=tuple(_keys(fields.get("delete"))),
+            labels={
+                self._used(item, number, "label", entity(key)): _changes(item, K8S)
+                for key, item in _pairs(fields.get("label")).items()
+            },
+            delete=tuple(self._keys(fields.get("delete"), number)),
             apply=tuple(self._sources(fields.get("apply"))),
         )
         return self._checks(made, fields, hosts, number)
+
+    def _used(self, value: Value, step: int, word: str, name: str) -> str:
+        """Remember where a step uses a name; return the name."""
+        self.marks[step, word, name] = value.mark
+        return name
+
+    def _removed(self, value: Value, step: int) -> str:
+        return self._used(value, step, "remove", entity(value.text() or ""))
+
+    def _keys(self, value: Value | None, step: int) -> list[ObjectKey]:
+        """Read `Kind/namespace/name` or, for cluster-wide kinds, `Kind/name`."""
+        found = []
+        for item in _items(value):
+            key = _key(item)
+            if key is not None:
+                self._used(item, step, "delete", str(key))
+                found.append(key)
+        return found
 
     def _checks(
         self,
@@ -389,20 +414,16 @@ def _ports(value: Value | None) -> list[NamedPortRow]:
     return list(found.values())
 
 
-def _keys(value: Value | None) -> list[ObjectKey]:
-    """Read `Kind/namespace/name` or, for cluster-wide kinds, `Kind/name`."""
-    found = []
-    for item in _items(value):
-        text = item.text()
-        if text is None:
-            continue
-        parts = text.split("/")
-        if len(parts) not in (2, 3) or not all(parts):
-            item.error(f'"{shorten(text)}" must be Kind/namespace/name, or Kind/name')
-        elif parts[0] not in KINDS:
-            hint = did_you_mean(parts[0], KINDS)
-            item.error(f'unknown kind "{shorten(parts[0])}"{hint}')
-        else:
-            namespace = parts[1] if len(parts) == 3 else ""
-            found.append(ObjectKey(kind=parts[0], namespace=namespace, name=parts[-1]))
-    return found
+def _key(value: Value) -> ObjectKey | None:
+    text = value.text()
+    if text is None:
+        return None
+    parts = text.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        value.error(f'"{shorten(text)}" must be Kind/namespace/name, or Kind/name')
+        return None
+    if parts[0] not in KINDS:
+        value.error(f'unknown kind "{shorten(parts[0])}"{did_you_mean(parts[0], KINDS)}')
+        return None
+    namespace = parts[1] if len(parts) == 3 else ""
+    return ObjectKey(kind=parts[0], namespace=namespace, name=parts[-1])

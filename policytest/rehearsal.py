@@ -1,39 +1,40 @@
 """The second pass of the reader: do the names that steps and checks use exist by then?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from conntrack.address import parse_address
-from firewall.policy.model import ObjectKey
 from firewall.policy.objects import resource_key
 from firewall.policy.problem import did_you_mean
 from firewall.policy.readers.composition import Mark
 from firewall.policy.readers.document import Report
-from policytest.case import NODE, Case, Check, Source, Step
+from policytest.case import NODE, Case, Check, Endpoint, Source, Step
+
+Marks = Mapping[tuple[int, str, str], Mark]
 
 
 class _Rehearsal:
     """Names known at a moment, and what is wrong with their use."""
 
-    def __init__(self, case: Case, report: Report) -> None:
+    def __init__(self, case: Case, report: Report, marks: Marks) -> None:
         self._report = report
+        self._marks = marks
         self._hosts = {host.title: host.addresses for host in case.hosts}
         self._endpoints: dict[str, tuple[bytes, ...]] = {}
         self._namespaces = set(case.namespaces)
         self._keys: set[str] = set()
         self._node = case.node
-        start = Mark(1, 1)
         for endpoint in case.endpoints:
-            self._add(endpoint.title, endpoint.namespace, endpoint.addresses, start)
+            self._add(endpoint)
         self._apply(case.sources)
 
     def _error(self, mark: Mark, path: str, message: str) -> None:
         self._report.error(mark, path, message)
 
-    def _add(self, title: str, namespace: str, addresses: tuple[bytes, ...], mark: Mark) -> None:
-        if title in self._endpoints:
-            self._error(mark, "endpoints", f"endpoint {title} is given twice")
-        self._endpoints[title] = addresses
-        self._namespaces.add(namespace)
+    def _add(self, endpoint: Endpoint) -> None:
+        if endpoint.title in self._endpoints:
+            self._error(Mark(*endpoint.place), "", f"endpoint {endpoint.title} is given twice")
+        self._endpoints[endpoint.title] = endpoint.addresses
+        self._namespaces.add(endpoint.namespace)
 
     def _apply(self, sources: Iterable[Source]) -> None:
         for source in sources:
@@ -43,22 +44,24 @@ class _Rehearsal:
                 resource_key(r)[2] for r in source.resources if resource_key(r)[0] == "Namespace"
             )
 
-    def step(self, step: Step) -> None:
-        mark = Mark(step.line, 1)
+    def step(self, number: int, step: Step) -> None:
         for title in step.remove:
             if self._endpoints.pop(title, None) is None:
-                self._error(mark, "remove", self._unknown(title))
+                self._misused(number, "remove", title, self._unknown(title))
         for endpoint in step.add:
-            self._add(endpoint.title, endpoint.namespace, endpoint.addresses, mark)
+            self._add(endpoint)
         for name in step.namespaces:
             if name not in self._namespaces:
                 hint = did_you_mean(name, self._namespaces)
-                self._error(mark, "namespaces", f'no namespace "{name}"{hint}')
+                self._misused(number, "namespaces", name, f'no namespace "{name}"{hint}')
         for title in step.labels:
             if title not in self._endpoints:
-                self._error(mark, "label", self._unknown(title))
-        for key in step.delete:
-            self._delete(key, mark)
+                self._misused(number, "label", title, self._unknown(title))
+        for key in map(str, step.delete):
+            if key not in self._keys:
+                hint = did_you_mean(key, self._keys)
+                self._misused(number, "delete", key, f"there is no {key} in this step{hint}")
+            self._keys.discard(key)
         self._apply(step.apply)
         said: set[Mark] = set()
         for check in step.checks:
@@ -66,11 +69,8 @@ class _Rehearsal:
             if place not in said and self._wrong(check, place):
                 said.add(place)
 
-    def _delete(self, key: ObjectKey, mark: Mark) -> None:
-        if str(key) not in self._keys:
-            hint = did_you_mean(str(key), self._keys)
-            self._error(mark, "delete", f"there is no {key} in this step{hint}")
-        self._keys.discard(str(key))
+    def _misused(self, step: int, word: str, name: str, message: str) -> None:
+        self._error(self._marks[step, word, name], f"steps[].{word}", message)
 
     def _unknown(self, title: str) -> str:
         known = (*self._endpoints, *self._hosts, NODE)
@@ -107,8 +107,14 @@ class _Rehearsal:
             return None
 
 
-def rehearse(case: Case, report: Report) -> None:
-    """Walk through the steps of a case; what is used before it exists goes to the report."""
-    rehearsal = _Rehearsal(case, report)
-    for step in case.steps:
-        rehearsal.step(step)
+def rehearse(case: Case, report: Report, marks: Marks) -> None:
+    """Walk through the steps of a case; what is used before it exists goes to the report.
+
+    Args:
+        case: as read.
+        report: receives the problems.
+        marks: where each step uses which name, by step, field and name.
+    """
+    rehearsal = _Rehearsal(case, report, marks)
+    for number, step in enumerate(case.steps):
+        rehearsal.step(number, step)

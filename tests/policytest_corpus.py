@@ -32,7 +32,7 @@ def converted(case):
     hosts = []
     for one in case.get("externals", ()):
         host = {"name": one["name"], "ip": one["ip"]}
-        if one.get("node"):
+        if one.get("node") and _means_nodes(case):
             host["nodeLabels"] = one.get("labels", {})
         hosts.append(host)
         order.append(f"host:{one['name']}")
@@ -61,6 +61,11 @@ def converted(case):
     if steps:
         test["steps"] = steps
     return test
+
+
+def _means_nodes(case):
+    """Whether some policy has node peers; to all others a node is an address outside."""
+    return "'nodes':" in str(case["policies"])
 
 
 def _mended(document):
