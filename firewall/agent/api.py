@@ -41,6 +41,8 @@ from firewall.identities.labels import K8S, POD_NAMESPACE, LabelError, parse_lab
 from firewall.identities.registry import KvStoreError
 from firewall.policy.question import Question, QuestionError
 from firewall.policy.readers import read
+from firewall.policy.realm import Asked
+from firewall.policy.remedy import NoRemedyError
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """Largest request body: about 50,000 policies."""
@@ -131,11 +133,13 @@ class Api:
                 web.delete("/v1/policy", self._delete_policy),
                 web.post("/v1/policy/validate", self._validate_policy),
                 web.post("/v1/policy/trace", self._trace_policy),
+                web.post("/v1/policy/suggest", self._suggest_policy),
                 web.get("/v1/ipcache", self._get_ipcache),
                 web.get("/v1/snapshot", self._get_snapshot),
                 web.get("/v1/conntrack", self._get_conntrack),
                 web.get("/v1/flows", self._get_flows),
                 web.get("/v1/flows/{uuid}/why", self._get_why),
+                web.get("/v1/flows/{uuid}/suggest", self._get_suggestion),
                 web.get("/v1/metrics", self._get_metrics),
             ]
         )
@@ -258,6 +262,19 @@ class Api:
         flow = self._explainer.find(request.match_info["uuid"])
         return web.json_response(body=msgspec.json.encode(self._explainer.why(flow)))
 
+    async def _suggest_policy(self, request: web.Request) -> web.Response:
+        return await self._suggestion(self._explainer.ask(await _question(request)))
+
+    async def _get_suggestion(self, request: web.Request) -> web.Response:
+        asked = self._explainer.ask_again(self._explainer.find(request.match_info["uuid"]))
+        if asked is None:
+            raise NoRemedyError("no policy decided this flow, so none can change it")
+        return await self._suggestion(asked)
+
+    async def _suggestion(self, asked: Asked) -> web.Response:
+        plan = await asyncio.to_thread(self._explainer.suggest, asked)
+        return web.json_response(body=msgspec.json.encode(plan))
+
     async def _get_snapshot(self, _: web.Request) -> web.Response:
         return web.json_response(body=_encode(msgspec.to_builtins(self._engine.publisher.snapshot)))
 
@@ -305,6 +322,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (UnknownFlowError, 404),
     (_NotFoundError, 404),
     (RosterError, 409),
+    (NoRemedyError, 409),
     (DocumentError, 422),
     (InvalidPolicyError, 422),
     (LabelError, 422),

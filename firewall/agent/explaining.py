@@ -15,16 +15,22 @@ import msgspec
 from firewall.agent.collector import Collector
 from firewall.agent.engine import Engine
 from firewall.agent.history import History, Past
+from firewall.agent.policies import key_row
 from firewall.agent.publisher import Publisher
 from firewall.flows.asked import question_of
 from firewall.flows.flow import EVENT_DROP, Extensions, Flow, parse_time
 from firewall.flows.flow import Explanation as Recorded
 from firewall.identities.labels import LabelFilter
 from firewall.policy.explain import Explanation, Request, explain
+from firewall.policy.model import ObjectKey
+from firewall.policy.plan import Plan, Source, make_plan
 from firewall.policy.question import Question
+from firewall.policy.readers import ReaderSettings
 from firewall.policy.realm import Asked, Realm, Traffic, ask
+from firewall.policy.remedy import suggest
 from firewall.policy.snapshot import Snapshot
 from firewall.policy.verdict import DROP_TEXT, DropReason
+from firewall.policy.view import View
 
 LAST_DROP = "last-drop"
 """Stands for the newest dropped flow in place of an id."""
@@ -184,6 +190,23 @@ class Explainer:
         if question is None or (flow.event_type and flow.event_type.type == EVENT_DROP):
             return None
         return Asked(self.realm(), question.traffic, question.request)
+
+    def suggest(self, asked: Asked) -> Plan:
+        """Find the smallest change that lets traffic pass; slow, to be called in a thread.
+
+        Raises:
+            NoRemedyError: nothing helps.
+        """
+        settings = ReaderSettings(cluster_name=self._engine.config.cluster_name)
+        realm = asked.realm
+        # A view writes its memos on reading, so no two threads may have the same one.
+        own = realm._replace(view=View(realm.view.snapshot))
+        asked = asked._replace(realm=own)
+        return make_plan(suggest(asked, settings), self._source_of, settings)
+
+    def _source_of(self, key: ObjectKey) -> Source | None:
+        found = self._engine.book.text_of(key_row(key))
+        return None if found is None else Source(found.file, found.text)
 
     def trace(self, asked: Asked) -> dict[str, Any]:
         """Answer a question."""

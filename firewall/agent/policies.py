@@ -176,6 +176,10 @@ class PolicyBook:
         )
         return self._commit(change, (), gone=doomed)
 
+    def text_of(self, key: Key) -> StoredText | None:
+        """Return the text that an object in force comes from."""
+        return next((text for text in self._texts if key in text.keys), None)
+
     def namespaces(self) -> dict[str, NamespaceObject]:
         """Return the namespaces that were declared, by name."""
         return {

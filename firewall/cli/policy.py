@@ -9,6 +9,7 @@ import click
 from firewall.cli.client import Client, Query
 from firewall.cli.exits import ExitCode
 from firewall.cli.output import as_yaml, output_option, show, table
+from firewall.cli.suggesting import suggest
 from firewall.cli.tracing import trace
 
 
@@ -18,6 +19,7 @@ def policy() -> None:
 
 
 policy.add_command(trace)
+policy.add_command(suggest)
 
 _FILES = click.option(
     "-f",

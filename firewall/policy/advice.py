@@ -78,7 +78,7 @@ def _http_item(conditions: tuple[Condition, ...]) -> str:
     headers = []
     for one in conditions:
         if one.what in ("method", "path", "host"):
-            value = one.expected if one.held else _literally(one.actual)
+            value = one.expected if one.held else literally(one.actual)
             fields.append(f"{one.what}: {_scalar(value)}")
         elif one.what == "header" and one.held:
             headers.append(_scalar(one.expected))
@@ -90,7 +90,7 @@ def _http_item(conditions: tuple[Condition, ...]) -> str:
     return f"- {{{', '.join(fields)}}} under rules.http"
 
 
-def _literally(text: str) -> str:
+def literally(text: str) -> str:
     """Write a pattern that matches just this text."""
     return "".join(f"\\{c}" if c in "\\.+*?()|[]{}^$" else c for c in text)
 

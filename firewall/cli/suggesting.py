@@ -1,0 +1,135 @@
+"""`bartizan policy suggest`: the smallest change that lets refused traffic pass, as a patch."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firewall.cli.client import Client
+from firewall.cli.exits import ExitCode
+from firewall.cli.output import as_yaml
+from firewall.cli.tracing import question_of, question_options
+
+if TYPE_CHECKING:
+    from firewall.policy.plan import ObjectPlan, Plan
+    from firewall.policy.question import Question
+
+
+@click.command()
+@click.argument("uuid", required=False, metavar="FLOW-UUID")
+@click.option("--last-drop", is_flag=True, help="Of the newest dropped flow.")
+@question_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["patch", "yaml", "json"]),
+    default="patch",
+    show_default=True,
+    help="A patch of the files, whole objects, or everything.",
+)
+@click.pass_obj
+def suggest(client: Client, /, uuid: str | None, last_drop: bool, output: str, **options: Any) -> None:  # noqa: E501  # fmt: skip
+    r"""Print the smallest change of policy that lets refused traffic pass.
+
+    It has been tried: with the change, the same question is answered by "allowed". A policy whose
+    file is here and unchanged since it was applied is patched, any other is printed whole:
+
+    \b
+      bartizan policy suggest --last-drop | patch -p1
+      bartizan policy suggest --last-drop -o yaml | bartizan policy apply -f -
+    """
+    import msgspec
+
+    from firewall.policy.plan import Plan
+
+    named = any(options[name] for name in ("source", "source_labels", "destination"))
+    if sum(map(bool, (uuid, last_drop, named))) > 1:
+        raise click.UsageError("say which traffic once: FLOW-UUID, --last-drop, or --from and --to")
+    if uuid or last_drop:
+        document = client.get("flows", uuid or "last-drop", "suggest")
+        plan = msgspec.convert(document, Plan)
+    else:
+        question = question_of(options)
+        if options["paths"]:
+            plan = _offline(question, options)
+        else:
+            asked = msgspec.to_builtins(question)
+            document = client.change("POST", "policy", "suggest", document=asked)
+            plan = msgspec.convert(document, Plan)
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(plan), indent=2).decode())
+        return
+    if not plan.objects:
+        click.echo(f"# nothing to change: the traffic is {plan.before.verdict}")
+        return
+    click.echo("".join(_texts(plan, patches=output == "patch")), nl=False)
+
+
+def _texts(plan: "Plan", *, patches: bool) -> list[str]:
+    """Return patches of the files that are as they were applied, and the other objects whole."""
+    from firewall.policy.patch import unified
+
+    texts = []
+    usable = set()
+    for change in plan.files if patches else ():
+        if _is_on_disk(change.file, change.before):
+            usable.add(change.file)
+    for one in plan.objects:
+        texts += [f"# {said}\n" for said in one.says]
+        if one.file and patches and one.file not in usable:
+            texts.append(f"# {one.file} is not here, or not as it was applied: the whole object\n")
+        if one.file not in usable:
+            texts.append(_whole(one))
+    for change in plan.files:
+        if change.file in usable:
+            texts.append(unified(change.before, change.after, _shown(change.file)))
+    return texts
+
+
+def _whole(one: "ObjectPlan") -> str:
+    if one.document is not None:
+        return f"---\n{as_yaml(one.document)}"
+    namespace = f" -n {one.namespace}" if one.namespace else ""
+    return f"# bartizan policy delete {one.name} --kind {one.kind}{namespace}\n"
+
+
+def _is_on_disk(file: str, text: str) -> bool:
+    try:
+        return Path(file).read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _shown(file: str) -> str:
+    """Return a file's name from here, if it is below."""
+    path = Path(file).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _offline(question: "Question", options: dict[str, Any]) -> "Plan":
+    from firewall.cli.offline import offline_realm
+    from firewall.policy.model import ObjectKey
+    from firewall.policy.plan import Source, make_plan
+    from firewall.policy.question import QuestionError
+    from firewall.policy.readers import ReaderSettings
+    from firewall.policy.realm import ask
+    from firewall.policy.remedy import NoRemedyError
+    from firewall.policy.remedy import suggest as find
+
+    cluster = options["cluster_name"]
+    realm = offline_realm(options["paths"], options["endpoints"], cluster)
+    files = {one.key: one.file for one in realm.objects}
+    settings = ReaderSettings(cluster_name=cluster)
+
+    def source_of(key: ObjectKey) -> Source | None:
+        file = files.get(key)
+        return None if not file else Source(file, Path(file).read_text(encoding="utf-8-sig"))
+
+    try:
+        return make_plan(find(ask(realm, question), settings), source_of, settings)
+    except QuestionError as error:
+        raise click.UsageError(str(error)) from error
+    except NoRemedyError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(ExitCode.FAILED)
