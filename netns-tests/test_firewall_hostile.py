@@ -1,6 +1,7 @@
 """Packets that nobody should send: each is dropped with a reason, and the worker lives on."""
 
 import random
+import socket
 import struct
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_packet_cut_anywhere_in_its_header_is_dropped_and_counted(three, famil
             a.send(_cut(whole, length, family))
         a.send(bytes(whole))
         at_b.expect(lambda data: len(data) == size and data[start:] == bytes(whole)[start:])
-        cut = [data for data in at_b.so_far() if data[-1:] and len(data) < size and _ours(data, a)]
+        cut = [data for data in at_b.so_far() if len(data) < size and _ours(data, a)]
     assert not cut
     came = _queued(three) - queued
     assert came >= size - start
@@ -111,8 +112,6 @@ def test_a_packet_cut_anywhere_in_its_header_is_dropped_and_counted(three, famil
 
 def _ours(data: bytes, host) -> bool:
     """Whether the packet claims to come from the host."""
-    import socket
-
     if data[0] >> 4 == 4:
         return data[12:16] == socket.inet_aton(host.address4)
     return data[8:24] == socket.inet_pton(socket.AF_INET6, host.address6)

@@ -2,7 +2,7 @@
 
 A host is a `lab.laboratory.Host`. Builders fill in its addresses, so a test names hosts and ports.
 Every wait is a poll with a deadline; nothing sleeps. That a packet did *not* come is shown by what
-did: a later packet on the same path (`fence`), a counter, a flow record.
+did: a later packet on the same path, a counter, a flow record.
 """
 
 import itertools
@@ -10,14 +10,14 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.packet import Packet, Raw
 
 from lab.laboratory import Host, Machine
-from lab.wire import Capture, NothingArrivedError
+from lab.wire import NothingArrivedError
 
 V4 = socket.AF_INET
 V6 = socket.AF_INET6
@@ -149,28 +149,11 @@ def is_tcp(
 # --- evidence ---------------------------------------------------------------------------------
 
 
-class Delivery(NamedTuple):
-    """What came of one packet: `arrived` None = it did not, though the fence after it did."""
-
-    arrived: bytes | None
-
-    def __bool__(self) -> bool:
-        return self.arrived is not None
-
-
 def delivered(sender: Host, receiver: Host, packet: Packet, payload: bytes) -> bytes:
     """Send `packet` and wait for its `payload` at the receiver; fails if it does not come."""
     with receiver.capture() as capture:
         sender.send(bytes(packet))
         return capture.expect(carries(payload), DEADLINE_S, what=f"{packet.summary()} did not come")
-
-
-def kept_back(
-    capture: Capture, matches: Callable[[bytes], bool], fence: Callable[[], bool]
-) -> bool:
-    """Whether nothing that `matches` has arrived once `fence` (evidence of the drop) is true."""
-    eventually(fence, "the fence")
-    return not any(matches(packet) for packet in capture.so_far())
 
 
 # --- connections ------------------------------------------------------------------------------
@@ -233,7 +216,7 @@ def curl(host: Host, url: str, *options: str, timeout_s: float = 10.0) -> tuple[
 
 
 __all__ = [
-    "DEADLINE_S", "FAMILIES", "V4", "V6", "Delivery", "Echo", "NothingArrivedError", "carries",
+    "DEADLINE_S", "FAMILIES", "V4", "V6", "Echo", "NothingArrivedError", "carries",
     "curl", "delivered", "echo", "eventually", "exchange", "fresh_port", "ip", "is_tcp",
-    "kept_back", "parsed", "tcp", "token", "udp",
+    "parsed", "tcp", "token", "udp",
 ]  # fmt: skip
