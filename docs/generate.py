@@ -16,7 +16,7 @@ _EXITS = {
     ExitCode.FAILED: "what was asked about is not well, or the agent refused",
     ExitCode.USAGE: "the command line or the configuration is wrong",
     ExitCode.UNABLE: "the machine cannot: no agent, no NFQUEUE, no permission",
-    ExitCode.INVALID: "a policy, endpoint or test file is invalid",
+    ExitCode.INVALID: "a policy, endpoint, test or capture file is invalid",
     ExitCode.NOTHING_SELECTED: "`bartizan test`: no check is selected",
     ExitCode.DISAGREEMENT: "`bartizan test`: the model and real packets disagree",
 }

@@ -27,6 +27,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "metrics": ("status", "Print the metrics in Prometheus form."),
     "observe": ("observe", "Show decisions as they are made."),
     "policy": ("policy", "Apply, show, check and delete policies."),
+    "replay": ("replay", "Run a capture through tracker and policy, packet by packet."),
     "run": ("daemon", "Run the daemon for this network namespace, in the foreground."),
     "status": ("status", "Show whether everything is well."),
     "why": ("why", "Explain a recorded flow: which rule decided, and what would change it."),

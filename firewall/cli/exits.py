@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     UNABLE = 3
     """The machine cannot: no agent, no NFQUEUE, no permission."""
     INVALID = 4
-    """A policy or endpoint file is invalid."""
+    """A policy, endpoint, test or capture file is invalid."""
     NOTHING_SELECTED = 5
     """`bartizan test`: no check is selected."""
     DISAGREEMENT = 6
