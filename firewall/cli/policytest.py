@@ -164,12 +164,12 @@ class _Run:
 
         able = []
         for case in self.cases:
-            if case.model_only and self.mode is None:
-                click.echo(f"{case.file}: model only, because {case.model_only}", err=True)
-                self._play([case], None)
-            elif case.model_only:
-                click.echo(f"{case.file}: {case.model_only}", err=True)
+            if case.model_only and self.mode == "packets":
+                click.echo(f"{case.file}: no packets: {case.model_only}", err=True)
                 sys.exit(ExitCode.UNABLE)
+            elif case.model_only:
+                click.echo(f"{case.file}: model only: {case.model_only}", err=True)
+                self._play([case], None)
             else:
                 able.append(case)
         try:
