@@ -80,6 +80,34 @@ def _documents(text: str, settings: ReaderSettings) -> dict[ObjectKey, dict[str,
     return {one.key: one.document for one in result.objects}
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes every value where it is used: an anchor would surprise an author who wrote none."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Say that nothing is shared."""
+        del data
+        return True
+
+
+def written(value: Any, *, flow: bool | None = None, width: float = _WIDTH) -> str:
+    """Return a value as YAML, keys in their own order.
+
+    Args:
+        value: of plain types.
+        flow: all in brackets, all in lines, or (None) only innermost collections in brackets.
+        width: columns before it is folded.
+    """
+    text: str = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=flow,
+        sort_keys=False,
+        allow_unicode=True,
+        width=width,
+    )
+    return text
+
+
 # --- where things stand -----------------------------------------------------------------------
 
 
@@ -231,24 +259,18 @@ def _replaced(text: str, node: yaml.Node, value: Any) -> str:
     """Return the text with a node written anew, in the style that it has."""
     start, end = node.start_mark.index, _end(text, node)
     flow = not isinstance(node, yaml.CollectionNode) or node.flow_style or not value
-    written = _flow(value) if flow else _block(value, node.start_mark.column)
-    return text[:start] + written + text[end:]
+    new = _flow(value) if flow else _block(value, node.start_mark.column)
+    return text[:start] + new + text[end:]
 
 
 def _flow(value: Any) -> str:
     """Write a value on one line, as it may stand inside brackets."""
-    written: str = yaml.safe_dump(
-        [value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
-    )
-    return written.strip()[1:-1]
+    return written([value], flow=True, width=float("inf")).strip()[1:-1]
 
 
 def _block(value: Any, column: int) -> str:
     """Write a value from a column on; inner collections without further ones on one line."""
-    written: str = yaml.safe_dump(
-        value, default_flow_style=None, sort_keys=False, allow_unicode=True, width=_WIDTH
-    )
-    lines = written.removesuffix("...\n").rstrip("\n").split("\n")
+    lines = written(value).removesuffix("...\n").rstrip("\n").split("\n")
     return f"\n{' ' * column}".join(lines)
 
 

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from conntrack.address import Prefix
 from firewall.identities.labels import LabelSet
 from firewall.policy.candidates import Candidate, Case, candidates
 from firewall.policy.edits import Edit, EditError, applied
 from firewall.policy.explain import Explanation, Walk
 from firewall.policy.model import ObjectKey, PolicyObject
+from firewall.policy.patch import written
 from firewall.policy.readers import ReaderSettings, read
 from firewall.policy.realm import Asked, rehearsed
 
@@ -170,8 +169,7 @@ def _with(
         except EditError:
             return None
     file = present.file if present is not None else ""
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    result = read(text, file, settings=settings)
+    result = read(written(document), file, settings=settings)
     if result.errors or [one.key for one in result.objects] != [candidate.key]:
         return None
     changed[candidate.key] = result.objects[0]
