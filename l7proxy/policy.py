@@ -88,7 +88,7 @@ class Policy:
 
     def install(self, snapshot: Snapshot) -> None:
         """Decide by this snapshot from now on."""
-        self.view = View(snapshot)
+        self.view = View(snapshot, self.view)
 
     def rules(self, rows: tuple[HttpRuleRow, ...]) -> _Rules:
         """Return the compiled form of a list of rules."""

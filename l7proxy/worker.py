@@ -34,8 +34,9 @@ from typing import IO
 from conntrack.address import format_address
 from firewall.control.channel import ChannelError, WorkerChannel
 from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hold
+from firewall.control.snapshots import SnapshotReader
 from firewall.flows.event import HttpEvent
-from firewall.policy.snapshot import SnapshotError, decode
+from firewall.policy.snapshot import SnapshotError
 from l7proxy.accesslog import Ends, http_event, is_final, text_line
 from l7proxy.commands import Record
 from l7proxy.connection import ClientConnection
@@ -98,6 +99,7 @@ class Worker:
         if options.access_log:
             path = Path(options.access_log)
             self._access_log = path.open("a", encoding="ascii", buffering=65536)
+        self._snapshots = SnapshotReader()
         self._load(Path(options.snapshot))
         self._listeners = listen(self._port, self.mark)
         self._servers: list[asyncio.Server] = []
@@ -223,7 +225,7 @@ class Worker:
     def _load(self, path: Path) -> str:
         """Enforce the snapshot at `path`; "" or why the one before stays."""
         try:
-            snapshot = decode(path.read_bytes())
+            snapshot = self._snapshots.load(path)
         except FileNotFoundError:
             error = "there is no snapshot yet"
         except (OSError, SnapshotError) as problem:

@@ -43,8 +43,8 @@ from firewall.policy.snapshot import (
     PolicyRow,
     Settings,
     Snapshot,
-    encode,
 )
+from firewall.policy.snapshot_file import encode
 from firewall.policy.verdict import DropReason, Verdict
 from lab.laboratory import Lab
 

@@ -9,7 +9,8 @@ import msgspec
 from http_transcript import PUBLIC
 from http_transcript import snapshot as two_endpoints
 
-from firewall.policy.snapshot import Snapshot, encode
+from firewall.policy.snapshot import Snapshot
+from firewall.policy.snapshot_file import encode
 
 MARK = "0x3"
 """On everything that the proxy sends."""

@@ -16,7 +16,7 @@ from traffic import eventually
 from conntrack.address import parse_address
 from firewall.control.channel import AgentChannel
 from firewall.control.messages import Acknowledged, Events
-from firewall.policy.snapshot import encode
+from firewall.policy.snapshot_file import encode
 
 pytestmark = pytest.mark.needs("tproxy", "tproxy6", "socket", "socket6", "ipv6")
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from firewall.agent import statefile
 from firewall.agent.journal import fields
+from firewall.agent.snapshot_writer import SnapshotWriter
 from firewall.agent.supervisor import Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.control.messages import Acknowledged, Hello
-from firewall.policy.snapshot import Snapshot, SnapshotError, decode, encode
+from firewall.policy.snapshot import Snapshot, SnapshotError
+from firewall.policy.snapshot_file import decode
 
 ANNOUNCE_S = 2.0
 """A worker whose socket is full that long does not read; the supervisor will notice."""
@@ -42,6 +43,9 @@ class Publisher:
         self.last: Snapshot | None = None
         self.published = False
         self.listeners: list[Callable[[Snapshot], None]] = []
+        self._writer = SnapshotWriter(path)
+        self._writing = asyncio.Lock()
+        self._folding: asyncio.Task[None] | None = None
         self._moved = asyncio.Condition()
 
     def restore(self) -> None:
@@ -72,13 +76,24 @@ class Publisher:
         Raises:
             OSError: it could not be written; the old one stands and nobody was told.
         """
-        await asyncio.to_thread(lambda: statefile.replace(self.path, encode(snapshot)))
+        async with self._writing:
+            await asyncio.to_thread(self._writer.write, snapshot)
         self.snapshot = snapshot
         self.published = True
         for listener in self.listeners:
             listener(snapshot)
         for worker in workers:
             await self._announce(worker)
+        if self._writer.wants_folding and (self._folding is None or self._folding.done()):
+            self._folding = asyncio.create_task(self._fold())
+
+    async def _fold(self) -> None:
+        """Write the file anew while nobody waits; if that fails, it stands as it is."""
+        async with self._writing:
+            try:
+                await asyncio.to_thread(self._writer.fold)
+            except OSError as error:
+                log.warning("snapshot is not folded", extra=fields(error=error))
 
     async def greet(self, worker: Worker, hello: Hello) -> None:
         """Bring a worker that has just connected up to date."""

@@ -33,6 +33,7 @@ from typing import NamedTuple
 from conntrack.tracker import LINUX, STRICT, Tracker
 from firewall.control.channel import ChannelError, WorkerChannel
 from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hold
+from firewall.control.snapshots import SnapshotReader
 from firewall.datapath import nfqueue
 from firewall.datapath.answers import Row, WorkerCounts, conntrack_rows, metric_rows
 from firewall.datapath.events import packet_event
@@ -43,7 +44,7 @@ from firewall.datapath.pipeline import Pipeline, PipelineSettings
 from firewall.datapath.ruleset import passing_count
 from firewall.datapath.verdict import ACCEPT, Drop, PassOn, Redirect, Report
 from firewall.flows.event import Event
-from firewall.policy.snapshot import SnapshotError, decode
+from firewall.policy.snapshot import SnapshotError
 from firewall.policy.view import View
 
 PACKETS_PER_TURN = 128
@@ -110,6 +111,7 @@ class Worker:
         self._event_room = EVENTS_PER_FLUSH
         self._lost_count = 0
         self._questions: deque[_Question] = deque()
+        self._snapshots = SnapshotReader()
         self._load(Path(options.snapshot))
         self._take_over()
         self._queue = Queue(
@@ -274,7 +276,7 @@ class Worker:
     def _load(self, path: Path) -> str:
         """Enforce the snapshot at `path`; "" or why the one before stays."""
         try:
-            view = View(decode(path.read_bytes()))
+            view = View(self._snapshots.load(path), self._pipeline.view)
         except FileNotFoundError:
             error = "there is no snapshot yet"
         except (OSError, SnapshotError) as problem:

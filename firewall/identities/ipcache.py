@@ -46,6 +46,12 @@ class _Family(Generic[T]):
         lengths = sorted(self.tables, reverse=True)
         self.order = tuple((self.bits - n, n, self.tables[n]) for n in lengths)
 
+    def copy(self) -> "_Family[T]":
+        made: _Family[T] = _Family(self.size_bytes)
+        made.tables = {length: table.copy() for length, table in self.tables.items()}
+        made._reorder()
+        return made
+
     def prefix(self, shift: int, length: int, key: int) -> Prefix:
         return Prefix((key << shift).to_bytes(self.size_bytes, "big"), length)
 
@@ -58,6 +64,12 @@ class LongestPrefixMap(Generic[T]):
     def __init__(self) -> None:
         self._ipv4: _Family[T] = _Family(4)
         self._ipv6: _Family[T] = _Family(16)
+
+    def copy(self) -> "LongestPrefixMap[T]":
+        """Return a map with the same entries, to be changed on its own."""
+        made: LongestPrefixMap[T] = LongestPrefixMap()
+        made._ipv4, made._ipv6 = self._ipv4.copy(), self._ipv6.copy()
+        return made
 
     def _family(self, network: bytes) -> _Family[T]:
         if len(network) == 4:

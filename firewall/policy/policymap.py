@@ -250,7 +250,9 @@ class _Table:
 
 
 class PolicyMap:
-    """One direction of one identity, arranged for lookups. Built once per snapshot and use.
+    """One direction of one identity, arranged for lookups.
+
+    Built on first use, and kept while later snapshots say the same.
 
     Args:
         row: the direction as published.
@@ -275,10 +277,21 @@ class PolicyMap:
         self._tables = {protocol: _Table(found) for protocol, found in by_protocol.items()}
         self._l7 = l7
         self._origins = origins
+        self._l7_used = frozenset(entry.l7 for entry in row.entries)
+        self._origins_used = frozenset(entry.origin for entry in row.entries).union(row.isolated_by)
         self._enforced = row.enforced
         self._memo: dict[tuple[frozenset[int], int, int, frozenset[str]], DirectionVerdict] = {}
         self.named = any(entry.port_name for entry in entries)
         self._default = self._default_verdict(row)
+
+    def uses(self, l7: set[int], origins: set[int]) -> bool:
+        """Say whether any of these places in the snapshot's tables is referred to."""
+        return not (self._l7_used.isdisjoint(l7) and self._origins_used.isdisjoint(origins))
+
+    def rebase(self, l7: Sequence[L7Row], origins: Sequence[OriginRow]) -> None:
+        """Go over to another snapshot's tables, which hold the same rows in all used places."""
+        self._l7 = l7
+        self._origins = origins
 
     def _default_verdict(self, row: DirectionRow) -> DirectionVerdict:
         isolated_by = tuple(self._origins[index] for index in row.isolated_by)

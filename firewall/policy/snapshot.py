@@ -1,22 +1,14 @@
-r"""The snapshot: the one value by which policy crosses a process border.
+"""The snapshot: the one value by which policy crosses a process border.
 
 Immutable and versioned, written once by the agent and read by every worker. Rules are in terms
 of selectors, and for each identity the selectors that it matches, so that no
 identity x rule x endpoint product exists anywhere. `firewall.policy.view` answers from it.
 
-On disk: one header line, `bartizan-snapshot <format> <payload length> <sha256 of the payload>\n`,
-then the payload (MessagePack). A file that is cut short, altered or of another format is refused by
-`decode`; it is never half-read.
+`firewall.policy.snapshot_file` says how it lies on disk, `firewall.policy.difference` how the next
+one follows from it.
 """
 
-import hashlib
-
 import msgspec
-
-FORMAT = 1
-"""Raised whenever the meaning or order of a field changes; other numbers are refused."""
-
-_MAGIC = b"bartizan-snapshot"
 
 ANY_SELECTOR = 0
 """The selector that every peer matches, unknown ones too."""
@@ -226,40 +218,3 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     policies: tuple[PolicyRow, ...] = ()
     l7: tuple[L7Row, ...] = ()
     origins: tuple[OriginRow, ...] = ()
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Snapshot)
-
-
-def encode(snapshot: Snapshot) -> bytes:
-    """Return the bytes of a snapshot file."""
-    payload = _encoder.encode(snapshot)
-    digest = hashlib.sha256(payload).hexdigest().encode()
-    return b"%s %d %d %s\n%s" % (_MAGIC, FORMAT, len(payload), digest, payload)
-
-
-def decode(data: bytes) -> Snapshot:
-    """Read the bytes of a snapshot file.
-
-    Raises:
-        SnapshotError: not a snapshot, another format, cut short, or altered.
-    """
-    header, newline, payload = data.partition(b"\n")
-    fields = header.split(b" ")
-    if not newline or len(fields) != 4 or fields[0] != _MAGIC:
-        raise SnapshotError("not a Bartizan snapshot: the header line is missing")
-    if fields[1] != str(FORMAT).encode():
-        raise SnapshotError(
-            f"snapshot format {fields[1].decode(errors='replace')}, this version reads {FORMAT}"
-        )
-    if fields[2] != str(len(payload)).encode():
-        raise SnapshotError(
-            f"snapshot cut short: {len(payload)} bytes of {fields[2].decode(errors='replace')}"
-        )
-    if fields[3] != hashlib.sha256(payload).hexdigest().encode():
-        raise SnapshotError("snapshot altered: its SHA-256 does not match")
-    try:
-        return _decoder.decode(payload)
-    except msgspec.MsgspecError as error:
-        raise SnapshotError(f"snapshot does not decode: {error}") from error

@@ -1,14 +1,20 @@
 """A snapshot, arranged to answer: who is this address, and may this packet pass?
 
-A worker makes one View per snapshot and throws it away with it. Everything is derived on first use
-and remembered: an address's peer, a direction's map, the decision for two addresses, protocol and
-port. All memos are bounded; a full one is forgotten whole, which costs less than keeping track of
-age and cannot be steered by a peer to keep a wrong answer.
+A worker makes one View per snapshot. Everything is derived on first use and remembered: an
+address's peer, a direction's map, the decision for two addresses, protocol and port. All memos are
+bounded; a full one is forgotten whole, which costs less than keeping track of age and cannot be
+steered by a peer to keep a wrong answer.
+
+A View that follows another takes over what its snapshot repeats: tables that are the same object,
+and the maps of directions whose rows, and whatever they point to, are the same. So a change of one
+row costs a look at each row, and nothing is compiled again. Peers and decisions are never taken
+over.
 
 Both sides are asked: the source endpoint's egress, then the destination endpoint's ingress. A side
 without a managed endpoint has no policy and allows.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from conntrack.address import Prefix
@@ -23,6 +29,7 @@ from firewall.policy.policymap import (
 )
 from firewall.policy.snapshot import (
     ANY_SELECTOR,
+    DirectionRow,
     EndpointRow,
     IpcacheRow,
     NamedPortRow,
@@ -86,17 +93,22 @@ class Side(NamedTuple):
     named_ports: tuple[NamedPortRow, ...]
 
 
-class _Entry(NamedTuple):
-    """What the address map holds per prefix."""
+class _Directed(NamedTuple):
+    """A direction's map and what it was made of."""
 
-    identity: int
-    selectors: frozenset[int]
+    row: DirectionRow
+    map: PolicyMap
 
 
 class View:
-    """Answers from one snapshot. Not shared between threads: its memos are written on reading."""
+    """Answers from one snapshot. Not shared between threads: its memos are written on reading.
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    Args:
+        snapshot: what to answer from.
+        last: a view of an earlier snapshot, to share with; it stays usable.
+    """
+
+    def __init__(self, snapshot: Snapshot, last: "View | None" = None) -> None:
         self.snapshot = snapshot
         self.revision = snapshot.revision
         self.generation = snapshot.generation
@@ -104,44 +116,51 @@ class View:
         self._local_host_allowed = settings.allow_localhost == _ALWAYS
         self._audit_all = settings.policy_audit_mode
         self._dual_stack = settings.dual_stack
-        self._selectors = {
-            row.number: _with_any(row.number, row.selectors) for row in snapshot.identities
-        }
-        self._identity_ports = {
-            row.number: row.named_ports for row in snapshot.identities if row.named_ports
-        }
+        self._identities = {row.number: row for row in snapshot.identities}
+        self._selectors: dict[int, frozenset[int]] = {}
         self._by_address = {a: row for row in snapshot.endpoints for a in row.addresses}
         self._by_interface = {
             row.interface_index: row for row in snapshot.endpoints if row.interface_index
         }
         self._by_id = {row.id: row for row in snapshot.endpoints}
         self._policies = {row.identity: row for row in snapshot.policies}
-        self._addresses = self._address_map(snapshot)
-        self._maps: dict[tuple[int, TrafficDirection], PolicyMap] = {}
+        # An address of our own needs no row: what the endpoint and host rows say is local knowledge
+        # (Cilium's source "local"), and it must not fall into a wider CIDR row.
+        self._own = dict.fromkeys(settings.local_addresses, int(Reserved.HOST)) | {
+            address: row.identity for address, row in self._by_address.items()
+        }
+        self._addresses = _address_map(snapshot, last)
+        self._maps: dict[tuple[int, TrafficDirection], _Directed] = {}
         self._port_names: dict[tuple[NamedPortRow, ...], dict[tuple[int, int], frozenset[str]]] = {}
         self._peers: dict[bytes, Peer] = {}
         self._decisions: dict[tuple[bytes, bytes, int, int], Decision] = {}
+        if last is not None:
+            self._inherit(last)
 
-    def _address_map(self, snapshot: Snapshot) -> LongestPrefixMap[_Entry]:
-        found: LongestPrefixMap[_Entry] = LongestPrefixMap()
-        for row in snapshot.ipcache:
-            found.insert(Prefix(row.network, row.length), self._entry(row))
-        # An address of our own needs no row: what the endpoint and host rows say is local knowledge
-        # (Cilium's source "local"), and it must not fall into a wider CIDR row.
-        known = [(address, row.identity) for address, row in self._by_address.items()]
-        known += [(a, int(Reserved.HOST)) for a in snapshot.settings.local_addresses]
-        for address, identity in known:
-            prefix = Prefix(address, 8 * len(address))
-            if found.get(prefix) is None:
-                row = IpcacheRow(address, prefix.length, identity)
-                found.insert(prefix, self._entry(row))
-        return found
+    @property
+    def addresses(self) -> "LongestPrefixMap[IpcacheRow]":
+        """The ipcache by prefix, for the view that follows."""
+        return self._addresses
 
-    def _entry(self, row: IpcacheRow) -> _Entry:
-        matched = self._selectors.get(row.identity)
-        if matched is None:
-            matched = _with_any(row.identity, ())
-        return _Entry(row.identity, matched.union(row.selectors) if row.selectors else matched)
+    def _inherit(self, last: "View") -> None:
+        """Take over what was derived from rows that are still the same."""
+        before, now = last._identities, self._identities  # noqa: SLF001  one of us
+        self._selectors = {
+            number: matched
+            for number, matched in last._selectors.items()  # noqa: SLF001
+            if now.get(number) is before.get(number)
+        }
+        if self._local_host_allowed != last._local_host_allowed:  # noqa: SLF001
+            return
+        l7 = _unlike(last.snapshot.l7, self.snapshot.l7)
+        origins = _unlike(last.snapshot.origins, self.snapshot.origins)
+        for key, kept in last._maps.items():  # noqa: SLF001
+            identity, direction = key
+            row = self._direction(identity, direction)
+            same = row is not None and (row is kept.row or row == kept.row)
+            if same and not ((l7 or origins) and kept.map.uses(l7, origins)):
+                kept.map.rebase(self.snapshot.l7, self.snapshot.origins)
+                self._maps[key] = kept
 
     def peer(self, address: bytes) -> Peer:
         """Return who an address is; one that nobody knows is the world.
@@ -151,15 +170,36 @@ class View:
         """
         peer = self._peers.get(address)
         if peer is None:
-            entry = self._addresses.lookup(address)
-            if entry is None:
-                number = int(world_for(address, dual_stack=self._dual_stack))
-                entry = _Entry(number, self._selectors.get(number) or _with_any(number, ()))
-            peer = Peer(entry.identity, entry.selectors, self._by_address.get(address))
+            peer = self._peer(address)
             if len(self._peers) >= _PEERS:
                 self._peers.clear()
             self._peers[address] = peer
         return peer
+
+    def _peer(self, address: bytes) -> Peer:
+        row = self._addresses.lookup(address)
+        further: tuple[int, ...] = ()
+        if row is not None and row.length == 8 * len(address):
+            identity, further = row.identity, row.selectors
+        elif (own := self._own.get(address)) is not None:
+            identity = own
+        elif row is not None:
+            identity, further = row.identity, row.selectors
+        else:
+            identity = int(world_for(address, dual_stack=self._dual_stack))
+        selectors = self._selectors_of(identity)
+        if further:
+            selectors = selectors.union(further)
+        return Peer(identity, selectors, self._by_address.get(address))
+
+    def _selectors_of(self, identity: int) -> frozenset[int]:
+        found = self._selectors.get(identity)
+        if found is None:
+            row = self._identities.get(identity)
+            found = _with_any(identity, row.selectors if row is not None else ())
+            if row is not None:
+                self._selectors[identity] = found
+        return found
 
     def endpoint_at(self, address: bytes) -> EndpointRow | None:
         """Return the managed endpoint that owns an address."""
@@ -204,7 +244,7 @@ class View:
             egress = ingress = UNENFORCED
         else:
             if sender is not None:
-                names = self._identity_ports.get(destination.identity, ())
+                names = self._ports_of(destination.identity)
                 subject = Side(sender, TrafficDirection.EGRESS, names)
                 egress = self.side(subject, destination, protocol, port)
             if receiver is not None:
@@ -229,27 +269,37 @@ class View:
         key = identity, direction
         found = self._maps.get(key)
         if found is None:
-            policy = self._policies.get(identity)
-            if policy is None:
+            row = self._direction(identity, direction)
+            if row is None:
                 return None
-            incoming = direction is TrafficDirection.INGRESS
-            found = PolicyMap(
-                policy.ingress if incoming else policy.egress,
+            made = PolicyMap(
+                row,
                 self.snapshot.l7,
                 self.snapshot.origins,
                 allow_local_host=self._local_host_allowed
-                and incoming
+                and direction is TrafficDirection.INGRESS
                 and identity != Reserved.HOST,
             )
-            self._maps[key] = found
-        return found
+            found = self._maps[key] = _Directed(row, made)
+        return found.map
+
+    def _direction(self, identity: int, direction: TrafficDirection) -> DirectionRow | None:
+        policy = self._policies.get(identity)
+        if policy is None:
+            return None
+        return policy.ingress if direction is TrafficDirection.INGRESS else policy.egress
+
+    def _ports_of(self, identity: int) -> tuple[NamedPortRow, ...]:
+        """Return the named ports of whoever has an identity."""
+        row = self._identities.get(identity)
+        return row.named_ports if row is not None else ()
 
     def port_names(
         self, decision: Decision, direction: TrafficDirection, protocol: int, port: int
     ) -> frozenset[str]:
         """Return the names that a decision's port has for one of its sides."""
         if direction is TrafficDirection.EGRESS:
-            ports = self._identity_ports.get(decision.destination.identity, ())
+            ports = self._ports_of(decision.destination.identity)
         else:
             endpoint = decision.destination.endpoint
             ports = endpoint.named_ports if endpoint is not None else ()
@@ -264,6 +314,39 @@ class View:
                 table[at] = table.get(at, _NO_NAMES) | {row.name}
             self._port_names[ports] = table
         return table.get((protocol, port), _NO_NAMES)
+
+
+def _address_map(snapshot: Snapshot, last: View | None) -> LongestPrefixMap[IpcacheRow]:
+    """Return the ipcache by prefix; of the last view's, only what changed is touched."""
+    if last is not None and last.snapshot.ipcache is snapshot.ipcache:
+        return last.addresses
+    if last is not None and len(last.addresses) == len(last.snapshot.ipcache):
+        before, after = set(map(id, last.snapshot.ipcache)), set(map(id, snapshot.ipcache))
+        found = last.addresses.copy()
+        for row in last.snapshot.ipcache:
+            if id(row) not in after:
+                found.remove(Prefix(row.network, row.length))
+        for row in snapshot.ipcache:
+            if id(row) not in before:
+                found.insert(Prefix(row.network, row.length), row)
+        if len(found) == len(snapshot.ipcache):  # else a prefix has two rows, and order counts
+            return found
+    found = LongestPrefixMap()
+    for row in snapshot.ipcache:
+        found.insert(Prefix(row.network, row.length), row)
+    return found
+
+
+def _unlike(before: Sequence[object], after: Sequence[object]) -> set[int]:
+    """Return the places at which two tables differ, those that only one has included."""
+    if before is after:
+        return set()
+    short, long = sorted((len(before), len(after)))
+    found = set(range(short, long))
+    for place, (one, other) in enumerate(zip(before, after, strict=False)):
+        if one is not other and one != other:
+            found.add(place)
+    return found
 
 
 def _with_any(number: int, selectors: tuple[int, ...]) -> frozenset[int]:

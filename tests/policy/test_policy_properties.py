@@ -27,7 +27,8 @@ from firewall.policy.model import (
     PortRange,
     Tier,
 )
-from firewall.policy.snapshot import Settings, decode, encode
+from firewall.policy.snapshot import Settings
+from firewall.policy.snapshot_file import decode, encode
 from firewall.policy.verdict import TrafficDirection, Verdict
 from firewall.policy.view import View
 

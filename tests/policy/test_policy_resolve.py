@@ -14,7 +14,8 @@ from firewall.policy.model import (
 )
 from firewall.policy.readers import CAPABILITIES, ReaderSettings, read
 from firewall.policy.resolve import ENFORCEMENT_ALWAYS, ENFORCEMENT_INIT, Resolver
-from firewall.policy.snapshot import EndpointRow, L7Row, Settings, decode, encode
+from firewall.policy.snapshot import EndpointRow, L7Row, Settings
+from firewall.policy.snapshot_file import decode, encode
 from firewall.policy.verdict import TrafficDirection, Verdict
 
 _SETTINGS = ReaderSettings(enforceable=frozenset(CAPABILITIES))

@@ -23,7 +23,8 @@ from firewall.policy.model import (
 )
 from firewall.policy.name_match import NameMatcher
 from firewall.policy.readers import CAPABILITIES, ReaderSettings, read
-from firewall.policy.snapshot import Settings, decode, encode
+from firewall.policy.snapshot import Settings
+from firewall.policy.snapshot_file import decode, encode
 from firewall.policy.verdict import TrafficDirection, Verdict
 from firewall.policy.view import View
 

@@ -1,0 +1,176 @@
+"""What leads from one snapshot to the next, and the step itself.
+
+A change of one label or one rule moves a handful of rows among thousands, so only those cross the
+process border (`firewall.policy.snapshot_file`). Tables with a key (endpoints, identities, ipcache,
+policies) send the rows that are new or other and the keys that are gone; tables by position (L7
+rules, origins) send the places that hold something else, and their length. Settings and numbers
+are few and sent always.
+
+`patch(old, difference(old, new)) == new`, or there is no difference: a snapshot whose tables are
+not in the order of their keys, as the resolver's always are, can only be sent whole.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
+from typing import TypeVar
+
+import msgspec
+
+from firewall.policy.snapshot import (
+    EndpointRow,
+    IdentityRow,
+    IpcacheRow,
+    L7Row,
+    OriginRow,
+    PolicyRow,
+    Settings,
+    Snapshot,
+    SnapshotError,
+)
+
+R = TypeVar("R")
+K = TypeVar("K", int, tuple[int, bytes, int])
+
+PrefixKey = tuple[int, bytes, int]
+"""Key of an ipcache row: bytes of its network, network, length; its order is the table's."""
+
+
+class Difference(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The rows that `revision` has and `base` does not, and what it has no more.
+
+    `l7` and `origins` are (place, row); `l7_count` and `origin_count` the length of their tables.
+    """
+
+    base: int
+    revision: int
+    policy_revision: int
+    generation: int
+    settings: Settings
+    endpoints: tuple[EndpointRow, ...]
+    endpoints_gone: tuple[int, ...]
+    identities: tuple[IdentityRow, ...]
+    identities_gone: tuple[int, ...]
+    ipcache: tuple[IpcacheRow, ...]
+    ipcache_gone: tuple[PrefixKey, ...]
+    policies: tuple[PolicyRow, ...]
+    policies_gone: tuple[int, ...]
+    l7: tuple[tuple[int, L7Row], ...]
+    l7_count: int
+    origins: tuple[tuple[int, OriginRow], ...]
+    origin_count: int
+
+
+_endpoint_key: Callable[[EndpointRow], int] = attrgetter("id")
+_identity_key: Callable[[IdentityRow], int] = attrgetter("number")
+_policy_key: Callable[[PolicyRow], int] = attrgetter("identity")
+
+
+def prefix_key(row: IpcacheRow) -> PrefixKey:
+    """Return the key of an ipcache row."""
+    return len(row.network), row.network, row.length
+
+
+def difference(old: Snapshot, new: Snapshot) -> Difference | None:
+    """Return what leads from `old` to `new`, None if `new` can only be sent whole."""
+    endpoints, endpoints_gone = _rows(old.endpoints, new.endpoints, _endpoint_key)
+    identities, identities_gone = _rows(old.identities, new.identities, _identity_key)
+    ipcache, ipcache_gone = _rows(old.ipcache, new.ipcache, prefix_key)
+    policies, policies_gone = _rows(old.policies, new.policies, _policy_key)
+    found = Difference(
+        base=old.revision,
+        revision=new.revision,
+        policy_revision=new.policy_revision,
+        generation=new.generation,
+        settings=new.settings,
+        endpoints=endpoints,
+        endpoints_gone=endpoints_gone,
+        identities=identities,
+        identities_gone=identities_gone,
+        ipcache=ipcache,
+        ipcache_gone=ipcache_gone,
+        policies=policies,
+        policies_gone=policies_gone,
+        l7=tuple(_places(old.l7, new.l7)),
+        l7_count=len(new.l7),
+        origins=tuple(_places(old.origins, new.origins)),
+        origin_count=len(new.origins),
+    )
+    return found if patch(old, found) == new else None
+
+
+def patch(old: Snapshot, step: Difference) -> Snapshot:
+    """Return the snapshot after a step; rows that did not change are `old`'s own.
+
+    Raises:
+        SnapshotError: the step does not begin at `old`.
+    """
+    if step.base != old.revision:
+        raise SnapshotError(f"a difference from revision {step.base}, this is {old.revision}")
+    return Snapshot(
+        revision=step.revision,
+        policy_revision=step.policy_revision,
+        generation=step.generation,
+        settings=old.settings if step.settings == old.settings else step.settings,
+        endpoints=_merged(old.endpoints, step.endpoints, step.endpoints_gone, _endpoint_key),
+        identities=_merged(old.identities, step.identities, step.identities_gone, _identity_key),
+        ipcache=_merged(old.ipcache, step.ipcache, step.ipcache_gone, prefix_key),
+        policies=_merged(old.policies, step.policies, step.policies_gone, _policy_key),
+        l7=_placed(old.l7, step.l7, step.l7_count),
+        origins=_placed(old.origins, step.origins, step.origin_count),
+    )
+
+
+def _rows(
+    old: tuple[R, ...], new: tuple[R, ...], key: Callable[[R], K]
+) -> tuple[tuple[R, ...], tuple[K, ...]]:
+    """Return the rows that are new or other, and the keys of those that are gone."""
+    if old is new:
+        return (), ()
+    before = set(map(id, old))
+    fresh = [row for row in new if id(row) not in before]
+    after = set(map(id, new))
+    stale = [row for row in old if id(row) not in after]
+    earlier = {key(row): row for row in stale}
+    later = {key(row): row for row in fresh}
+    changed = tuple(row for at, row in later.items() if earlier.get(at) != row)
+    return changed, tuple(at for at in earlier if at not in later)
+
+
+def _merged(
+    old: tuple[R, ...], changed: Iterable[R], gone: Iterable[K], key: Callable[[R], K]
+) -> tuple[R, ...]:
+    rows: Mapping[K, R]
+    if not changed and not gone:
+        return old
+    rows = {key(row): row for row in old}
+    count = len(rows)
+    rows.update((key(row), row) for row in changed)
+    if len(rows) != count:  # a key that was there keeps its place
+        rows = {at: rows[at] for at in sorted(rows)}
+    for at in gone:
+        rows.pop(at, None)
+    return tuple(rows.values())
+
+
+def _places(old: tuple[R, ...], new: tuple[R, ...]) -> Iterable[tuple[int, R]]:
+    for place, row in enumerate(new):
+        if place >= len(old) or (old[place] is not row and old[place] != row):
+            yield place, row
+
+
+def _placed(old: tuple[R, ...], changed: Iterable[tuple[int, R]], count: int) -> tuple[R, ...]:
+    if not changed and count == len(old):
+        return old
+    rows = list(old[:count])
+    for place, row in changed:
+        if place < len(rows):
+            rows[place] = row
+        elif place == len(rows) < count:
+            rows.append(row)
+        else:
+            raise SnapshotError(
+                f"a difference names place {place} of {count}, {len(rows)} are known"
+            )
+    if len(rows) != count:
+        raise SnapshotError(f"a difference leaves {len(rows)} rows of {count}")
+    return tuple(rows)
