@@ -31,6 +31,10 @@ class Key(NamedTuple):
     port: int
 
 
+KEYED = frozenset({*PROTOCOLS.values(), ICMP, ICMPV6})
+"""Protocols whose flows have a key; the record of any other protocol says nothing about ports."""
+
+
 def key_of(probe: Probe, source_port: int) -> Key:
     """Return the key by which the flow of a probe is found."""
     own = 0 if probe.protocol in (ICMP, ICMPV6) else source_port
@@ -83,6 +87,7 @@ class FlowStream:
         self._arrived = threading.Condition()
         self._packets: dict[Key, list[Flow]] = {}
         self._requests: dict[Key, list[Flow]] = {}
+        self._strange: list[Flow] = []
         self._ended = False
         self.lost_count = 0
         self._thread = threading.Thread(target=self._read, name="flows", daemon=True)
@@ -109,6 +114,9 @@ class FlowStream:
             return
         key = _flow_key(flow)
         if key is None:
+            with self._arrived:
+                self._strange.append(flow)
+                self._arrived.notify_all()
             return
         is_request = flow.event_type is not None and flow.event_type.type == EVENT_L7
         with self._arrived:
@@ -131,6 +139,13 @@ class FlowStream:
         with self._arrived:
             self._packets.clear()
             self._requests.clear()
+            self._strange.clear()
+
+    def strange(self, within_s: float) -> Flow | None:
+        """Wait for a flow without a key: of a malformed packet, or of another protocol."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._strange or self._ended, within_s)
+            return self._strange[0] if self._strange else None
 
     def wait(self, keys: Iterable[Key], within_s: float, *, requests: bool = False) -> set[Key]:
         """Wait until every key has its flow; return those that have none in time.
