@@ -20,21 +20,38 @@ def lab() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The lab file.",
 )
-def up(path: Path) -> None:
-    """Build the lab of a file and open a shell in it; leaving the shell ends the lab."""
+@click.option("--firewall", is_flag=True, help="Run bartizan in the node, every host an endpoint.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def up(path: Path, firewall: bool, command: tuple[str, ...]) -> None:
+    """Build the lab of a file and open a shell, or run COMMAND, in its node.
+
+    Leaving the shell ends the lab, and nothing of it is left.
+    """
     from lab.commands import up as build
 
-    sys.exit(build(path))
+    sys.exit(build(path, command, firewall=firewall))
 
 
 @lab.command("exec", context_settings={"ignore_unknown_options": True})
+@click.option("--lab", "name", help="Which lab, if several are up.")
 @click.argument("host")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def execute(host: str, command: tuple[str, ...]) -> None:
-    """Run a command on a host of the lab that is up: `bartizan lab exec HOST -- cmd`."""
+def execute(name: str | None, host: str, command: tuple[str, ...]) -> None:
+    """Run a command on a host of the lab that is up: `bartizan lab exec HOST -- cmd`.
+
+    The node is a host too.
+    """
     from lab.commands import exec_
 
-    sys.exit(exec_(host, list(command)))
+    sys.exit(exec_(host, command, lab=name))
+
+
+@lab.command("list")
+def list_labs() -> None:
+    """List the labs that are up."""
+    from lab.commands import list_
+
+    sys.exit(list_())
 
 
 @click.command()
