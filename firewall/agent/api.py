@@ -37,7 +37,7 @@ from firewall.agent.status import Status
 from firewall.agent.supervisor import WorkerState
 from firewall.control.channel import ChannelClosedError, listen
 from firewall.flows.filters import FilterError
-from firewall.identities.labels import K8S, POD_NAMESPACE, LabelError, parse_label
+from firewall.identities.labels import ANY, K8S, POD_NAMESPACE, LabelError, parse_label
 from firewall.identities.registry import KvStoreError
 from firewall.policy.question import Question, QuestionError
 from firewall.policy.readers import read
@@ -132,6 +132,7 @@ class Api:
                 web.put("/v1/policy", self._put_policy),
                 web.delete("/v1/policy", self._delete_policy),
                 web.post("/v1/policy/validate", self._validate_policy),
+                web.get("/v1/policy/selectors", self._get_selectors),
                 web.post("/v1/policy/trace", self._trace_policy),
                 web.post("/v1/policy/suggest", self._suggest_policy),
                 web.get("/v1/ipcache", self._get_ipcache),
@@ -253,6 +254,9 @@ class Api:
             "problems": [str(problem) for problem in result.problems],
         }
         return web.json_response(document, status=422 if result.errors else 200)
+
+    async def _get_selectors(self, _: web.Request) -> web.Response:
+        return web.json_response(self._explainer.selectors())
 
     async def _trace_policy(self, request: web.Request) -> web.Response:
         asked = self._explainer.ask(await _question(request))
@@ -453,7 +457,7 @@ def _selection(request: web.Request) -> dict[str, Any]:
         name: request.query[name] for name in ("kind", "namespace", "name") if name in request.query
     }
     labels = [
-        str(parse_label(text))
+        str(parse_label(text, ANY))
         for given in request.query.getall("labels", [])
         for text in given.split(",")
         if text

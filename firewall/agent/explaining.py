@@ -22,12 +22,13 @@ from firewall.flows.flow import EVENT_DROP, Extensions, Flow, parse_time
 from firewall.flows.flow import Explanation as Recorded
 from firewall.identities.labels import LabelFilter
 from firewall.policy.explain import Explanation, Request, explain
-from firewall.policy.model import ObjectKey
+from firewall.policy.model import ObjectKey, Peer
 from firewall.policy.plan import Plan, Source, make_plan
 from firewall.policy.question import Question
 from firewall.policy.readers import ReaderSettings
 from firewall.policy.realm import Asked, Realm, Traffic, ask
 from firewall.policy.remedy import suggest
+from firewall.policy.selectors import describe
 from firewall.policy.snapshot import Snapshot
 from firewall.policy.verdict import DROP_TEXT, DropReason
 from firewall.policy.view import View
@@ -166,6 +167,30 @@ class Explainer:
                 self._explained.clear()
             self._explained[key] = known
         return known
+
+    # --- what rules mean now ------------------------------------------------------------------
+
+    def selectors(self) -> list[dict[str, Any]]:
+        """Return every peer that a rule names: who uses it, and which identities it means now."""
+        past = self._latest()
+        users: dict[Peer, list[str]] = {}
+        for one in self._engine.book.repository.objects:
+            for entry in one.entries:
+                for peer in dict.fromkeys(entry.peers or ()):
+                    users.setdefault(peer, []).append(str(one.key))
+        identities: dict[int, list[int]] = {}
+        for row in past.snapshot.identities:
+            for number in row.selectors:
+                identities.setdefault(number, []).append(row.number)
+        return [
+            {
+                "selector": describe(peer),
+                "labels": list(dict.fromkeys(users.get(peer, ()))),
+                "users": len(users.get(peer, ())),
+                "identities": identities.get(number, []),
+            }
+            for number, peer in sorted(past.selectors.items())
+        ]
 
     # --- traffic that may come ----------------------------------------------------------------
 

@@ -112,19 +112,42 @@ def delete(
 
 
 @policy.command()
-@_FILES
 @output_option
-def validate(paths: tuple[str, ...], output: str) -> None:
-    """Check policy files without a daemon: every problem, each with file:line:column."""
-    from firewall.policy.lint import lint
-    from firewall.policy.readers import read
+@click.pass_obj
+def selectors(client: Client, output: str) -> None:
+    """Show the peers that rules name, and which identities each means now."""
+    rows = client.get("policy", "selectors")
+    show(output, rows, lambda: _selector_table(rows))
 
-    problems = []
-    count = 0
-    for name, text in _read(paths):
-        result = read(text, name)
-        count += len(result.objects)
-        problems += [*result.problems, *lint(result.objects)]
+
+@policy.command()
+@_FILES
+@click.option(
+    "--endpoints",
+    multiple=True,
+    metavar="FILE",
+    help="Endpoint declarations, to find rules that select none of them; repeatable.",
+)
+@output_option
+def validate(paths: tuple[str, ...], endpoints: tuple[str, ...], output: str) -> None:
+    """Check policy files without a daemon: every problem, each with file:line:column.
+
+    All files are judged together: an object that two of them give differently is an error.
+    """
+    from firewall.cli.offline import labels_of, read_endpoints
+    from firewall.policy.files import read_paths
+    from firewall.policy.lint import lint
+    from firewall.policy.readers import merge, read
+
+    results = [read_paths([path for path in paths if path != "-"])]
+    if "-" in paths:
+        results.append(read(sys.stdin.read(), "<stdin>"))
+    result = merge(results)
+    known = None
+    if endpoints:
+        known = [labels_of(one, result.resources) for one in read_endpoints(endpoints)]
+    problems = [*result.problems, *lint(result.objects, endpoints=known)]
+    count = len(result.objects) + len(result.resources)
     errors = [problem for problem in problems if problem.severity == "error"]
     document = [
         {
@@ -145,6 +168,19 @@ def validate(paths: tuple[str, ...], output: str) -> None:
     )
     if errors:
         sys.exit(ExitCode.INVALID)
+
+
+def _selector_table(rows: list[dict[str, Any]]) -> str:
+    cells = [
+        (
+            row["selector"],
+            row["labels"] or "-",
+            str(row["users"]),
+            [str(number) for number in row["identities"]] or "-",
+        )
+        for row in rows
+    ]
+    return table(("SELECTOR", "LABELS", "USERS", "IDENTITIES"), cells)
 
 
 def _read(paths: tuple[str, ...]) -> list[tuple[str, str]]:

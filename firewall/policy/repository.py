@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from firewall.identities.labels import ANY
 from firewall.policy.model import ObjectKey, PolicyObject
 
 
@@ -73,12 +74,15 @@ class Repository:
         namespace: str | None = None,
         name: str | None = None,
     ) -> tuple[PolicyObject, ...]:
-        """Return the objects that carry all of these labels and agree with the given names."""
-        wanted = frozenset(labels)
+        """Return the objects that carry all of these labels and agree with the given names.
+
+        A label of the source `any` is carried under whatever source (Cilium ParseSelectLabel).
+        """
+        wanted = tuple(labels)
         return tuple(
             one
             for one in self.objects
-            if wanted.issubset(one.labels)
+            if all(_carries(one, label) for label in wanted)
             and kind in (None, one.key.kind)
             and namespace in (None, one.key.namespace)
             and name in (None, one.key.name)
@@ -134,3 +138,10 @@ class Repository:
         if any(one.kind is not ChangeKind.UNCHANGED for one in changes):
             self.revision += 1
         return RepositoryChange(revision=self.revision, objects=tuple(changes))
+
+
+def _carries(one: PolicyObject, label: str) -> bool:
+    source, _, rest = label.partition(":")
+    if source != ANY:
+        return label in one.labels
+    return any(own.partition(":")[2] == rest for own in one.labels)
