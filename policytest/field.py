@@ -243,9 +243,11 @@ class Field:
 
     def _put_endpoints(self, world: World) -> None:
         wanted = {self.name_of(one): self._declared(one) for one in world.endpoints.values()}
-        for name in self._present.keys() - wanted.keys():
-            self._call("DELETE", f"/v1/endpoint/{name}", query={"wait": 0})
-            del self._present[name]
+        for name, present in list(self._present.items()):
+            # An address may go from one endpoint to another: first everybody gives up theirs.
+            if name not in wanted or wanted[name]["addresses"] != present["addresses"]:
+                self._call("DELETE", f"/v1/endpoint/{name}", query={"wait": 0})
+                del self._present[name]
         for name, declaration in wanted.items():
             if self._present.get(name) != declaration:
                 self._call("PUT", f"/v1/endpoint/{name}", declaration, {"wait": 0})

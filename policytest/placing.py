@@ -49,7 +49,7 @@ class _Writer:
                 for at, (key, pair) in enumerate(pairs.items()):
                     self.put(", " if at else "")
                     self.go(pair.mark)
-                    self.put(f"{_quoted(key)}: ")
+                    self.put(f"{key if _SAFE_PLAIN.fullmatch(key) else _quoted(key)}: ")
                     self.node(pair.value)
                 self.put("}")
 
