@@ -143,6 +143,7 @@ class Rig:
         outside: tuple[str, ...] = (),
         options: tuple[str, ...] = (),
         settings: Settings | None = None,
+        bypass: bool = False,
     ) -> None:
         self.lab = lab
         self.workers = workers
@@ -155,11 +156,15 @@ class Rig:
         self.revision = 0
         self.links: list[WorkerLink] = []
         self.processes: list[subprocess.Popen[str]] = []
-        self._options = options
+        self._options = (*options, *(("--bypass",) if bypass else ()))
+        self.bypass = bypass
+        self.generation = 0
         shown = json.loads(lab.node.run(["ip", "-j", "link"], check=True).stdout)
         self.interfaces = {row["ifname"]: row["ifindex"] for row in shown}
         self.kernel("kernel.install(config)")
         self.update_sets()
+        if bypass:
+            self.set_generation(fresh=True)
 
     # --- kernel -------------------------------------------------------------------------------
 
@@ -172,6 +177,7 @@ class Rig:
             "from firewall.datapath import kernel, ruleset",
             "from conntrack.address import parse_address",
             f"numbers = dict(queue_count={self.workers}, http_proxy_port={self.proxy_port})",
+            f"numbers |= dict(generation={self.generation if self.bypass else None})",
             "config = ruleset.RulesetConfig(**numbers)",
             f"endpoints = {endpoints!r}",
             "packed = [(tuple(map(parse_address, texts)), name) for texts, name in endpoints]",
@@ -180,6 +186,9 @@ class Rig:
         ]
         argv = [sys.executable, "-c", "\n".join(code)]
         return self.lab.node.run(argv, check=True, env={"PYTHONPATH": str(ROOT)}).stdout
+
+    def set_generation(self, *, fresh: bool = False) -> None:
+        self.kernel(f"kernel.set_generation(config, fresh={fresh})")
 
     def update_sets(self) -> None:
         self.kernel("kernel.update_endpoints(links)")
@@ -253,6 +262,7 @@ class Rig:
             policies.append(PolicyRow(numbers[name], ingress, DirectionRow(False, False)))
         return Snapshot(
             revision=self.revision,
+            generation=self.generation,
             policy_revision=self.revision,
             settings=msgspec.structs.replace(self.settings, http_proxy_port=self.proxy_port),
             endpoints=tuple(
@@ -280,6 +290,12 @@ class Rig:
         temporary = self.snapshot.with_suffix(".new")
         temporary.write_bytes(encode(snapshot))
         temporary.replace(self.snapshot)
+
+    def revoke(self, *rules: Rule, closed: tuple[str, ...] | None = None) -> None:
+        """Publish a snapshot of the next generation, as the agent does."""
+        self.generation += 1
+        self.publish(*rules, closed=closed)
+        self.set_generation()
 
     def publish(self, *rules: Rule, closed: tuple[str, ...] | None = None) -> float:
         """Write a snapshot, announce it, wait for every worker; return the seconds it took."""

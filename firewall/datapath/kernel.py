@@ -5,20 +5,30 @@ network namespace of the process, in the order in which nothing refers to what i
 sets, routes, rules; and backwards on removal. Every step may be repeated: it reads what is there
 first and changes the difference. All functions block for some ten milliseconds per command; the
 agent calls them from a thread.
+
+Generations. `set_generation` is how a permission that was taken away reaches the flows that the
+kernel carries: one transaction per family, both at once. Numbers of generations repeat; therefore
+every connmark with the new number is cleared before it comes into force. Between the two no such
+mark can be made, since only that of the present generation is ever saved.
 """
 
+import contextlib
 import itertools
 import os
 import subprocess
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from firewall.datapath import ruleset
+from firewall.datapath.kernel_flows import clear_marks
+from firewall.datapath.marks import Kind, MaskedMark
 from firewall.datapath.ruleset import EndpointLink, Family, RulesetConfig
 
 _TIMEOUT_S = 30.0
 _LOCK_WAIT_S = 5  # of the xtables lock, which the legacy backend takes
+_ACCOUNTING = Path("/proc/sys/net/netfilter/nf_conntrack_acct")
 _QUEUES = Path("/proc/self/net/netfilter/nfnetlink_queue")
 _SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
@@ -73,6 +83,32 @@ def install(config: RulesetConfig) -> None:
         _restore(family, text)
 
 
+def set_generation(config: RulesetConfig, *, fresh: bool = False) -> None:
+    """Have exactly the flows bypass userspace that are marked in `config.generation` from now on.
+
+    None: no flow. `install` must have run.
+
+    Args:
+        config: the rules with their new generation.
+        fresh: trust no connmark, whatever its generation: it is not known where it comes from.
+
+    Raises:
+        KernelError: a command failed; a family may have the old generation still.
+    """
+    marks = config.marks
+    if fresh:
+        _clear(config, marks.any_of(Kind.OFFLOAD))
+    elif config.generation is not None:
+        _clear(config, marks.of(Kind.OFFLOAD, config.generation))
+    if config.generation is not None:
+        _count_bytes()
+    families = _families()
+    with ThreadPoolExecutor(len(families)) as pool:
+        texts = [ruleset.generation_text(config, family) for family in families]
+        for _ in pool.map(_restore, families, texts):
+            pass  # the first error is raised here
+
+
 def update_endpoints(links: Iterable[EndpointLink]) -> None:
     """Make the sets name exactly these endpoints; `install` must have run.
 
@@ -100,6 +136,7 @@ def remove(config: RulesetConfig) -> None:
         if _ip(family, ["route", "show", "table", str(config.route_table)], quiet=True):
             _ip(family, ["route", "flush", "table", str(config.route_table)])
     _ipset_restore(ruleset.remove_sets_text(_read_sets()))
+    _clear(config, config.marks.any_of(Kind.OFFLOAD))
 
 
 def is_installed() -> bool:
@@ -128,6 +165,22 @@ def read_queues(path: Path = _QUEUES) -> tuple[QueueCounters, ...]:
     rows = [[int(field) for field in line.split()] for line in text.splitlines()]
     # queue, port id, depth, copy mode, copy range, dropped, dropped by the socket, last id, 1
     return tuple(sorted(QueueCounters(row[0], row[2], row[5], row[6], row[7]) for row in rows))
+
+
+def _clear(config: RulesetConfig, mark: MaskedMark) -> None:
+    """Take a mark of ours out of every connmark."""
+    try:
+        clear_marks(mark, config.marks.mask)
+    except OSError as error:
+        raise KernelError(
+            f"clear connmarks {mark}", error.strerror or str(error), "run as root"
+        ) from error
+
+
+def _count_bytes() -> None:
+    """Have the kernel count packets and bytes of its flows; without it, those we see are shown."""
+    with contextlib.suppress(OSError):
+        _ACCOUNTING.write_text("1", "ascii")
 
 
 # --- commands ---------------------------------------------------------------------------------
@@ -258,6 +311,7 @@ _REMEDIES = (
     ("nfqueue", "the kernel needs CONFIG_NETFILTER_XT_TARGET_NFQUEUE: modprobe xt_NFQUEUE"),
     ("tproxy", "the kernel needs CONFIG_NETFILTER_XT_TARGET_TPROXY: modprobe xt_TPROXY"),
     ("socket", "the kernel needs CONFIG_NETFILTER_XT_MATCH_SOCKET: modprobe xt_socket"),
+    ("connmark", "the kernel needs CONFIG_NETFILTER_XT_CONNMARK: modprobe xt_connmark"),
     ("match-set", "the kernel needs CONFIG_NETFILTER_XT_SET: modprobe xt_set"),
     ("kernel error received: invalid argument", "the kernel needs the set type: modprobe ip_set"),
     ("extension", "the kernel lacks a match or target: see `bartizan doctor`"),

@@ -7,10 +7,20 @@ over has no ruling: its next packet is judged by the present policy, on the tupl
 first packet, like any flow after a change. So what the kernel remembers can never open what policy
 closes.
 
+While the kernel carries flows past the workers (`offload`), the same dump, restricted to flows with
+our connmark, says which of them live, until when, and what they have carried. It is read in pieces
+between packets. And a generation's number must never meet a connmark of an earlier generation with
+the same number: `clear_marks` sees to it, and looks again afterwards.
+
 One dump is a sequence of netlink messages; each holds attributes (type, length, value), nested by
 kind (linux/netfilter/nfnetlink_conntrack.h). `decode` and `take_over` are pure.
+
+A translated flow (NAT) has two pairs of addresses. Our tuple is what a forwarded packet bears
+between the two translations, and what policy is asked about: the source of the original tuple, and
+the source of the reply tuple as destination.
 """
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -19,23 +29,29 @@ from typing import NamedTuple
 from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, FlowTuple
 from conntrack.sctp_states import SctpState
 from conntrack.tcp_states import TcpState
-from conntrack.tracker import Tracker
+from conntrack.tracker import Entry, Tracker
+from firewall.datapath.marks import MaskedMark
 
 _NETLINK_NETFILTER = 12  # linux/netlink.h
 _GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _NEW = 1 << 8  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
-_REQUEST_DUMP = 0x1 | 0x300  # NLM_F_REQUEST | NLM_F_DUMP
+_REQUEST = 0x1  # NLM_F_REQUEST
+_REQUEST_DUMP = _REQUEST | 0x300  # NLM_F_DUMP
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _FAMILY_HEADER_BYTES = 4  # struct nfgenmsg
-_RECEIVE_BYTES = 1 << 18
+_RECEIVE_BYTES = 1 << 15  # the kernel fills 32 KiB at most: about 100 flows, 1 ms to read
+_CLEAR_ROUNDS = 5
 _TIMEOUT_S = 5.0
 
-_ORIGINAL, _STATUS, _PROTOCOL_INFO, _TIMEOUT = 1, 3, 4, 7  # CTA_...
+_ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT = 1, 2, 3, 4, 7  # CTA_...
+_MARK, _COUNTERS_ORIGINAL, _COUNTERS_REPLY, _ZONE, _MARK_MASK = 8, 9, 10, 18, 21
+_PACKETS, _BYTES = 1, 2  # CTA_COUNTERS_...
+_NESTED = 0x8000  # NLA_F_NESTED
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2  # CTA_TUPLE_...
-_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3  # CTA_PROTO_...
+_NUMBER, _SOURCE_PORT = 1, 2  # CTA_PROTO_...
 _ICMP_ID, _ICMP_TYPE, _ICMPV6_ID, _ICMPV6_TYPE = 4, 5, 7, 8  # CTA_PROTO_...
 _SEEN_REPLY, _ASSURED, _DYING = 1 << 1, 1 << 2, 1 << 9  # IPS_..., nf_conntrack_common.h
 
@@ -55,6 +71,9 @@ class KernelFlow(NamedTuple):
         timeout_s: how long it may still be silent.
         seen_reply: the other side has answered.
         assured: the kernel would not evict it early.
+        mark: the connmark, ours and everybody's.
+        packets: per direction (original, reply), as the kernel counts them; None = it does not.
+        bytes: as `packets`, of IP packets.
     """
 
     original: FlowTuple
@@ -63,6 +82,71 @@ class KernelFlow(NamedTuple):
     timeout_s: int
     seen_reply: bool
     assured: bool
+    mark: int = 0
+    packets: tuple[int, int] | None = None
+    bytes: tuple[int, int] | None = None
+
+
+class Dump:
+    """One dump of the kernel's table of this network namespace, read in pieces.
+
+    Attributes:
+        ended: the kernel has said that this was all.
+
+    Raises:
+        OSError: no permission, or the kernel has no ctnetlink.
+    """
+
+    def __init__(self, mark: MaskedMark | None = None) -> None:
+        """Ask for every flow, or for those whose connmark is `mark`."""
+        self.ended = False
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        try:
+            self._socket.settimeout(_TIMEOUT_S)
+            body = bytes(_FAMILY_HEADER_BYTES)  # AF_UNSPEC
+            if mark is not None:
+                body += _number_attribute(_MARK, mark.value)
+                body += _number_attribute(_MARK_MASK, mark.mask)
+            self._socket.send(_message(_GET, _REQUEST_DUMP, body))
+        except OSError:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when the next piece is there."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """End the dump, finished or not."""
+        self._socket.close()
+
+    def messages(self) -> Iterator[tuple[int, bytes]]:
+        """Wait for the next piece; yield address family and attributes of each flow in it.
+
+        Raises:
+            OSError: the kernel refuses the dump.
+        """
+        data = self._socket.recv(_RECEIVE_BYTES)
+        at = 0
+        while at + _HEADER.size <= len(data):
+            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+            if kind == _DONE:
+                self.ended = True
+                return
+            if kind == _ERROR:
+                code: int = struct.unpack_from("=i", data, at + _HEADER.size)[0]
+                raise OSError(-code, "ctnetlink refuses the dump")
+            if kind == _NEW:
+                start = at + _HEADER.size
+                yield data[start], data[start + _FAMILY_HEADER_BYTES : at + length]
+            at += length + 3 & ~3
+
+    def flows(self) -> Iterator[KernelFlow]:
+        """Wait for the next piece; yield the flows in it that we can track."""
+        for _, message in self.messages():
+            flow = decode(message)
+            if flow is not None:
+                yield flow
 
 
 def read_flows() -> Iterator[KernelFlow]:
@@ -71,31 +155,71 @@ def read_flows() -> Iterator[KernelFlow]:
     Raises:
         OSError: no permission, or the kernel has no ctnetlink.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asking:
-        asking.settimeout(_TIMEOUT_S)
-        every_family = bytes(_FAMILY_HEADER_BYTES)  # AF_UNSPEC
-        length = _HEADER.size + len(every_family)
-        asking.send(_HEADER.pack(length, _GET, _REQUEST_DUMP, 0, 0) + every_family)
-        while True:
-            data = asking.recv(_RECEIVE_BYTES)
-            at = 0
-            while at + _HEADER.size <= len(data):
-                length, kind, _, _, _ = _HEADER.unpack_from(data, at)
-                if kind == _DONE:
-                    return
-                if kind == _ERROR:
-                    code: int = struct.unpack_from("=i", data, at + _HEADER.size)[0]
-                    raise OSError(-code, "ctnetlink refuses the dump")
-                if kind == _NEW:
-                    start = at + _HEADER.size + _FAMILY_HEADER_BYTES
-                    flow = decode(data[start : at + length])
-                    if flow is not None:
-                        yield flow
-                at += length + 3 & ~3
+    dump = Dump()
+    try:
+        while not dump.ended:
+            yield from dump.flows()
+    finally:
+        dump.close()
 
 
-def take_over(flow: KernelFlow, tracker: Tracker, now: float) -> bool:
-    """Give a flow of the kernel to our tracker; say whether it was taken.
+def clear_marks(mark: MaskedMark, ours: int) -> int:
+    """Take our bits out of every connmark that is `mark`; return how many there were.
+
+    Args:
+        mark: which connmarks.
+        ours: the bits to clear; all others stay.
+
+    Raises:
+        OSError: the kernel does not let us, or new ones keep appearing.
+    """
+    count = 0
+    for _ in range(_CLEAR_ROUNDS):
+        found = _marked(mark)
+        if not found:
+            return count
+        count += len(found)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as changing:
+            for family, identity in found:
+                body = bytes((family, 0, 0, 0)) + identity
+                body += _number_attribute(_MARK, 0) + _number_attribute(_MARK_MASK, ours)
+                # What went wrong, such as a flow that has ended meanwhile, the next round shows.
+                changing.send(_message(_NEW, _REQUEST, body))
+    raise OSError(errno.EBUSY, f"connmarks {mark} cannot be cleared")
+
+
+def _marked(mark: MaskedMark) -> list[tuple[int, bytes]]:
+    """Return family and identifying attributes (tuple, zone) of the flows with a connmark."""
+    found: list[tuple[int, bytes]] = []
+    dump = Dump(mark)
+    try:
+        while not dump.ended:
+            for family, message in dump.messages():
+                attributes = _attributes(message)
+                identity = _attribute(_ORIGINAL | _NESTED, attributes.get(_ORIGINAL, b""))
+                if _ZONE in attributes:
+                    identity += _attribute(_ZONE, attributes[_ZONE])
+                found.append((family, identity))
+    finally:
+        dump.close()
+    return found
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    padding = bytes(-len(data) % 4)
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + padding
+
+
+def _number_attribute(kind: int, number: int) -> bytes:
+    return _attribute(kind, number.to_bytes(4, "big"))
+
+
+def take_over(flow: KernelFlow, tracker: Tracker, now: float) -> Entry | None:
+    """Give a flow of the kernel to our tracker; return its entry if it was taken.
 
     Flows that are being opened or have ended are left out: the ends repeat what is needed.
     """
@@ -105,13 +229,13 @@ def take_over(flow: KernelFlow, tracker: Tracker, now: float) -> bool:
     state = 0
     if protocol == TCP:
         if flow.state not in _TCP_TAKEN:
-            return False
+            return None
         state, timeout_s = flow.state, min(timeout_s, timeouts.tcp[flow.state])
     elif protocol == SCTP:
         if flow.state not in _SCTP_TAKEN:
-            return False
+            return None
         state, timeout_s = flow.state, min(timeout_s, timeouts.sctp[flow.state])
-    entry = tracker.restore(
+    return tracker.restore(
         flow.original,
         now,
         timeout_s=timeout_s,
@@ -120,39 +244,70 @@ def take_over(flow: KernelFlow, tracker: Tracker, now: float) -> bool:
         assured=flow.assured,
         icmp_type=flow.icmp_type,
     )
-    return entry is not None
 
 
 def decode(message: bytes) -> KernelFlow | None:
     """Read the attributes of one entry; None if it is dying or of a kind that we do not track."""
     found = _attributes(message)
     status = _number(found.get(_STATUS, b""))
-    nested = _attributes(found.get(_ORIGINAL, b""))
-    addresses = _attributes(nested.get(_TUPLE_IP, b""))
-    protocol = _attributes(nested.get(_TUPLE_PROTOCOL, b""))
-    if status & _DYING or len(addresses) != 2 or _NUMBER not in protocol:
+    original = _end(found.get(_ORIGINAL, b""))
+    reply = _end(found.get(_REPLY, b""))
+    if status & _DYING or original is None or reply is None:
         return None
-    # Source before destination in both families: types 1 and 2, or 3 and 4.
-    source, destination = (addresses[kind] for kind in sorted(addresses))
-    number = _number(protocol[_NUMBER])
-    kind = 0
-    if number in (ICMP, ICMPV6):
-        names = (_ICMP_ID, _ICMP_TYPE) if number == ICMP else (_ICMPV6_ID, _ICMPV6_TYPE)
-        identifier, kind = (_number(protocol.get(name, b"")) for name in names)
-        ports = identifier, identifier
-    else:
-        ports = (
-            _number(protocol.get(_SOURCE_PORT, b"")),
-            _number(protocol.get(_DESTINATION_PORT, b"")),
-        )
+    protocol = original.protocol
     return KernelFlow(
-        original=FlowTuple(source, destination, number, *ports),
-        icmp_type=kind,
+        original=FlowTuple(
+            original.address, reply.address, protocol, original.port, original.port_of(reply)
+        ),
+        icmp_type=original.icmp_type,
         state=_state(found.get(_PROTOCOL_INFO, b"")),
         timeout_s=_number(found.get(_TIMEOUT, b"")),
         seen_reply=bool(status & _SEEN_REPLY),
         assured=bool(status & _ASSURED),
+        mark=_number(found.get(_MARK, b"")),
+        packets=_counters(found, _PACKETS),
+        bytes=_counters(found, _BYTES),
     )
+
+
+class _End(NamedTuple):
+    """Who sends the packets of one direction."""
+
+    address: bytes
+    protocol: int
+    port: int
+    icmp_type: int
+
+    def port_of(self, other: "_End") -> int:
+        """Return the port at the other end; of an ICMP query, the identifier that both have."""
+        return self.port if self.protocol in (ICMP, ICMPV6) else other.port
+
+
+def _end(data: bytes) -> _End | None:
+    """Read the source half of a tuple; None if there is none that we can track."""
+    nested = _attributes(data)
+    addresses = _attributes(nested.get(_TUPLE_IP, b""))
+    protocol = _attributes(nested.get(_TUPLE_PROTOCOL, b""))
+    if len(addresses) != 2 or _NUMBER not in protocol:
+        return None
+    number = _number(protocol[_NUMBER])
+    port, kind = _number(protocol.get(_SOURCE_PORT, b"")), 0
+    if number in (ICMP, ICMPV6):
+        names = (_ICMP_ID, _ICMP_TYPE) if number == ICMP else (_ICMPV6_ID, _ICMPV6_TYPE)
+        port, kind = (_number(protocol.get(name, b"")) for name in names)
+    # Source before destination in both families: types 1 and 2, or 3 and 4.
+    return _End(addresses[min(addresses)], number, port, kind)
+
+
+def _counters(found: dict[int, bytes], which: int) -> tuple[int, int] | None:
+    """Return a counter of both directions; None where nf_conntrack_acct was off."""
+    if _COUNTERS_ORIGINAL not in found or _COUNTERS_REPLY not in found:
+        return None
+    original, reply = (
+        _number(_attributes(found[kind]).get(which, b""))
+        for kind in (_COUNTERS_ORIGINAL, _COUNTERS_REPLY)
+    )
+    return original, reply
 
 
 def _state(info: bytes) -> int:

@@ -228,9 +228,12 @@ class Queue:
     def repeat(self, packet: QueuedPacket, mark: int) -> None:
         """Send a packet with this mark through the rules of its hook once more.
 
+        What was accepted before it leaves before it.
+
         Raises:
             OSError: the verdict could not be sent.
         """
+        self._send_accepts()
         body = _VERDICT_BODY.pack(_REPEAT, packet.id) + _MARK_HEAD + _BE32.pack(mark)
         self._socket.send(self._head_with_mark + body)
         self._decided_id = packet.id

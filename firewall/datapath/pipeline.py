@@ -20,6 +20,10 @@ its opinion on packets that still come is not asked: those of the originator go 
 kernel answers with RST if there is no socket; packets from the other side are forged, since the
 server never saw this tuple; only our own kernel may answer (that RST).
 
+Offloaded flows (`offload`). The tracker does not compare the numbers of a flow that the kernel
+carries, since it has not seen them all; what the kernel's own tracker calls INVALID of such a flow
+is therefore dropped.
+
 `decide` is total: every input has a decision. An exception is a bug, and the worker's to answer.
 """
 
@@ -30,9 +34,12 @@ from conntrack.flow import ICMPV6, TCP, Direction
 from conntrack.packet import Fault, Packet, PacketError, TcpFlag, parse, policy_port
 from conntrack.tracker import CtState, Entry, Tracked, Tracker
 from firewall.datapath.admission import DISCOVERY
+from firewall.datapath.offload import Offloaded, is_unusual
 from firewall.datapath.ruling import Ground, Ruling
 from firewall.datapath.verdict import (
     ACCEPT,
+    OFFLOAD,
+    OFFLOADING,
     QUIETLY,
     Drop,
     PacketDecision,
@@ -65,6 +72,9 @@ _NOT_READY: Final = Drop(DropReason.DROP_EP_NOT_READY, "no snapshot has been loa
 _BESIDE_PROXY: Final = Drop(
     DropReason.INVALID_PACKET_DROPPED, "answers a flow that only the proxy has seen"
 )
+_UNSEEN: Final = Drop(
+    DropReason.INVALID_PACKET_DROPPED, "does not fit what the kernel has seen of its flow"
+)
 _TABLE_FULL: Final = Drop(DropReason.CT_MAP_INSERTION_FAILED, "the table of flows is full")
 _INVALID: Final = CtState.INVALID  # a member of an enum costs 50 ns on CPython 3.11, a global 5
 _FLAG_MASK: Final = int(TcpFlag.SYN | TcpFlag.RST | TcpFlag.ACK)
@@ -76,9 +86,11 @@ class PipelineSettings(NamedTuple):
     Attributes:
         worker_count: how many workers share the traffic; an ICMP error may belong to another's
             flow, if there are others.
+        bypass: the kernel may carry flows that need no look.
     """
 
     worker_count: int = 1
+    bypass: bool = False
 
 
 ALONE: Final = PipelineSettings()
@@ -131,6 +143,7 @@ class Pipeline:
         tracker: the flows.
         settings: what this worker is.
         counts: what was done.
+        offloaded: the flows that the kernel carries.
     """
 
     def __init__(
@@ -139,6 +152,7 @@ class Pipeline:
         self.tracker = tracker
         self.settings = settings
         self.counts = Counts()
+        self.offloaded = Offloaded(tracker)
         self.view = view
 
     @property
@@ -151,10 +165,17 @@ class Pipeline:
 
     @view.setter
     def view(self, view: View | None) -> None:
-        self._ground = Ground(view) if view is not None else None
+        bypass = self.settings.bypass
+        self._ground = Ground(view, bypass=bypass) if view is not None else None
 
-    def decide(
-        self, payload: bytes, interface_index: int, hook: int, now: float, complete: bool = True
+    def decide(  # noqa: PLR0917 -- once per packet: keywords cost
+        self,
+        payload: bytes,
+        interface_index: int,
+        hook: int,
+        now: float,
+        complete: bool = True,
+        suspect: bool = False,
     ) -> PacketDecision:
         """Decide one packet and note it in the tracker if it may pass.
 
@@ -164,6 +185,7 @@ class Pipeline:
             hook: PREROUTING or OUTPUT.
             now: monotonic seconds.
             complete: False if `payload` was cut.
+            suspect: the kernel's tracker calls it INVALID.
         """
         ground = self._ground
         try:
@@ -181,7 +203,7 @@ class Pipeline:
                 return self._drop(refused, Arrival(packet, source, interface_index, hook))
         tracked = self.tracker.track(packet, now)
         entry = tracked.entry
-        if entry is not None and entry.revision == ground.revision:
+        if entry is not None and entry.revision == ground.revision and not entry.offloaded:
             ruling = entry.decision
             if (
                 isinstance(ruling, Ruling)
@@ -192,10 +214,13 @@ class Pipeline:
                 counts = self.counts
                 counts.forwarded_count += 1
                 counts.forwarded_bytes += packet.length
+                if ruling.bypass and not suspect and self.offloaded.wants(entry):
+                    self.offloaded.give(entry, now)
+                    return OFFLOADING
                 return QUIETLY
         arrival = Arrival(packet, source, interface_index, hook)
         if entry is not None:
-            return self._known_flow(ground, tracked, entry, arrival, now)
+            return self._known_flow(ground, tracked, entry, arrival, now, suspect)
         if tracked.ctstate is CtState.NEW:
             return self._first_packet(ground, tracked, arrival, now)
         return self._misfit(ground, tracked, arrival)
@@ -261,14 +286,50 @@ class Pipeline:
         report = _report(answer.verdict, arrival, tracked, ruling.decision)
         return PacketDecision(answer.verdict, report)
 
-    def _known_flow(
-        self, ground: Ground, tracked: Tracked, entry: Entry, arrival: Arrival, now: float
+    def _known_flow(  # noqa: PLR0917
+        self,
+        ground: Ground,
+        tracked: Tracked,
+        entry: Entry,
+        arrival: Arrival,
+        now: float,
+        suspect: bool,
     ) -> PacketDecision:
         """Apply the flow's ruling, made anew if the snapshot has changed."""
         before = entry.decision
         ruling, anew = ground.ruling_of(entry)
         self.counts.ruled_anew_count += anew
+        suspect = suspect and entry.offloaded
+        answer = self._ruled(ground, tracked, entry, arrival, now, before, ruling, suspect)
+        packet, offloaded = arrival.packet, self.offloaded
+        if entry.offloaded:
+            if not ruling.bypass or (packet.protocol == TCP and is_unusual(packet.tcp_flags)):
+                offloaded.take_back(entry)
+                return answer
+            # After a change of the generation the flow's first packet marks it again.
+            wanted = anew or offloaded.wants(entry)
+        else:
+            wanted = ruling.bypass and offloaded.wants(entry)
+        if wanted and answer.verdict is ACCEPT:
+            offloaded.give(entry, now)
+            return PacketDecision(OFFLOAD, answer.report)
+        return answer
+
+    def _ruled(  # noqa: PLR0917
+        self,
+        ground: Ground,
+        tracked: Tracked,
+        entry: Entry,
+        arrival: Arrival,
+        now: float,
+        before: object | None,
+        ruling: Ruling,
+        suspect: bool,
+    ) -> PacketDecision:
+        """Carry out a known flow's ruling for one packet; it was `before` until now."""
         refused = _refused(ruling, tracked, entry, arrival)
+        if refused is None and suspect:
+            refused = _UNSEEN
         if refused is not None:
             return self._drop(refused, arrival, tracked, ruling.decision)
         if isinstance(ruling.verdict, Redirect) and arrival.packet.key != entry.key:

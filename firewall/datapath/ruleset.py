@@ -16,13 +16,26 @@ as many sets as needed, gathered in one list:set.
     loopback, unless on its way to the proxy            RETURN
     marked TO_PROXY by a worker                         TPROXY to the proxy's port (or dropped)
     marked PASS_ON by a worker                          the named worker's queue
+    marked OFFLOAD by a worker                          connmark OFFLOAD and generation; ACCEPT
+    established, connmark of this generation            ACCEPT: the bypass, see below
+    INVALID to the kernel's conntrack                   mark SUSPECT, then as any other
     of an established socket of the proxy               mark LOCAL (not if its source is spoofed)
     managed source or destination, endpoint interface   NFQUEUE, balanced by address pair
 
     a packet in OUTPUT
     loopback; sent by the proxy; on its way to it       RETURN
     marked PASS_ON by a worker                          the named worker's queue
+    OFFLOAD, established, INVALID                       as above
     managed source or destination, endpoint interface   NFQUEUE
+
+The bypass. A worker marks one packet of an established flow that needs no more looking at OFFLOAD
+and repeats it; if the mark bears the present generation, it is saved to the flow's connmark (bits
+outside our mask stay the user's), and from then on the kernel accepts the flow's packets. Not so
+TCP segments with SYN, FIN or RST: they clear the connmark and are queued, and so is all that
+follows until a worker marks the flow again. Nor packets whose source belongs to an endpoint on
+another interface: an endpoint that is bound to an interface is believed there only.
+The two chains that know the generation are replaced as a whole when it changes. Then no connmark
+fits any more, and every flow comes back once. A mark of any other generation is never saved.
 
 NFQUEUE has no --queue-bypass: with no worker listening, managed endpoints are cut off. The balance
 hashes the unordered address pair (nfqueue_hash in xt_NFQUEUE.c), so both directions of a flow meet
@@ -49,7 +62,9 @@ INTERFACES_PER_SET = 64
 
 _SOCKET = f"{CHAIN_PREFIX}SOCKET"
 _LOCAL = f"{CHAIN_PREFIX}LOCAL"
-_CHAINS = (*(CHAIN_PREFIX + hook for hook in HOOKS), _SOCKET, _LOCAL)
+_OFFLOAD = f"{CHAIN_PREFIX}OFFLOAD"
+_BYPASS = f"{CHAIN_PREFIX}BYPASS"
+_CHAINS = (*(CHAIN_PREFIX + hook for hook in HOOKS), _SOCKET, _LOCAL, _OFFLOAD, _BYPASS)
 _MAX_ELEMENTS = 1 << 20  # a bound against mistakes; ipset allocates as it fills
 _LIST_SIZE = 1024  # sets in the list: 512 * 64 interfaces per family
 
@@ -87,6 +102,7 @@ class RulesetConfig:
             every address; 0 = no proxy.
         route_table: routing table that delivers the proxy's packets locally.
         rule_priority: priority of the first of our two `ip rule`s; before `main` (32766).
+        generation: flows that were marked in it bypass userspace; None = every packet is queued.
 
     Raises:
         RulesetError: a number is out of its range.
@@ -98,6 +114,7 @@ class RulesetConfig:
     http_proxy_port: int = 0
     route_table: int = 17953
     rule_priority: int = 17953
+    generation: int | None = None
 
     def __post_init__(self) -> None:
         if self.queue_count < 1 or not 0 <= self.first_queue <= 65536 - self.queue_count:
@@ -143,8 +160,19 @@ def install_text(config: RulesetConfig, family: Family, saved: str) -> str:
     lines += _prerouting(config, family)
     lines += _output(config, family)
     lines += _socket_chains(config, family)
+    lines += _generation_chains(config, family)
     for hook in HOOKS:
         lines += _jump(hook, saved)
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+def generation_text(config: RulesetConfig, family: Family) -> str:
+    """Return the input of `iptables-restore --noflush` that brings another generation.
+
+    The rules must be installed. Naming a chain empties it, in the same transaction.
+    """
+    lines = ["*mangle", *(f":{chain} - [0:0]" for chain in (_OFFLOAD, _BYPASS))]
+    lines += _generation_chains(config, family)
     return "\n".join([*lines, "COMMIT", ""])
 
 
@@ -198,6 +226,7 @@ def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
         )
     yield f"{rule} -m mark --mark {to_proxy} -j DROP"
     yield from _passed_on(config, rule)
+    yield from _offloaded(config, rule)
     yield f"{rule} -p tcp -m tcp ! --syn -m socket --transparent -j {_SOCKET}"
     for message in _path_messages(family):
         yield f"{rule} {message} -m socket --transparent -j {_SOCKET}"
@@ -215,6 +244,7 @@ def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
     # The kernel routes again after the verdict, and the mark leads to loopback and PREROUTING.
     yield f"{rule} -m mark --mark {config.marks.of(Kind.TO_PROXY)} -j RETURN"
     yield from _passed_on(config, rule)
+    yield from _offloaded(config, rule)
     queue = _queue(config)
     yield f"{rule} -m set --match-set {_managed_set(family)} dst -j {queue}"
     yield f"{rule} -m set --match-set {_managed_set(family)} src -j {queue}"
@@ -233,6 +263,41 @@ def _socket_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
     yield f"-A {_SOCKET} -g {_LOCAL}"
     yield f"-A {_LOCAL} -j MARK --set-xmark {config.marks.of(Kind.LOCAL)}"
     yield f"-A {_LOCAL} -j ACCEPT"
+
+
+def _offloaded(config: RulesetConfig, rule: str) -> Iterator[str]:
+    """Yield the way of packets of flows that the kernel carries, or shall carry."""
+    offload = config.marks.any_of(Kind.OFFLOAD)
+    yield f"{rule} -m mark --mark {offload} -j {_OFFLOAD}"
+    yield f"{rule} -m conntrack --ctstate ESTABLISHED -m connmark --mark {offload} -j {_BYPASS}"
+    # For flows of which it has not seen every packet, a worker relies on the kernel's opinion.
+    suspect = config.marks.of(Kind.SUSPECT)
+    yield f"{rule} -m conntrack --ctstate INVALID -j MARK --set-xmark {suspect}"
+
+
+def _generation_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
+    """Yield the content of the two chains that know the generation.
+
+    A worker of an older snapshot may still mark by an older generation: its packet was accepted,
+    its mark is forgotten.
+    """
+    nothing = config.marks.of(Kind.NONE)
+    if config.generation is not None:
+        present = config.marks.of(Kind.OFFLOAD, config.generation)
+        yield (
+            f"-A {_OFFLOAD} -m mark --mark {present} -j CONNMARK --save-mark "
+            f"--nfmask {present.mask:#x} --ctmask {present.mask:#x}"
+        )
+        yield f"-A {_BYPASS} -m connmark ! --mark {present} -j RETURN"
+        unusual = f"-A {_BYPASS} -p tcp -m tcp ! --tcp-flags SYN,FIN,RST NONE"
+        yield f"{unusual} -j CONNMARK --set-xmark {nothing}"
+        yield f"{unusual} -j RETURN"
+        yield f"-A {_BYPASS} -m set --match-set {_bound_set(family)} src,src -j ACCEPT"
+        yield f"-A {_BYPASS} -m set --match-set {_INTERFACES} src,src -j RETURN"
+        yield f"-A {_BYPASS} -m set --match-set {_homed_set(family)} src -j RETURN"
+        yield f"-A {_BYPASS} -j ACCEPT"
+    yield f"-A {_OFFLOAD} -j MARK --set-xmark {nothing}"
+    yield f"-A {_OFFLOAD} -j ACCEPT"
 
 
 def _passed_on(config: RulesetConfig, rule: str) -> Iterator[str]:
@@ -299,6 +364,11 @@ def _managed_set(family: Family) -> str:
 def _bound_set(family: Family) -> str:
     """Name the set of (address, interface) pairs, for endpoints whose interface is known."""
     return f"{SET_PREFIX}bound-{family:d}"
+
+
+def _homed_set(family: Family) -> str:
+    """Name the set of the addresses in those pairs: elsewhere, they are spoofed."""
+    return f"{SET_PREFIX}homed-{family:d}"
 
 
 def _interface_set(family: Family, index: int) -> str:
@@ -373,6 +443,7 @@ def _definitions() -> Iterator[tuple[str, str]]:
         tail = f"family {family.ipset_name} maxelem {_MAX_ELEMENTS}"
         yield _managed_set(family), f"hash:ip {tail}"
         yield _bound_set(family), f"hash:net,iface {tail}"
+        yield _homed_set(family), f"hash:ip {tail}"
     yield _INTERFACES, f"list:set size {_LIST_SIZE}"
 
 
@@ -394,6 +465,7 @@ def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[s
     for family in Family:
         managed: set[str] = set()
         bound: set[str] = set()
+        homed: set[str] = set()
         for link in links:
             texts = [
                 format_address(address) for address in link.addresses if _is_of(address, family)
@@ -401,8 +473,10 @@ def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[s
             managed.update(texts)
             if link.interface:
                 bound.update(f"{text},{link.interface}" for text in texts)
+                homed.update(texts)
         wanted[_managed_set(family)] = managed
         wanted[_bound_set(family)] = bound
+        wanted[_homed_set(family)] = homed
         everything = "0.0.0.0/0" if family is Family.IPV4 else "::/0"
         wanted |= _spread([f"{everything},{name}" for name in interfaces], family, state)
     return wanted

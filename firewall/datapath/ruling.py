@@ -25,11 +25,13 @@ class Ruling(NamedTuple):
         verdict: for packets of the ORIGINAL direction.
         decision: what policy said.
         source: packed address that policy was asked with (see `admission`).
+        bypass: accepted, and nobody needs to see the packets: no L7 rules, no audit.
     """
 
     verdict: Accept | Drop | Redirect
     decision: Decision
     source: bytes
+    bypass: bool = False
 
 
 class Ground:
@@ -41,15 +43,28 @@ class Ground:
         admission: where addresses belong.
         homes: `admission.homes`, one step nearer for the hot path.
         proxy_port: where the L7 proxy listens, 0 = there is none.
+        generation: the snapshot's; flows that were offloaded in another one are the worker's again.
+        bypass: whether flows may be offloaded at all.
         path_mtu_allowed: ICMP "fragmentation needed" passes even if its flow is not known.
     """
 
-    __slots__ = ("admission", "homes", "path_mtu_allowed", "proxy_port", "revision", "view")
+    __slots__ = (
+        "admission",
+        "bypass",
+        "generation",
+        "homes",
+        "path_mtu_allowed",
+        "proxy_port",
+        "revision",
+        "view",
+    )
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, *, bypass: bool = False) -> None:
         settings = view.snapshot.settings
         self.view = view
         self.revision = view.revision
+        self.generation = view.generation
+        self.bypass = bypass
         self.admission = Admission(view.snapshot.endpoints)
         self.homes = self.admission.homes
         self.proxy_port = settings.http_proxy_port
@@ -68,7 +83,8 @@ class Ground:
                 verdict = self._to_proxy(decision, protocol)
             case _:
                 assert_never(decision.verdict)
-        return Ruling(verdict, decision, source)
+        bypass = self.bypass and verdict is ACCEPT and _needs_no_look(decision)
+        return Ruling(verdict, decision, source, bypass)
 
     def ruling_of(self, entry: Entry) -> tuple[Ruling, bool]:
         """Return a known flow's ruling, and whether it was made anew for this snapshot."""
@@ -104,6 +120,12 @@ class Ground:
         if not kinds <= _PROXIED:
             return Drop(_NO_PROXY, f"L7 rules of kind {', '.join(sorted(kinds - _PROXIED))}")
         return Redirect(self.proxy_port)
+
+
+def _needs_no_look(decision: Decision) -> bool:
+    """Say whether an accepted flow has neither L7 rules nor an audit."""
+    sides = (decision.egress, decision.ingress)
+    return not decision.audited and all(side is None or side.l7 is None for side in sides)
 
 
 def _policy_port(entry: Entry, original: FlowTuple) -> int:

@@ -34,6 +34,10 @@ class Redirect(NamedTuple):
     port: int
 
 
+class Offload(NamedTuple):
+    """Let the packet go on, and have the kernel accept its flow's further packets."""
+
+
 class PassOn(NamedTuple):
     """Let the next worker look: the packet may belong to a flow that only it tracks.
 
@@ -44,7 +48,7 @@ class PassOn(NamedTuple):
     otherwise: Accept | Drop
 
 
-PacketVerdict = Accept | Drop | Redirect | PassOn
+PacketVerdict = Accept | Drop | Redirect | PassOn | Offload
 
 
 class Report(NamedTuple):
@@ -84,5 +88,11 @@ class PacketDecision(NamedTuple):
 ACCEPT: Final = Accept()
 """The one value of Accept, so that the hot path may compare by identity."""
 
+OFFLOAD: Final = Offload()
+"""The one value of Offload."""
+
 QUIETLY: Final = PacketDecision(ACCEPT, None)
 """One more packet of an accepted flow: shared, because nearly every packet gets it."""
+
+OFFLOADING: Final = PacketDecision(OFFLOAD, None)
+"""The same, with the flow given to the kernel."""

@@ -37,12 +37,12 @@ from firewall.control.snapshots import SnapshotReader
 from firewall.datapath import nfqueue
 from firewall.datapath.answers import Row, WorkerCounts, conntrack_rows, metric_rows
 from firewall.datapath.events import packet_event
-from firewall.datapath.kernel_flows import read_flows, take_over
+from firewall.datapath.kernel_flows import Dump, read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
 from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
 from firewall.datapath.pipeline import Pipeline, PipelineSettings
 from firewall.datapath.ruleset import passing_count
-from firewall.datapath.verdict import ACCEPT, Drop, PassOn, Redirect, Report
+from firewall.datapath.verdict import ACCEPT, OFFLOAD, Drop, PassOn, Redirect, Report
 from firewall.flows.event import Event
 from firewall.policy.snapshot import SnapshotError
 from firewall.policy.view import View
@@ -98,9 +98,14 @@ class Worker:
                 LINUX if options.profile == "linux" else STRICT, limit_count=options.flow_limit
             ),
             None,
-            PipelineSettings(worker_count=options.workers),
+            PipelineSettings(worker_count=options.workers, bypass=options.bypass),
         )
         self._decide = self._pipeline.decide
+        self._offloaded = self._pipeline.offloaded
+        self._suspect = self._marks.of(Kind.SUSPECT)
+        self._poll = select.epoll()
+        self._dump: Dump | None = None
+        self._dumped_count = 0
         self._started_at = self._now = time.monotonic()
         self._hold_s = 0.0
         self._stop_at: float | None = None
@@ -131,6 +136,11 @@ class Worker:
         )
 
     @property
+    def _generation(self) -> int:
+        """The snapshot's generation, 0 = there is none."""
+        return self._pipeline.view.generation if self._pipeline.view is not None else 0
+
+    @property
     def _revision(self) -> int:
         """The snapshot's revision, 0 = there is none."""
         return self._pipeline.view.revision if self._pipeline.view is not None else 0
@@ -145,7 +155,7 @@ class Worker:
         Args:
             wakeup: readable when a signal has come.
         """
-        poll = select.epoll()
+        poll = self._poll
         for watched in (self._queue, self._channel, wakeup):
             poll.register(watched.fileno(), select.EPOLLIN)
         flush_at = expire_at = self._now
@@ -158,6 +168,11 @@ class Worker:
                 self._listen()
             if wakeup.fileno() in ready:
                 wakeup.recv(64)
+            if self._dump is not None:
+                if self._dump.fileno() in ready:
+                    self._read_dump(self._dump)
+            elif self._offloaded and now >= self._offloaded.next_dump_at:
+                self._begin_dump()
             if self._questions:
                 self._answer()
             if now >= flush_at:
@@ -203,9 +218,14 @@ class Worker:
         """Decide one packet, send the verdict, then report."""
         payload = packet.get_payload()
         complete = len(payload) < self._copy_bytes
-        verdict, report = self._decide(payload, packet.indev, packet.hook, self._now, complete)
+        suspect = packet.mark & self._suspect.mask == self._suspect.value
+        verdict, report = self._decide(
+            payload, packet.indev, packet.hook, self._now, complete, suspect
+        )
         if verdict is ACCEPT:
             self._queue.accept(packet)
+        elif verdict is OFFLOAD:
+            self._queue.repeat(packet, self._marks.put(packet.mark, Kind.OFFLOAD, self._generation))
         elif isinstance(verdict, Drop):
             self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
@@ -298,8 +318,12 @@ class Worker:
         try:
             for flow in read_flows():
                 ends = flow.original.source, flow.original.destination
-                if any(view.endpoint_at(end) is not None for end in ends):
-                    count += take_over(flow, tracker, self._now)
+                if not any(view.endpoint_at(end) is not None for end in ends):
+                    continue
+                entry = take_over(flow, tracker, self._now)
+                count += entry is not None
+                if entry is not None and self._marks.kind(flow.mark) is Kind.OFFLOAD:
+                    self._offloaded.give(entry, self._now)
         except OSError as error:
             log.warning("the kernel's flows cannot be read: %s; they end here", error)
         log.info("flows taken over from the kernel: %d", count)
@@ -310,7 +334,7 @@ class Worker:
         rows: Iterator[Row | None]
         match message.what:
             case "conntrack":
-                rows = conntrack_rows(tracker, self._now, self._number)
+                rows = self._conntrack_rows()
             case "metrics":
                 rows = metric_rows(tracker, counts, self._counts())
             case "status":
@@ -318,6 +342,15 @@ class Worker:
             case _:
                 rows = iter([])
         self._questions.append(_Question(message.request, rows))
+
+    def _conntrack_rows(self) -> Iterator[Row | None]:
+        """Write the flows down, after a look at what the kernel has carried meanwhile."""
+        if self._offloaded:
+            awaited = self._dumped_count + (1 if self._dump is None else 2)
+            self._offloaded.next_dump_at = 0.0
+            while self._dumped_count < awaited and self._offloaded:
+                yield None
+        yield from conntrack_rows(self._pipeline.tracker, self._now, self._number)
 
     def _answer(self) -> None:
         """Write some more rows of the oldest answer."""
@@ -347,7 +380,6 @@ class Worker:
 
     def _status(self) -> Row:
         """Return what this worker is and does."""
-        view = self._pipeline.view
         return {
             "kind": "datapath",
             "number": self._number,
@@ -355,7 +387,9 @@ class Worker:
             "version": VERSION,
             "uptime_s": time.monotonic() - self._started_at,
             "revision": self._revision,
-            "generation": view.generation if view is not None else 0,
+            "generation": self._generation,
+            "bypass": self._pipeline.settings.bypass,
+            "offloaded_count": len(self._offloaded),
             "queue": self._queue.number,
             "copy_bytes": self._queue.copy_bytes,
             "gso": self._queue.gso,
@@ -366,6 +400,38 @@ class Worker:
         }
 
     # --- upkeep -------------------------------------------------------------------------------
+
+    def _begin_dump(self) -> None:
+        """Ask the kernel for the flows that it carries."""
+        self._offloaded.dump_begins(self._now)
+        try:
+            self._dump = Dump(self._marks.any_of(Kind.OFFLOAD))
+        except OSError as error:
+            self._end_dump(error)
+        else:
+            self._poll.register(self._dump.fileno(), select.EPOLLIN)
+
+    def _read_dump(self, dump: Dump) -> None:
+        """Take one piece of the kernel's answer."""
+        try:
+            for flow in dump.flows():
+                self._offloaded.found(flow, self._now)
+        except OSError as error:
+            self._end_dump(error)
+        else:
+            if dump.ended:
+                self._end_dump()
+
+    def _end_dump(self, error: OSError | None = None) -> None:
+        """Believe an answer that is whole; after any other, nothing is known, and time passes."""
+        if self._dump is not None:
+            self._poll.unregister(self._dump.fileno())
+            self._dump.close()
+            self._dump = None
+        self._dumped_count += 1
+        self._offloaded.dump_ends(self._now, whole=error is None)
+        if error is not None:
+            log.warning("the kernel's flows cannot be read: %s", error)
 
     def _expire(self, now: float) -> None:
         self._expired_count += self._pipeline.tracker.expire(now, budget=EXPIRY_BUDGET_COUNT)
@@ -398,6 +464,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--queue-length", type=int, default=nfqueue.DEFAULT_LENGTH, help="packets that may wait")
     add("--flow-limit", type=int, default=262_144, help="flows that are tracked at most")
     add("--profile", choices=("strict", "linux"), default="strict", help="of the tracker")
+    add("--bypass", action="store_true", help="let the kernel carry flows that need no look")
     add("--no-gso", action="store_true", help="have the kernel split large segments first")
     add("--log-level", default="INFO", type=str.upper)
     return parser.parse_args(arguments)

@@ -12,7 +12,7 @@ from conntrack.tcp_states import TcpState
 from conntrack.tracker import LINUX, STRICT, Tracker
 from firewall.datapath.kernel_flows import KernelFlow, decode, take_over
 
-A, B = parse_address("10.0.0.1"), parse_address("10.0.0.2")
+A, B, C = (parse_address(f"10.0.0.{last}") for last in (1, 2, 3))
 
 
 def attribute(kind: int, *parts: bytes, nested: bool = False) -> bytes:
@@ -30,17 +30,33 @@ def u32(value: int) -> bytes:
 
 
 def entry(
-    protocol: int, source: bytes, destination: bytes, *ports, state: int = 0, status: int = 14
+    protocol: int,
+    source: bytes,
+    destination: bytes,
+    *ports,
+    state: int = 0,
+    status: int = 14,
+    reply_source: bytes = b"",
+    reply_ports: tuple[bytes, ...] = (),
 ):
     """A message as ctnetlink builds it (nf_conntrack_netlink.c, ctnetlink_fill_info)."""
     first = 1 if len(source) == 4 else 3
-    addresses = attribute(
-        1, attribute(first, source), attribute(first + 1, destination), nested=True
-    )
-    numbers = attribute(2, attribute(1, bytes((protocol,))), *ports, nested=True)
+    number = attribute(1, bytes((protocol,)))
+    numbers = attribute(2, number, *ports, nested=True)
+    there = reply_ports or [
+        attribute({2: 3, 3: 2}.get(port[2], port[2]), port[4:6]) for port in ports if port[2] < 4
+    ]
+    back = attribute(2, number, *(there or ports), nested=True)
     info = attribute(4, attribute(1, attribute(1, bytes((state,))), nested=True), nested=True)
+
+    def addresses(source: bytes, destination: bytes) -> bytes:
+        return attribute(
+            1, attribute(first, source), attribute(first + 1, destination), nested=True
+        )
+
     return (
-        attribute(1, addresses, numbers, nested=True)
+        attribute(1, addresses(source, destination), numbers, nested=True)
+        + attribute(2, addresses(reply_source or destination, source), back, nested=True)
         + attribute(3, u32(status))
         + (info if state else b"")
         + attribute(7, u32(300))
@@ -60,6 +76,24 @@ def test_an_icmpv6_query_is_read_with_identifier_and_type():
     assert (flow.icmp_type, flow.seen_reply, flow.assured) == (128, False, False)
 
 
+def test_the_destination_of_a_translated_flow_is_who_answers():
+    """Policy is asked about the backend, not about the address that stood for it."""
+    ports = attribute(2, u16(4000)), attribute(3, u16(80))
+    answering = attribute(2, u16(8080)), attribute(3, u16(4000))
+    data = entry(6, A, B, *ports, state=3, reply_source=C, reply_ports=answering)
+    assert decode(data).original == FlowTuple(A, C, 6, 4000, 8080)
+
+
+def test_mark_and_counters_are_read_where_they_are():
+    counters = [attribute(1, bytes(7) + b"\x05"), attribute(2, bytes(6) + b"\x01\x00")]
+    data = entry(6, A, B, attribute(2, u16(1)), attribute(3, u16(2)), state=3)
+    bare = decode(data)
+    assert (bare.mark, bare.packets, bare.bytes) == (0, None, None)
+    more = b"".join(attribute(kind, *counters, nested=True) for kind in (9, 10))
+    flow = decode(data + attribute(8, u32(0x1C000007)) + more)
+    assert (flow.mark, flow.packets, flow.bytes) == (0x1C000007, (5, 5), (256, 256))
+
+
 def test_a_dying_flow_is_left_out():
     assert decode(entry(17, A, B, status=14 | 512)) is None
 
@@ -73,7 +107,7 @@ def test_any_bytes_are_read_or_left_out(data):
 def test_only_open_connections_are_taken_over(state):
     flow = KernelFlow(FlowTuple(A, B, 6, 1, 2), 0, state, 300, True, True)
     taken = take_over(flow, Tracker(), 0.0)
-    assert taken is (TcpState.ESTABLISHED <= state < TcpState.TIME_WAIT)
+    assert (taken is not None) is (TcpState.ESTABLISHED <= state < TcpState.TIME_WAIT)
 
 
 @pytest.mark.parametrize("profile", [STRICT, LINUX])
