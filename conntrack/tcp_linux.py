@@ -58,6 +58,8 @@ _CLOSING: Final = frozenset(
     )
 )
 
+_OPENING: Final = frozenset((TcpState.SYN_SENT, TcpState.SYN_RECV))
+
 # What the window rules say.
 _INSIDE: Final = 0
 _LET_PASS: Final = 1
@@ -138,7 +140,7 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Ju
                 memory[_END], memory[_END], max(memory[_WINDOW], 1), 0,
                 memory[_SCALE], memory[_FLAGS] & (SCALING | SACK), memory[_END], NO_FIN,
             )  # fmt: skip
-            receiver, sender = begun, UNKNOWN
+            receiver, sender = begun, UNKNOWN._replace(flags=sender.flags & LIBERAL)
             cell, state = TcpState.SYN_RECV, TcpState.SYN_SENT
         else:
             return _remember(entry, packet, direction, event, memory)
@@ -231,6 +233,9 @@ def _reset(
             )
             if established and sequence != receiver.max_ack and not train:
                 cell = state
+    challenged = memory[_EVENT] == TcpEvent.ACK and memory[_DIRECTION] != direction
+    if state == TcpState.SYN_SENT and challenged and packet.sequence == memory[_ACKNOWLEDGMENT]:
+        return None, cell, False  # RFC 9293 3.5.1: it ends the server's older flow
     answers_syn = entry.seen_reply and memory[_EVENT] == TcpEvent.SYN
     answers_ack = not entry.assured and memory[_EVENT] == TcpEvent.ACK
     if (answers_syn or answers_ack) and packet.acknowledgment == memory[_END]:
@@ -262,11 +267,11 @@ def _settle(
         outcome, sender, receiver = _windows(
             packet, direction, end, state=state, sender=sender, receiver=receiver
         )
+        lenient = (profile.liberal and event != TcpEvent.RST) or sender.flags & LIBERAL
         if isinstance(outcome, str):
-            lenient = (profile.liberal and event != TcpEvent.RST) or sender.flags & LIBERAL
             if not lenient:
                 return invalid(outcome)
-        elif outcome == _LET_PASS:
+        elif outcome == _LET_PASS and not lenient:
             pair = _pair(direction, sender, receiver)
             return passes("passes: old", Update(entry.state, -1, False, True, pair, memory, False))
         elif event == TcpEvent.ACK:
@@ -350,9 +355,12 @@ def _relearn(
     )
 
 
-def _begin(packet: Packet, direction: int, end: int, receiver: Window) -> tuple[Window, Window]:
-    """Sequence space of a side that sends its SYN or SYN/ACK."""
+def _begin(
+    packet: Packet, direction: int, end: int, receiver: Window, kept: int = 0
+) -> tuple[Window, Window]:
+    """Sequence space of a side that sends its SYN or SYN/ACK; `kept` are flags that stay."""
     scale, flags = syn_options(packet.options)
+    flags |= kept
     if direction == Direction.REPLY and not flags & receiver.flags & SCALING:
         # RFC 7323 section 2.2: scaling needs the option in both SYNs.
         scale = 0
@@ -384,7 +392,7 @@ def _windows(
         selective = highest_sack(packet.options, acknowledgment)
     if sender.max_window == 0:
         if flags & 2:
-            sender, receiver = _begin(packet, direction, end, receiver)
+            sender, receiver = _begin(packet, direction, end, receiver, sender.flags & LIBERAL)
             if not has_ack:
                 return _INSIDE, sender, receiver
         else:
@@ -396,9 +404,11 @@ def _windows(
                 receiver = receiver._replace(end=selective, max_end=selective)
             elif selective == (receiver.end + 1) & MODULUS_MASK:
                 receiver = receiver._replace(end=selective)
-    elif state == TcpState.SYN_SENT and direction == Direction.ORIGINAL and after(end, sender.end):
+    elif flags & 2 and state in _OPENING and after(end, sender.end):
         # RFC 9293 3.4.2: a host that has restarted begins with another number.
-        sender, receiver = _begin(packet, direction, end, receiver)
+        sender, receiver = _begin(packet, direction, end, receiver, sender.flags & LIBERAL)
+        if direction == Direction.REPLY and not has_ack:
+            return _INSIDE, sender, receiver
     if not has_ack or (flags & 0x14 == 0x14 and acknowledgment == 0):
         # Without ACK (or with the empty one that some stacks put into resets) nothing is claimed.
         acknowledgment = selective = receiver.end

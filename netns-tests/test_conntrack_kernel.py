@@ -1,0 +1,195 @@
+"""Our LINUX profile and the scripts of tests/conntrack/plays beside the kernel's own tracker."""
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import packet_script
+import pytest
+from dialogues import IcmpDialogue, TcpDialogue, UdpDialogue
+from kernel_tracker import KernelTracker, Shot, now
+from packet_script import Directive, Ends, Script, Segment
+
+from conntrack.packet import PacketError, parse
+from conntrack.tracker import LINUX, Tracker
+
+pytestmark = pytest.mark.needs("nft", "conntrack", "conntrack-tool")
+
+PLAYS = sorted((Path(__file__).parents[1] / "tests/conntrack/plays").glob("*.play"))
+TOLERANCE_S = 2
+
+
+class KernelStage:
+    """The kernel as the tracker of a script.
+
+    Its timers are not those of our STRICT profile: seconds are compared in linux scripts only, and
+    only there is waited.
+    """
+
+    def __init__(self, kernel: KernelTracker) -> None:
+        self._kernel = kernel
+        self._ends = Ends()
+        self._linux = False
+        kernel.set(tcp_loose=0, tcp_be_liberal=0)
+
+    def direct(self, words: list[str]) -> None:
+        match words:
+            case ["profile", name]:
+                self._linux = name == "linux"
+                self._kernel.set(tcp_loose=int(self._linux))
+                self._kernel.forget()
+            case ["loose", state]:
+                self._kernel.set(tcp_loose=int(state == "on"))
+            case ["liberal", "on"]:
+                self._kernel.set(tcp_be_liberal=1)
+            case ["wait", _]:
+                assert not self._linux, "a linux script that waits needs a kernel that does"
+            case ["port", client, server]:
+                self._ends.client_port, self._ends.server_port = int(client), int(server)
+            case ["isn", client, server]:
+                self._ends.client_isn, self._ends.server_isn = int(client), int(server)
+            case _:
+                pytest.fail(f"unknown directive {words}")
+
+    def play(self, segment: Segment) -> str:
+        (ctstate,) = self._kernel.send([Shot(self._ends.build(segment), segment.reply)])
+        flow = self._kernel.flows().get(("tcp", self._ends.client_port))
+        said = ctstate
+        if segment.state is not None:
+            said += f" {flow.state if flow else '-'}"
+        if segment.timeout_s is not None and flow and self._linux:
+            near = abs(flow.timeout_s - segment.timeout_s) <= TOLERANCE_S
+            said += f" {segment.timeout_s if near else flow.timeout_s}s"
+        return said
+
+    def expected(self, segment: Segment) -> str:
+        words = [segment.ctstate]
+        if segment.state is not None:
+            words.append(segment.state)
+        if segment.timeout_s is not None and self._linux:
+            words.append(f"{segment.timeout_s}s")
+        return " ".join(words)
+
+
+def transcript(script: Script, stage: KernelStage) -> list[str]:
+    """The script as the kernel plays it, wrong lines marked; nothing if all are right."""
+    lines, wrong = [], False
+    for step in script.steps:
+        if isinstance(step, Directive):
+            stage.direct(step.words)
+            lines.append(f"    {' '.join(step.words)}")
+            continue
+        if step.only == "ours":
+            continue
+        said = stage.play(step)
+        matches = said == stage.expected(step)
+        wrong = wrong or not matches
+        lines.append(f"    {step.text}" if matches else f">>> {step.text}   BUT {said}")
+    return lines if wrong else []
+
+
+@pytest.mark.parametrize("path", PLAYS, ids=lambda path: path.stem)
+def test_the_kernel_follows_the_script(lab, path: Path) -> None:
+    """What is not marked [ours] or [kernel] holds for both trackers."""
+    stage = KernelStage(KernelTracker(lab(a="app=a", b="app=b")))
+    lines = transcript(packet_script.read(path), stage)
+    assert not lines, "\n".join(["", path.name, *lines])
+
+
+# --- random conversations -----------------------------------------------------------------------
+
+SEED = 20261123
+DIALOGUES = 500  # at a time: each step sends one packet of each
+STEPS = 14
+LIARS = (0.0, 0.15, 0.35, 0.5)  # share of packets that are wrong in some way
+CLASS_AGREES, STATE_AGREES = 0.995, 0.99
+
+
+class Answer(NamedTuple):
+    """What a tracker says after one packet: its class, and the flow's state ("-": no flow)."""
+
+    ctstate: str
+    state: str
+
+
+class Ours:
+    """Our tracker in the LINUX profile, asked as the kernel is."""
+
+    def __init__(self) -> None:
+        self._tracker = Tracker(LINUX)
+
+    def send(self, shots: list[Shot]) -> list[str]:
+        """The class of each packet; those that may pass are confirmed."""
+        return [self._class(shot.packet) for shot in shots]
+
+    def _class(self, data: bytes) -> str:
+        try:
+            packet = parse(data)
+        except PacketError:
+            return "INVALID"
+        tracked = self._tracker.track(packet, now())
+        self._tracker.confirm(tracked, now())
+        return tracked.ctstate.name
+
+    def states(self) -> dict[tuple[str, int], str]:
+        """State of every flow, by protocol and the client's port."""
+        while self._tracker.expire(now(), budget=100_000):
+            pass
+        found = {}
+        for entry in self._tracker.entries():
+            flow = entry.original
+            port = flow.destination_port if flow.source_port in (53, 80) else flow.source_port
+            protocol = {6: "tcp", 17: "udp", 1: "icmp"}[flow.protocol]
+            found[protocol, port] = entry.state_name
+        return found
+
+
+def converse(kernel: KernelTracker, chance: random.Random, liar: float) -> Counter[str]:
+    """Play one round of conversations; counts, and examples of disagreement under their text."""
+    kinds = [TcpDialogue] * 8 + [UdpDialogue, IcmpDialogue]
+    dialogues = [
+        kinds[index % len(kinds)](chance, 1024 + index, liar) for index in range(DIALOGUES)
+    ]
+    ours = Ours()
+    kernel.forget()
+    counts: Counter[str] = Counter()
+    history: list[list[str]] = [[] for _ in dialogues]
+    for _ in range(STEPS):
+        shots = [dialogue.next() for dialogue in dialogues]
+        theirs = kernel.send(shots)
+        flows = {key: flow.state for key, flow in kernel.flows().items()}
+        mine = ours.send(shots)
+        states = ours.states()
+        for index, dialogue in enumerate(dialogues):
+            key = (dialogue.protocol, dialogue.port)
+            expected = Answer(theirs[index], flows.get(key, "-"))
+            got = Answer(mine[index], states.get(key, "-"))
+            shot = shots[index]
+            way = "<" if shot.reply else ">"
+            history[index].append(f"{way} {shot.packet.hex()} kernel {expected} ours {got}")
+            counts["packets"] += 1
+            counts["class"] += expected.ctstate == got.ctstate
+            counts["state"] += expected.state == got.state
+            if expected != got:
+                counts["\n".join(history[index])] += 1
+    return counts
+
+
+@pytest.mark.parametrize("liar", LIARS)
+def test_random_conversations_are_classified_as_the_kernel_does(lab, liar: float) -> None:
+    """Class of at least 99.5 % of the packets and state after at least 99 % are the same.
+
+    What differs is what an INVALID segment leaves behind in the kernel (docs/conntrack.md); so the
+    more lies, the more differs, and without lies nothing may.
+    """
+    kernel = KernelTracker(lab(a="app=a", b="app=b"))
+    kernel.set(tcp_loose=1, tcp_be_liberal=0)
+    counts = converse(kernel, random.Random(SEED + int(liar * 100)), liar)
+    packets = counts["packets"]
+    examples = [text for text in counts if "kernel" in text]
+    told = f"{len(examples)} of {packets} differ; the first:\n" + "\n\n".join(examples[:3])
+    assert packets == DIALOGUES * STEPS
+    assert counts["class"] >= CLASS_AGREES * packets, told
+    assert counts["state"] >= STATE_AGREES * packets, told
+    assert liar or not examples, told
