@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from conntrack.address import Prefix, format_address, parse_address
+from conntrack.address import Prefix, format_address, parse_address, prefix_contains
 from firewall.identities.labels import (
     K8S,
     POD_NAMESPACE,
@@ -38,6 +38,9 @@ NODE_ADDRESSES = (parse_address("198.18.255.254"), parse_address("2001:db8:ffff:
 
 WORLD_ADDRESSES = (parse_address("203.0.113.1"), parse_address("2001:db8:ffff::1"))
 """What `world` means in a question: documentation addresses (RFC 5737, RFC 3849)."""
+
+CIDR = "cidr"
+"""Source of the labels of addresses outside."""
 
 _INVENTED = ("198.18.0.", "2001:db8:fffe::")
 
@@ -150,7 +153,8 @@ def joined(realm: Realm, actors: Iterable[Actor]) -> Realm:
 def rehearsed(realm: Realm, traffic: Traffic, objects: Iterable[PolicyObject]) -> Realm:
     """Return the realm as it would be with other policies, good for this traffic only.
 
-    Both ends keep their identities, labels and addresses; nobody else is there.
+    Both ends keep their labels and addresses, except that an address outside is labelled by the
+    longest prefix that these policies name; nobody else is there.
     """
     view = realm.view
     snapshot = view.snapshot
@@ -158,19 +162,38 @@ def rehearsed(realm: Realm, traffic: Traffic, objects: Iterable[PolicyObject]) -
     labels = _labels(snapshot)
     resolver = Resolver(cluster=realm.cluster)
     resolver.set_resources(realm.resources)
-    for number in ends.values():
-        if number in labels:
-            resolver.upsert_identity(number, labels[number])
     rows = tuple(row for row in snapshot.endpoints if row.identity in ends.values())
     about = [labels[row.identity] for row in rows]
     given = tuple(objects)
     speaking = [one for one in given if _selects(one, about)]
     resolver.apply(Repository().apply(speaking))
+    prefixes = resolver.prefixes()
+    for at, (address, number) in enumerate(ends.items()):
+        known = labels.get(number)
+        if known is not None and _is_outside(known):
+            ends[address] = LOCAL_MIN + at
+            known = _outside_labels(known, address, prefixes)
+        if known is not None:
+            resolver.upsert_identity(ends[address], known)
     resolver.set_endpoints(rows)
     addresses = {_host(a): row.identity for row in rows for a in row.addresses}
     addresses.update({_host(address): number for address, number in ends.items()})
     new = resolver.snapshot(settings=snapshot.settings, ipcache=addresses.items())
     return Realm(View(new), resolver.selectors, given, realm.resources, realm.cluster)
+
+
+def _is_outside(labels: LabelSet) -> bool:
+    return any(one.source == RESERVED and one.key.startswith("world") for one in labels)
+
+
+def _outside_labels(labels: LabelSet, address: bytes, prefixes: set[Prefix]) -> LabelSet:
+    """Return the labels that an address outside gets where rules name these prefixes."""
+    around = [prefix for prefix in prefixes if prefix_contains(prefix, _host(address))]
+    kept = [label for label in labels if label.source != CIDR]
+    if not around:
+        return LabelSet(kept)
+    longest = max(around, key=lambda prefix: prefix.length)
+    return prefix_labels(longest).with_labels(kept)
 
 
 def _selects(one: PolicyObject, ends: list[LabelSet]) -> bool:

@@ -112,14 +112,17 @@ def _answer(asked: Asked, objects: Mapping[ObjectKey, PolicyObject]) -> Explanat
 
 
 def _helps(before: Walk, after: Walk | None) -> bool:
-    """Say whether a change was one step forward: the side passes, or fewer denies decide."""
+    """Say whether a change was one step forward: the side passes, or fewer denies apply.
+
+    Those that do not decide count as well: they may, once a deny before them is gone.
+    """
     if after is None or after.verdict in _PASSES:
         return True
-    return bool(_denies(before)) and len(_denies(after)) < len(_denies(before))
+    return _denies_count(after) < _denies_count(before)
 
 
-def _denies(side: Walk) -> list[object]:
-    return [step for step in side.steps if step.decided and step.action == "deny"]
+def _denies_count(side: Walk) -> int:
+    return sum(step.action == "deny" and not step.failed for step in side.steps)
 
 
 def _hopeless(side: Walk) -> str:

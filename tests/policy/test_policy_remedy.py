@@ -1,11 +1,13 @@
 """Suggestions: whatever is refused, the change that is suggested lets it pass, and is small."""
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from conntrack.address import parse_address
 from firewall.identities.labels import LabelFilter, LabelSet
+from firewall.policy.patch import unified
 from firewall.policy.plan import Source, make_plan
 from firewall.policy.question import Question
 from firewall.policy.readers import CAPABILITIES, ReaderSettings, read
@@ -253,3 +255,200 @@ def test_whatever_is_refused_passes_after_the_suggested_change(documents, questi
     assert plan.objects
     assert after.verdict in PASSES, [*texts, *(one.says for one in plan.objects)]
     assert plan.after.verdict == after.verdict
+
+
+# --- which change it is -----------------------------------------------------------------------
+
+GUARD = """\
+# who may reach b
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: guard, namespace: x}
+spec:
+  endpointSelector: {matchLabels: {app: b}}
+  ingress:
+  - fromEndpoints:
+    - matchLabels: {app: a}    # only ours
+    toPorts:
+    - ports:
+      - {port: "443", protocol: TCP}
+    - ports: [{port: "80", protocol: TCP}]
+      rules:
+        http:
+        - {method: GET, path: "/v1/x"}
+"""
+
+
+def deny(entry):
+    """A policy that denies b `entry`, and one that allows everything else."""
+    head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: %s, namespace: x}"
+    body = "\nspec:\n  endpointSelector: {matchLabels: {app: b}}\n"
+    allow = "  ingress: [{fromEntities: [all]}]\n"
+    return [head % "no" + body + f"  ingressDeny:\n  - {entry}\n", head % "yes" + body + allow]
+
+
+def changed_lines(plan, texts):
+    """The lines that a plan takes out (-) and puts in (+), and the objects without a file."""
+    lines = []
+    for change in plan.files:
+        patch = unified(change.before, change.after, change.file).splitlines()[2:]
+        lines += [line for line in patch if line[:1] in ("+", "-")]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("source", "port", "http", "lines"),
+    [
+        (
+            "y/c",
+            "443/TCP",
+            "",
+            ["+    - matchLabels: {app: a, 'k8s:io.kubernetes.pod.namespace': y}"],
+        ),
+        ("x/a", "444/TCP", "", ["+      - {port: '444', protocol: TCP}"]),
+        ("x/a", "80/TCP", "PUT /v1/x", ["+        - {method: PUT, path: /v1/x}"]),
+        ("host", "53/UDP", "", None),
+    ],
+)
+def test_the_closest_rule_is_widened_where_one_condition_failed(source, port, http, lines):
+    """One line more in the author's file; comments and layout stay."""
+    question = Question(source=source, destination="x/b", port=port, http=http)
+    if lines is None:  # allow-localhost: nothing refuses it
+        assert ask(realm_of(GUARD), question).answer().verdict == "allowed"
+        return
+    plan, after = mended(question, GUARD)
+    assert changed_lines(plan, [GUARD]) == lines
+    assert after.verdict in PASSES
+
+
+def test_where_two_conditions_failed_an_entry_of_its_own_is_added():
+    """Neither the port for everybody nor the peer for every port."""
+    plan, after = mended(Question(source="y/d", destination="x/b", port="53/UDP"), GUARD)
+    [one] = plan.objects
+    assert one.document["spec"]["ingress"][-1] == {
+        "fromEndpoints": [{"matchLabels": {"k8s:io.kubernetes.pod.namespace": "y"}}],
+        "toPorts": [{"ports": [{"port": "53", "protocol": "UDP"}]}],
+    }
+    assert after.verdict == "allowed"
+
+
+@pytest.mark.parametrize(
+    ("entry", "source", "port", "left"),
+    [
+        (
+            "fromCIDR: [203.0.113.0/24]",
+            "203.0.113.77",
+            "80/TCP",
+            {"fromCIDRSet": [{"cidr": "203.0.113.0/24", "except": ["203.0.113.77/32"]}]},
+        ),
+        (
+            "fromCIDRSet: [{cidr: 203.0.113.0/24, except: [203.0.113.0/28]}, {cidr: 10.0.0.0/8}]",
+            "203.0.113.77",
+            "80/TCP",
+            {
+                "fromCIDRSet": [
+                    {"cidr": "203.0.113.0/24", "except": ["203.0.113.0/28", "203.0.113.77/32"]},
+                    {"cidr": "10.0.0.0/8"},
+                ]
+            },
+        ),
+        (
+            "toPorts: [{ports: [{port: '79', endPort: 81, protocol: TCP}]}]",
+            "y/c",
+            "80/TCP",
+            {
+                "toPorts": [
+                    {
+                        "ports": [
+                            {"port": "79", "protocol": "TCP"},
+                            {"port": "81", "protocol": "TCP"},
+                        ]
+                    }
+                ]
+            },
+        ),
+        (
+            "toPorts: [{ports: [{port: '80'}]}]",
+            "y/c",
+            "80/TCP",
+            {
+                "toPorts": [
+                    {
+                        "ports": [
+                            {"port": "80", "protocol": "UDP"},
+                            {"port": "80", "protocol": "SCTP"},
+                        ]
+                    }
+                ]
+            },
+        ),
+        (
+            "fromEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': y, app: a}}]",
+            "y/c",
+            "80/TCP",
+            {
+                "fromEndpoints": [
+                    {
+                        "matchLabels": {"k8s:io.kubernetes.pod.namespace": "y", "app": "a"},
+                        "matchExpressions": [
+                            {"key": "team", "operator": "NotIn", "values": ["red"]}
+                        ],
+                    }
+                ]
+            },
+        ),
+        ("fromEntities: [world, cluster]", "x/a", "80/TCP", {"fromEntities": ["world"]}),
+        ("fromEntities: [cluster]", "x/a", "80/TCP", {}),
+    ],
+)
+def test_an_explicit_deny_is_narrowed_before_it_is_taken_away(entry, source, port, left):
+    """What else the rule denies stays denied; the endpoint stays isolated."""
+    texts = deny(entry)
+    plan, after = mended(Question(source=source, destination="x/b", port=port), *texts)
+    [one] = plan.objects
+    assert (one.name, one.document["spec"]["ingressDeny"]) == ("no", [left])
+    assert "deny" in one.says[0]
+    assert after.verdict == "allowed"
+
+
+def test_both_directions_are_mended():
+    """An egress rule for the sender and an ingress rule for the receiver, one object each."""
+    closed = GUARD.replace("app: b}", "app: a}").replace("guard", "sender")
+    closed = closed[: closed.index("  ingress:")] + "  egress: [{}]\n"
+    question = Question(source="x/a", destination="x/b", port="81/TCP")
+    plan, after = mended(question, GUARD, closed)
+    assert {one.name for one in plan.objects} == {"guard", "sender"}
+    assert after.verdict == "allowed"
+
+
+def test_without_a_policy_to_change_there_is_a_new_one():
+    """Enforcement always: nobody's policy isolates, so a policy of its own allows."""
+    question = Question(source="x/a", destination="x/b", port="EchoRequest/ICMP")
+    plan, after = mended(question, enforcement="always")
+    assert {one.kind for one in plan.objects} == {"CiliumNetworkPolicy"}
+    assert all(one.document["metadata"]["name"].startswith("allow-") for one in plan.objects)
+    assert after.verdict == "allowed"
+
+
+def test_what_is_allowed_needs_no_change():
+    """An empty plan, not an error."""
+    plan, _ = mended(Question(source="x/a", destination="x/b", port="443/TCP"), GUARD)
+    assert (plan.objects, plan.files) == ((), ())
+
+
+def test_a_tiered_deny_goes_although_a_lower_tier_denies_too():
+    """Each step removes one deny that applies, whichever decided."""
+    admin = {
+        "apiVersion": "policy.networking.k8s.io/v1alpha1",
+        "kind": "AdminNetworkPolicy",
+        "metadata": {"name": "admin"},
+        "spec": {
+            "priority": 0,
+            "subject": {"namespaces": {}},
+            "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}],
+        },
+    }
+    texts = [*deny("toPorts: [{ports: [{port: '80'}]}]"), yaml.safe_dump(admin)]
+    plan, after = mended(Question(source="y/c", destination="x/b", port="80/TCP"), *texts)
+    assert {one.kind for one in plan.objects} == {"AdminNetworkPolicy", "CiliumNetworkPolicy"}
+    assert after.verdict == "allowed"
