@@ -66,13 +66,12 @@ class Table(Generic[T]):
         self._numbers[value] = number
         return number
 
-    def retain(self, numbers: set[int]) -> None:
-        """Free every number but these."""
-        for value, number in list(self._numbers.items()):
-            if number not in numbers:
-                del self._numbers[value]
-                self._values[number] = self._blank
-                heappush(self._free, number)
+    def release(self, numbers: Iterable[int]) -> None:
+        """Free these numbers."""
+        for number in numbers:
+            del self._numbers[self._values[number]]
+            self._values[number] = self._blank
+            heappush(self._free, number)
 
     def values(self) -> tuple[T, ...]:
         """Return the table; freed places hold the blank value."""
@@ -91,11 +90,12 @@ def new_tables() -> Tables:
     return Tables(Table(L7Row(kind="")), Table(OriginRow("", "", "", "")))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CompiledEntry:
     """A rule entry with its rows, the number of its origin and that of its subject.
 
-    `order` is its place among all entries: object, then index in the object.
+    `order` is its place among all entries: object, then index in the object. Each is equal to
+    itself alone.
     """
 
     entry: PolicyEntry

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from conntrack.address import Prefix
+from firewall.identities.ipcache import LongestPrefixMap
 from firewall.identities.labels import RESERVED, LabelSet
 from firewall.identities.reserved import RESERVED_LABELS, Reserved
 from firewall.policy.compile import (
@@ -26,6 +27,7 @@ from firewall.policy.compile import (
     find_conflict,
     new_tables,
 )
+from firewall.policy.difference import PrefixKey
 from firewall.policy.generation import permission_lost
 from firewall.policy.model import (
     LabelPeer,
@@ -38,7 +40,7 @@ from firewall.policy.model import (
 )
 from firewall.policy.objects import Resource
 from firewall.policy.repository import RepositoryChange, order_of
-from firewall.policy.selectors import SelectorCache
+from firewall.policy.selectors import Moved, SelectorCache
 from firewall.policy.snapshot import (
     DirectionRow,
     EndpointRow,
@@ -50,12 +52,10 @@ from firewall.policy.snapshot import (
     Settings,
     Snapshot,
 )
+from firewall.policy.uses import Uses
 from firewall.policy.verdict import TrafficDirection
 
 _ISOLATED_BY_COUNT = 8  # objects named per direction: they travel with every denied flow
-
-_Basis = tuple[LabelSet, frozenset[int], tuple[NamedPortRow, ...]]
-"""What an identity's row is made of."""
 
 _OPEN = DirectionRow(enforced=False, default_deny=False)
 _CLOSED = DirectionRow(enforced=True, default_deny=True)
@@ -142,12 +142,13 @@ class Resolver:
         self._subjects: dict[int, _Subject] = {}
         self._endpoints: tuple[EndpointRow, ...] = ()
         self._named_ports: dict[int, tuple[NamedPortRow, ...]] = {}
-        self._identity_rows: dict[int, tuple[_Basis, IdentityRow]] = {}
-        self._address_rows: dict[Prefix, tuple[int, tuple[int, int], IpcacheRow]] = {}
+        self._moved_ports: set[int] = set()
+        self._identity_rows: dict[int, IdentityRow] = {}
+        self._identity_table: tuple[IdentityRow, ...] = ()
         self._known: dict[Prefix, int] = {}
-        self._stamp = -1
-        self._ipcache: tuple[IpcacheRow, ...] = ()
-        self._garbage = False
+        self._address_rows: dict[PrefixKey, IpcacheRow] = {}
+        self._address_table: tuple[IpcacheRow, ...] = ()
+        self._uses = Uses()
         self._enforcement = "default"
         self._policy_revision = 1
         for reserved, labels in RESERVED_LABELS.items():
@@ -178,7 +179,6 @@ class Resolver:
     def remove_identity(self, number: int) -> None:
         """Forget an identity; endpoints that still have it keep their policy."""
         self._peers.remove_identity(number)
-        self._identity_rows.pop(number, None)
 
     def set_endpoints(self, endpoints: Iterable[EndpointRow]) -> None:
         """Replace the managed endpoints; their identities must have been added before.
@@ -195,18 +195,24 @@ class Resolver:
             self._subjects[number] = _Subject(labels)
             self._subject_selectors.upsert_identity(number, labels)
         for number in self._subjects.keys() - numbers:
-            self._garbage = True  # a kept row may hold the last use of a selector
             del self._subjects[number]
             self._subject_selectors.remove_identity(number)
         self._endpoints = rows
         ports: dict[int, set[NamedPortRow]] = {}
         for row in rows:
             ports.setdefault(row.identity, set()).update(row.named_ports)
-        self._named_ports = {
+        named = {
             number: tuple(sorted(found, key=_port_order))
             for number, found in ports.items()
             if found
         }
+        before = self._named_ports
+        self._moved_ports.update(
+            number
+            for number in before.keys() | named.keys()
+            if before.get(number) != named.get(number)
+        )
+        self._named_ports = named
 
     def set_resources(self, resources: Iterable[Resource]) -> None:
         """Replace the CIDR groups, services and backends that rules refer to."""
@@ -224,7 +230,7 @@ class Resolver:
             for compiled in self._objects.pop(one.key, ()):
                 touched.add(compiled.subject)
                 self._by_subject[compiled.subject].remove(compiled)
-                self._garbage = True
+                self._uses.drop(compiled)
             if one.after is None:
                 continue
             after = tuple(self._compile(one.after))
@@ -232,6 +238,7 @@ class Resolver:
             for compiled in after:
                 touched.add(compiled.subject)
                 self._by_subject.setdefault(compiled.subject, []).append(compiled)
+                self._uses.take(compiled)
         for number, subject in self._subjects.items():
             if not touched.isdisjoint(self._subject_selectors.matched(number)):
                 subject.dirty = True
@@ -290,16 +297,20 @@ class Resolver:
             for subject in self._subjects.values():
                 subject.dirty = True
         self._settle()
+        moved = self._peers.moved
         policies = tuple(
             row for _, subject in sorted(self._subjects.items()) if (row := subject.row) is not None
         )
+        identities = self._identities(moved.identities)
+        addresses = self._addresses(ipcache, settings, moved)
+        self._peers.settle()
         return self._publish(
             Snapshot(
                 policy_revision=self._policy_revision,
                 settings=settings,
                 endpoints=self._endpoints,
-                identities=self._identities(),
-                ipcache=self._addresses(ipcache, settings),
+                identities=identities,
+                ipcache=addresses,
                 policies=policies,
                 l7=self._tables.l7.values(),
                 origins=self._tables.origins.values(),
@@ -311,8 +322,8 @@ class Resolver:
         for number, subject in self._subjects.items():
             if subject.dirty:
                 self._resolve(number, subject)
-        if self._garbage:
-            self._collect_garbage()
+        if self._uses.doubtful:
+            self._forget_unused()
 
     def _publish(self, new: Snapshot) -> Snapshot:
         old = self._last
@@ -397,60 +408,90 @@ class Resolver:
                 found.setdefault((origin.kind, origin.namespace, origin.name), compiled.origin)
         return dict.fromkeys(found.values())
 
-    def _identities(self) -> tuple[IdentityRow, ...]:
-        rows = []
-        for number in self._peers.identities():
+    def _identities(self, moved: set[int]) -> tuple[IdentityRow, ...]:
+        """Make the rows of these identities again, and of those whose named ports changed."""
+        rows = self._identity_rows
+        changed, unordered = False, False
+        for number in moved | self._moved_ports:
             labels = self._peers.labels(number)
-            assert labels is not None
-            basis = labels, self._peers.matched(number), self._named_ports.get(number, ())
-            kept = self._identity_rows.get(number)
-            if kept is None or kept[0] != basis:
-                matched = tuple(sorted(basis[1]))
-                kept = basis, IdentityRow(number, labels.strings(), matched, basis[2])
-                self._identity_rows[number] = kept
-            rows.append(kept[1])
-        return tuple(rows)
+            if labels is None:
+                changed |= rows.pop(number, None) is not None
+                continue
+            matched = tuple(sorted(self._peers.matched(number)))
+            ports = self._named_ports.get(number, ())
+            row = IdentityRow(number, labels.strings(), matched, ports)
+            unordered |= number not in rows
+            if rows.get(number) != row:
+                rows[number] = row
+                changed = True
+        if unordered:
+            self._identity_rows = rows = {number: rows[number] for number in sorted(rows)}
+        if changed:
+            self._identity_table = tuple(rows.values())
+        self._moved_ports.clear()
+        return self._identity_table
 
     def _addresses(
-        self, ipcache: Iterable[tuple[Prefix, int]], settings: Settings
+        self, ipcache: Iterable[tuple[Prefix, int]], settings: Settings, moved: Moved
     ) -> tuple[IpcacheRow, ...]:
+        """Make the rows again that say something else, or whose matches may have moved."""
         known = dict(ipcache)
         world = Reserved.WORLD_IPV4 if settings.dual_stack else Reserved.WORLD
         known.setdefault(Prefix(bytes(4), 0), int(world))
         world = Reserved.WORLD_IPV6 if settings.dual_stack else Reserved.WORLD
         known.setdefault(Prefix(bytes(16), 0), int(world))
-        if known == self._known and self._peers.stamp == self._stamp:
-            return self._ipcache
-        self._known, self._stamp = known, self._peers.stamp
-        rows: dict[Prefix, tuple[int, tuple[int, int], IpcacheRow]] = {}
-        for prefix, number in known.items():
-            version = self._peers.row_version(number)
-            kept = self._address_rows.get(prefix)
-            if kept is None or kept[0] != number or kept[1] != version:
-                selectors = self._peers.matched_by_row(prefix, number)
-                row = IpcacheRow(prefix.network, prefix.length, number, selectors)
-                kept = number, version, kept[2] if kept is not None and kept[2] == row else row
-            rows[prefix] = kept
-        self._address_rows = rows
-        ordered = sorted(rows, key=lambda prefix: (len(prefix.network), *prefix))
-        self._ipcache = tuple(rows[prefix][2] for prefix in ordered)
-        return self._ipcache
+        before, rows = self._known, self._address_rows
+        gone = before.keys() - known.keys()
+        for prefix in gone:
+            rows.pop(_prefix_key(prefix), None)
+        changed, unordered = bool(gone), False
+        for prefix in _touched(before, known, moved):
+            number, key = known[prefix], _prefix_key(prefix)
+            matched = self._peers.matched_by_row(prefix, number)
+            row = IpcacheRow(prefix.network, prefix.length, number, matched)
+            unordered |= key not in rows
+            if rows.get(key) != row:
+                rows[key] = row
+                changed = True
+        if unordered:
+            self._address_rows = rows = {key: rows[key] for key in sorted(rows)}
+        if changed:
+            self._address_table = tuple(rows.values())
+        self._known = known
+        return self._address_table
 
-    def _collect_garbage(self) -> None:
-        """Free the numbers that no row uses any more; rows kept after an error use theirs."""
-        self._garbage = False
-        compiled = [one for entries in self._objects.values() for one in entries]
-        kept = [s.row for s in self._subjects.values() if s.row is not None]
-        directions = [d for row in kept for d in (row.ingress, row.egress)]
-        rows = [row for one in compiled for row in one.rows]
-        rows += [row for direction in directions for row in direction.entries]
-        origins = {one.origin for one in compiled} | {row.origin for row in rows}
-        origins |= {number for direction in directions for number in direction.isolated_by}
-        self._tables.origins.retain(origins)
-        self._tables.l7.retain({row.l7 for row in rows})
-        self._peers.retain({row.selector for row in rows})
-        self._by_subject = {number: found for number, found in self._by_subject.items() if found}
-        self._subject_selectors.retain(set(self._by_subject))
+    def _forget_unused(self) -> None:
+        """Free numbers that no entry uses any more, but for those in rows kept after an error."""
+        kept = Uses()
+        for subject in self._subjects.values():
+            if subject.errors and subject.row is not None:
+                kept.take_row(subject.row)
+        unused = self._uses.unused(kept)
+        self._tables.origins.release(unused.origins)
+        self._tables.l7.release(unused.l7)
+        self._peers.forget(unused.selectors)
+        self._subject_selectors.forget(unused.subjects)
+        for number in unused.subjects:
+            del self._by_subject[number]
+
+
+def _touched(
+    before: Mapping[Prefix, int], known: Mapping[Prefix, int], moved: Moved
+) -> Iterable[Prefix]:
+    """Return the prefixes whose rows may differ from what they were."""
+    found = {prefix for prefix, number in known.items() if before.get(prefix) != number}
+    if moved.identities:
+        found.update(prefix for prefix, number in known.items() if number in moved.identities)
+    if moved.blocks:
+        blocks: LongestPrefixMap[bool] = LongestPrefixMap()
+        for block in moved.blocks:
+            blocks.insert(block, True)
+        found.update(prefix for prefix in known if any(blocks.covering(prefix)))
+    return found
+
+
+def _prefix_key(prefix: Prefix) -> PrefixKey:
+    return len(prefix.network), prefix.network, prefix.length
 
 
 def _is_host(labels: LabelSet) -> bool:

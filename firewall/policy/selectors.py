@@ -10,14 +10,16 @@ prefix that a CIDR identity stands for (its longest `cidr:` label), and the pref
 row. The last is needed twice: Kubernetes' ipBlock means pod addresses too, and the world identities
 have no prefix of their own.
 
-Matching is indexed in the direction identity -> selectors: by a label value or key that a selector
-demands, and by covering prefix. Adding many selectors at once builds a small index of the new ones
-and asks it once per identity, so that neither direction multiplies identities by selectors.
+Matching is indexed in the direction identity -> selectors: by the label values that a selector
+demands together, else by a key, and by covering prefix. Adding many selectors at once builds a
+small index of the new ones and asks it once per identity, so that neither direction multiplies
+identities by selectors.
 
 Sources: Cilium pkg/policy/selectorcache.go (the idea), pkg/policy/api/{entity,cidr,fqdn}.go.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import NamedTuple, assert_never
 
 from conntrack.address import Prefix, parse_prefix, prefix_contains
@@ -118,13 +120,55 @@ class Target(NamedTuple):
     everywhere: bool = False
 
 
+_Row = list[tuple[int, Selector]]
+
+_Shape = tuple[str, ...]
+"""Keys of which a selector demands values, ascending, whatever their source."""
+
+_Values = tuple[str, ...]
+
+_PLACES = 64
+"""Combinations of values under which one selector is kept at most; further keys are left out."""
+
+
+def _demands(selector: Selector) -> tuple[_Shape, Iterable[_Values]]:
+    """Return keys and the combinations of their values, one of which every match has."""
+    wanted: dict[str, tuple[str, ...]] = {}
+    for key, operator, values in selector.requirements:
+        if operator is Operator.IN:
+            earlier = wanted.get(key.name)
+            if earlier is None or len(values) < len(earlier):
+                wanted[key.name] = values
+    chosen: list[str] = []
+    places = 1
+    for name in sorted(wanted, key=lambda name: (len(wanted[name]), name)):
+        places *= len(wanted[name])
+        if chosen and places > _PLACES:
+            break
+        chosen.append(name)
+    shape = tuple(sorted(chosen))
+    return shape, product(*(wanted[name] for name in shape))
+
+
+def _needed_key(selector: Selector) -> str:
+    """Return a key that every match has, "" if none is demanded."""
+    for requirement in selector.requirements:
+        if requirement.operator is Operator.EXISTS:
+            return requirement.key.name
+    return ""
+
+
+def _left(row: _Row, number: int) -> _Row:
+    return [kept for kept in row if kept[0] != number]
+
+
 class _Index:
     """Selectors arranged so that one identity or prefix finds those that may match it."""
 
     def __init__(self) -> None:
-        self._by_label: dict[tuple[str, str], list[tuple[int, Selector]]] = {}
-        self._by_key: dict[str, list[tuple[int, Selector]]] = {}
-        self._any_labels: list[tuple[int, Selector]] = []
+        self._by_values: dict[str, dict[_Shape, dict[_Values, _Row]]] = {}
+        self._by_key: dict[str, _Row] = {}
+        self._any_labels: _Row = []
         self._nodes: list[tuple[int, Selector]] = []
         self._entities: list[tuple[int, str]] = []
         self._texts: dict[str, list[int]] = {}
@@ -147,25 +191,36 @@ class _Index:
             row.append((number, block, target.everywhere))
 
     def _place(self, number: int, selector: Selector) -> None:
-        for row in self._rows_of(selector):
-            row.append((number, selector))
+        """Keep a selector under what it demands of every match."""
+        shape, demanded = _demands(selector)
+        if shape:
+            table = self._by_values.setdefault(shape[0], {}).setdefault(shape, {})
+            for values in demanded:
+                table.setdefault(values, []).append((number, selector))
+        elif key := _needed_key(selector):
+            self._by_key.setdefault(key, []).append((number, selector))
+        else:
+            self._any_labels.append((number, selector))
 
-    def _rows_of(self, selector: Selector) -> list[list[tuple[int, Selector]]]:
-        """Return where a selector is kept: under something that it demands of every match."""
-        demands = [r for r in selector.requirements if r.operator is Operator.IN]
-        if demands:
-            rarest = min(demands, key=lambda demand: len(demand.values))
-            name = rarest.key.name
-            return [self._by_label.setdefault((name, value), []) for value in rarest.values]
-        for requirement in selector.requirements:
-            if requirement.operator is Operator.EXISTS:
-                return [self._by_key.setdefault(requirement.key.name, [])]
-        return [self._any_labels]
+    def _displace(self, number: int, selector: Selector) -> None:
+        shape, demanded = _demands(selector)
+        if shape:
+            shapes = self._by_values[shape[0]]
+            table = shapes[shape]
+            for values in demanded:
+                table[values] = _left(table[values], number)
+                if not table[values]:
+                    del table[values]
+            if not table:
+                del shapes[shape]
+        elif key := _needed_key(selector):
+            self._by_key[key] = _left(self._by_key[key], number)
+        else:
+            self._any_labels = _left(self._any_labels, number)
 
     def remove(self, number: int, target: Target) -> None:
         for selector in target.labels:
-            for row in self._rows_of(selector):
-                row[:] = [kept for kept in row if kept[0] != number]
+            self._displace(number, selector)
         self._nodes = [kept for kept in self._nodes if kept[0] != number]
         self._entities = [kept for kept in self._entities if kept[0] != number]
         for text in target.texts:
@@ -183,8 +238,8 @@ class _Index:
         labels = identity.labels
         candidates = [self._any_labels]
         for label in labels:
-            candidates.append(self._by_label.get((label.key, label.value), []))
             candidates.append(self._by_key.get(label.key, []))
+            candidates += self._demanding(label.key, labels)
             if label.source == FQDN_SOURCE:
                 found.update(self._texts.get(label.key, ()))
         for row in candidates:
@@ -197,6 +252,15 @@ class _Index:
         if identity.prefix is not None:
             found.update(number for number, _ in self.blocks(identity.prefix))
         return found
+
+    def _demanding(self, first: str, labels: LabelSet) -> Iterator[_Row]:
+        """Yield the rows whose shape begins with a key and whose values are those of the labels."""
+        for shape, table in self._by_values.get(first, {}).items():
+            had = [[label.value for label in labels.named(key)] for key in shape]
+            for values in product(*had):
+                row = table.get(values)
+                if row is not None:
+                    yield row
 
     def blocks(self, prefix: Prefix) -> Iterator[tuple[int, bool]]:
         """Yield number and `everywhere` of the selectors whose blocks hold the prefix."""
@@ -235,6 +299,28 @@ def is_entity(entity: str, identity: Known, cluster: str) -> bool:
     return entity == "cluster-mesh" or name == cluster
 
 
+class Moved(NamedTuple):
+    """What may match other selectors than before.
+
+    Attributes:
+        identities: those with other labels or other matches, and those that are gone.
+        blocks: prefixes inside which `matched_by_row` may answer otherwise for any identity.
+    """
+
+    identities: set[int]
+    blocks: set[Prefix]
+
+
+_EVERYWHERE = frozenset({Prefix(bytes(4), 0), Prefix(bytes(16), 0)})
+
+
+def _ground(target: Target) -> set[Prefix] | frozenset[Prefix]:
+    """Return the prefixes inside which a target means addresses."""
+    if target.entity in _WIDTH_OF_FAMILY:
+        return _EVERYWHERE
+    return {block.prefix for block in target.blocks}
+
+
 class SelectorCache:
     """Numbers for peers, and for each identity the numbers it matches.
 
@@ -248,15 +334,15 @@ class SelectorCache:
         self._cluster = cluster
         self._cidr_matches_nodes = cidr_matches_nodes
         self._numbers: dict[Peer, int] = {}
+        self._peers: dict[int, Peer] = {}
         self._targets: dict[int, Target] = {}
         self._index = _Index()
         self._last = ANY_SELECTOR
         self._identities: dict[int, Known] = {}
         self._matches: dict[int, frozenset[int]] = {}
         self._resources: tuple[Resource, ...] = ()
-        self._epoch = 0
-        self._changes = 0
-        self._versions: dict[int, int] = {}
+        self._moved_identities: set[int] = set()
+        self._moved_blocks: set[Prefix] = set()
 
     def number(self, peer: Peer) -> int:
         """Return the number of a peer, giving it one if it is new."""
@@ -271,37 +357,42 @@ class SelectorCache:
     def add(self, peers: Iterable[Peer]) -> None:
         """Give numbers to many peers at once, asking each identity only once."""
         fresh = _Index()
-        added = False
+        named: dict[int, Peer] = {}
         for peer in peers:
             if peer in self._numbers or (isinstance(peer, EntityPeer) and peer.entity == "all"):
                 continue
-            added = True
             self._last += 1
             self._numbers[peer] = self._last
+            named[self._last] = peer
             target = self._target(peer)
             self._targets[self._last] = target
+            self._moved_blocks |= _ground(target)
             self._index.add(self._last, target)
             fresh.add(self._last, target)
-        if not added:
+        if not named:
             return
-        self._epoch += 1
+        self._peers = self._peers | named
         for number, identity in self._identities.items():
             gained = fresh.matches(identity, self._cluster)
             if gained:
                 self._matches[number] |= gained
+                self._moved_identities.add(number)
 
-    def retain(self, numbers: set[int]) -> None:
-        """Forget every selector but these; their numbers are never given out again."""
-        gone = {number: peer for peer, number in self._numbers.items() if number not in numbers}
+    def forget(self, numbers: set[int]) -> None:
+        """Forget selectors; their numbers are never given out again."""
+        gone = numbers & self._targets.keys()
         if not gone:
             return
-        for number, peer in gone.items():
-            del self._numbers[peer]
-            self._index.remove(number, self._targets.pop(number))
+        self._peers = {number: peer for number, peer in self._peers.items() if number not in gone}
+        for number in gone:
+            target = self._targets.pop(number)
+            self._moved_blocks |= _ground(target)
+            self._index.remove(number, target)
+        self._numbers = {peer: number for number, peer in self._peers.items()}
         for number, matched in self._matches.items():
             if not matched.isdisjoint(gone):
                 self._matches[number] = matched.difference(gone)
-        self._epoch += 1
+                self._moved_identities.add(number)
 
     def set_resources(self, resources: Iterable[Resource]) -> None:
         """Replace the CIDR groups, services and backends; selectors that name one follow."""
@@ -322,9 +413,12 @@ class SelectorCache:
         self._index = _Index()
         for number, target in self._targets.items():
             self._index.add(number, target)
-        self._epoch += 1
+        self._moved_blocks |= _EVERYWHERE
         for number, identity in self._identities.items():
-            self._matches[number] = frozenset(self._index.matches(identity, self._cluster))
+            matched = frozenset(self._index.matches(identity, self._cluster))
+            if matched != self._matches[number]:
+                self._matches[number] = matched
+                self._moved_identities.add(number)
 
     def upsert_identity(self, number: int, labels: LabelSet) -> None:
         """Add an identity, or replace the labels of one (reserved numbers may gain labels)."""
@@ -334,12 +428,12 @@ class SelectorCache:
         identity = known(number, labels)
         self._identities[number] = identity
         self._matches[number] = frozenset(self._index.matches(identity, self._cluster))
-        self._versions[number] = self._versions.get(number, 0) + 1
-        self._changes += 1
+        self._moved_identities.add(number)
 
     def remove_identity(self, number: int) -> None:
         """Forget an identity; unknown numbers are ignored."""
-        self._identities.pop(number, None)
+        if self._identities.pop(number, None) is not None:
+            self._moved_identities.add(number)
         self._matches.pop(number, None)
 
     def labels(self, number: int) -> LabelSet | None:
@@ -356,13 +450,13 @@ class SelectorCache:
         return self._matches.get(number, frozenset())
 
     @property
-    def stamp(self) -> int:
-        """A number that rises whenever any row may match other selectors than before."""
-        return self._epoch + self._changes
+    def moved(self) -> Moved:
+        """What may match otherwise than at the last `settle`."""
+        return Moved(self._moved_identities, self._moved_blocks)
 
-    def row_version(self, number: int) -> tuple[int, int]:
-        """Return what `matched_by_row` depends on besides its arguments, to compare."""
-        return self._epoch, self._versions.get(number, 0)
+    def settle(self) -> None:
+        """Count what moved as followed."""
+        self._moved_identities, self._moved_blocks = set(), set()
 
     def matched_by_row(self, prefix: Prefix, number: int) -> tuple[int, ...]:
         """Return the selectors, ascending, that an ipcache row matches beyond its identity."""
@@ -398,7 +492,7 @@ class SelectorCache:
 
     def peers(self) -> Mapping[int, Peer]:
         """Return what every number in use means."""
-        return {number: peer for peer, number in self._numbers.items()}
+        return self._peers
 
     def _target(self, peer: Peer) -> Target:
         match peer:

@@ -189,7 +189,7 @@ def test_a_forgotten_selector_leaves_nothing_behind_and_its_number_is_not_reused
         LabelPeer(EVERYTHING),
     ]
     numbers = [made.number(peer) for peer in peers]
-    made.retain({numbers[0]})
+    made.forget(set(numbers[1:]))
     assert made.prefixes() == set()
     assert made.texts() == set()
     assert made.peers() == {numbers[0]: peers[0]}
