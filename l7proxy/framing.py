@@ -1,8 +1,8 @@
 """Where a body ends: the one reading of the framing fields, and readers that follow it.
 
-`Framing` says how a message is delimited; `body_reader` makes the reader. A reader takes bytes and
-gives back the payload and what follows the message; `done` tells that the message is complete. What
-is sent on is framed anew from `Framing` and payload: chunk extensions and trailers end here.
+`Framing` says how a message is delimited. A reader takes bytes and gives back the payload and what
+follows the message; `done` tells that the message is complete. What is sent on is framed anew from
+`Framing` and payload: chunk extensions and trailers end here.
 
 Requests that could be read in two ways are refused rather than repaired, although RFC 9112 6.3
 would allow some repairs: Content-Length with Transfer-Encoding, several of either, even equal
@@ -231,15 +231,6 @@ class ChunkedReader:
 
 
 BodyReader = LengthReader | ChunkedReader | CloseReader
-
-
-def body_reader(framing: Framing, limits: Limits) -> BodyReader:
-    """Return a reader for a message framed so."""
-    if framing.delimiter is Delimiter.CHUNKED:
-        return ChunkedReader(limits)
-    if framing.delimiter is Delimiter.CLOSE:
-        return CloseReader()
-    return LengthReader(framing.length)
 
 
 def chunk(payload: bytes) -> bytes:

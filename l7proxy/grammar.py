@@ -31,6 +31,27 @@ request_head = re.compile(
 )
 """A whole request head up to and including the empty line."""
 
+_LEAN_LINE = rb"[0-9A-Za-z_-]++:[\x20-\x7e]*+\r\n"
+
+lean_request_head = re.compile(
+    rb"([A-Z]++) (/[\x21\x22\x24-\x7e]*+) HTTP/1\.(1)\r\n((?:"
+    rb"(?![EeHhKkPpTtUu](?i:xpect|ttp2-settings|eep-alive|roxy-connection|e|railer"
+    rb"|ransfer-encoding|pgrade):|(?i:connection):(?! ?+(?i:keep-alive|close)\r))"
+    + _LEAN_LINE
+    + rb")*+)\r\n"
+)
+"""The heads that are read without h11, a strict subset of `request_head` with the same groups:
+HTTP/1.1, upper case method, origin-form, printable ASCII, and of the fields that concern only this
+hop none but Host, Content-Length, and `Connection` with one usual option. The first letter decides
+whether a name is looked at, because that is cheaper than comparing names."""
+
+lean_response_head = re.compile(
+    rb"HTTP/1\.(1) ([2-5][0-9][0-9]) ([\x20-\x7e]*+)\r\n((?:"
+    rb"(?![KkPpTtUu](?i:eep-alive|roxy-connection|e|railer|ransfer-encoding|pgrade):"
+    rb"|(?i:connection):(?! ?+(?i:keep-alive|close)\r))" + _LEAN_LINE + rb")*+)\r\n"
+)
+"""The same for `response_head`: a final response without codings."""
+
 response_head = re.compile(
     rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ("
     + VALUE

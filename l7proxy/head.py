@@ -19,21 +19,26 @@ Field = tuple[bytes, bytes, bytes]
 
 
 class RequestHead(NamedTuple):
-    """A request line and its header fields in the order received; `minor` of HTTP/1.`minor`."""
+    """A request line and its header fields in the order received; `minor` of HTTP/1.`minor`.
+
+    `raw` is what was received if the head is not lean, so that h11 has to agree, else empty.
+    """
 
     method: bytes
     target: bytes
     minor: int
     fields: list[Field]
+    raw: bytes = b""
 
 
 class ResponseHead(NamedTuple):
-    """A status line and its header fields in the order received."""
+    """A status line and its header fields in the order received; `raw` as for requests."""
 
     status: int
     reason: bytes
     minor: int
     fields: list[Field]
+    raw: bytes = b""
 
 
 class Progress(NamedTuple):
@@ -55,7 +60,10 @@ def parse_request(data: bytes, limits: Limits) -> RequestHead:
     Raises:
         RequestRefused: 400, 426, 431 or 505, with the first rule that the head breaks.
     """
-    match = grammar.request_head.fullmatch(data)
+    raw = b""
+    match = grammar.lean_request_head.fullmatch(data)
+    if match is None:
+        raw, match = data, grammar.request_head.fullmatch(data)
     if match is None or len(data) > limits.head_bytes:
         walk_lines(data, Progress(), limits)
         raise RequestRefused(refusals.CODEC)  # the walk found nothing: refuse all the same
@@ -63,7 +71,7 @@ def parse_request(data: bytes, limits: Limits) -> RequestHead:
     fields = _split_fields(block)
     if len(fields) > limits.header_count:
         raise RequestRefused(refusals.TOO_MANY_FIELDS)
-    return RequestHead(method, target, minor[0] - 48, fields)  # 48 is ASCII "0"
+    return RequestHead(method, target, minor[0] - 48, fields, raw)  # 48 is ASCII "0"
 
 
 def walk_lines(data: bytes, progress: Progress, limits: Limits) -> Progress:
@@ -148,14 +156,17 @@ def parse_response(data: bytes, limits: Limits) -> ResponseHead:
         ResponseRefused: 502; a lenient server is not repaired either, because the client could
             read what we would send in two ways.
     """
-    match = grammar.response_head.fullmatch(data)
+    raw = b""
+    match = grammar.lean_response_head.fullmatch(data)
+    if match is None:
+        raw, match = data, grammar.response_head.fullmatch(data)
     if match is None:
         raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
     minor, status, reason, block = match.groups()
     fields = _split_fields(block)
     if len(fields) > limits.header_count or len(data) > limits.response_head_bytes:
         raise ResponseRefused(refusals.UPSTREAM_HEAD_TOO_LARGE)
-    return ResponseHead(int(status), reason or b"", minor[0] - 48, fields)
+    return ResponseHead(int(status), reason or b"", minor[0] - 48, fields, raw)
 
 
 _RESPONSE_START = b"HTTP/1."

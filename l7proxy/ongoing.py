@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from l7proxy.commands import Record, RecordKind
-from l7proxy.framing import BodyReader, body_reader
+from l7proxy.framing import BodyReader
 from l7proxy.head import RequestHead
 from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
+from l7proxy.reference import AgreedReader, body_reader
 from l7proxy.refusals import Refusal
 from l7proxy.reply import Reply
 from l7proxy.request import Request, edited, serialise
@@ -43,7 +44,9 @@ class Ongoing:
     def __init__(self, request: Request, judgement: Judgement, limits: Limits, now: float) -> None:
         self.request = request
         self.judgement = judgement
-        self.reader: BodyReader = body_reader(request.framing, limits)
+        self.reader: BodyReader | AgreedReader = body_reader(
+            request.framing, limits, request.reference
+        )
         self.reply: Reply | None = None
         self.replay = b""
         self.head_at = now

@@ -35,6 +35,7 @@ class ResponseRefused(Exception):  # noqa: N818 - see RequestRefused
 # --- the head, byte by byte: 400 and close, RFC 9112 2.2, 3, 5 ----------------------------------
 
 CODEC = Refusal(400, "http1.codec_error")
+CODECS = Refusal(400, "http1.codecs_disagree")
 CONTROL_BYTE = Refusal(400, "http1.invalid_characters")
 BARE_LF = Refusal(400, "http1.bare_line_feed")
 BARE_CR = Refusal(400, "http1.bare_carriage_return")

@@ -13,11 +13,11 @@ from l7proxy.framing import (
     CloseReader,
     Delimiter,
     FramingFault,
-    body_reader,
     chunk,
 )
 from l7proxy.head import check_response_start, parse_response
 from l7proxy.limits import Limits
+from l7proxy.reference import AgreedReader, body_reader, check_response
 from l7proxy.refusals import ResponseRefused
 from l7proxy.request import Request
 from l7proxy.responses import (
@@ -60,7 +60,7 @@ class Reply:
         self._limits = limits
         self._inbox = b""
         self._informational_count = 0
-        self._reader: BodyReader | None = None
+        self._reader: BodyReader | AgreedReader | None = None
         self.response: Response | None = None
         self.done = False
         self.begun = False
@@ -98,9 +98,12 @@ class Reply:
             if head.status >= 200:
                 request = self._request
                 self.response = response = admit_response(head, request.method, request.minor)
+                theirs = None
+                if head.raw:
+                    theirs = check_response(head, request.method, response.framing)
                 close = close or response.sent.delimiter is Delimiter.CLOSE
                 written += serialise_response(response, close=close)
-                self._reader = reader = body_reader(response.framing, self._limits)
+                self._reader = reader = body_reader(response.framing, self._limits, theirs)
                 return written + self._read_body(reader, rest)
             self._informational_count += 1
             # RFC 9110 15.2.2: nobody asked to switch.
@@ -109,6 +112,7 @@ class Reply:
                 or self._informational_count > self._limits.informational_count
             ):
                 raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
+            check_response(head, self._request.method, None)
             # The proxy said 100 itself; HTTP/1.0 knows no interim responses.
             if head.status != 100 and self._request.minor:
                 written += serialise_informational(head)
@@ -116,7 +120,7 @@ class Reply:
         check_response_start(self._inbox, self._limits)
         return written
 
-    def _read_body(self, reader: BodyReader, data: bytes) -> bytes:
+    def _read_body(self, reader: BodyReader | AgreedReader, data: bytes) -> bytes:
         try:
             payload, rest = reader.read(data)
         except FramingFault as fault:

@@ -14,11 +14,14 @@ Source: RFC 9110 7, 10.1.1; RFC 9112 3.2, 6, 9.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import h11
+
 from firewall.policy.http_match import EditKind, HeaderEdit
 from l7proxy import grammar, refusals
 from l7proxy.framing import Delimiter, Framing, request_framing
 from l7proxy.head import Field, RequestHead
 from l7proxy.limits import Limits
+from l7proxy.reference import check_request
 from l7proxy.refusals import RequestRefused
 from l7proxy.target import Target, check_host, normalise
 
@@ -58,6 +61,7 @@ class Request(NamedTuple):
 
     `fields` are those that rules see and the server gets, without Host and framing. `upgrade`: the
     client asked to leave HTTP/1.1. `keep_alive`: the client's connection may serve more requests.
+    `reference`: h11 after it has read the head, to go on with the body; None if the head was lean.
     """
 
     method: bytes
@@ -68,6 +72,7 @@ class Request(NamedTuple):
     keep_alive: bool
     expects_continue: bool
     upgrade: bool
+    reference: h11.Connection | None = None
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -92,7 +97,8 @@ def admit(head: RequestHead, limits: Limits) -> Request:
     """Return the one reading of a request head.
 
     Raises:
-        RequestRefused: it has several readings, or asks for what is not served.
+        RequestRefused: it has several readings, h11 has another one, or it asks for what is not
+            served.
     """
     if head.method == b"CONNECT":
         raise RequestRefused(refusals.CONNECT)
@@ -126,6 +132,7 @@ def admit(head: RequestHead, limits: Limits) -> Request:
         head.minor == 1 and b"close" not in options,
         _EXPECT in special and _expects_continue(special[_EXPECT], head.minor),
         _UPGRADE in special and b"upgrade" in options and _leaves_http1(special[_UPGRADE]),
+        check_request(head, framing) if head.raw else None,
     )
 
 

@@ -129,7 +129,7 @@ def test_whatever_is_accepted_h11_reads_in_the_same_way(method, target, fields, 
 
 def test_response_head_is_read():
     head = parse_response(b"HTTP/1.0 404 Not  F\xe9und\r\nX: y\r\n\r\n", LIMITS)
-    assert head == (404, b"Not  F\xe9und", 0, [(b"x", b"X", b"y")])
+    assert head[:4] == (404, b"Not  F\xe9und", 0, [(b"x", b"X", b"y")])
     assert parse_response(b"HTTP/1.1 200\r\n\r\n", LIMITS).reason == b""
 
 
