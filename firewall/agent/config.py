@@ -25,6 +25,7 @@ from firewall.agent.document import (
     sequence,
     unknown,
 )
+from firewall.agent.nodes import NodeDeclaration, check_nodes, host_labels, read_node
 from firewall.datapath.marks import DEFAULT_MASK, Marks, MaskError
 from firewall.identities.labels import LabelError, LabelFilter
 
@@ -127,6 +128,13 @@ class PolicySettings:
             "whether this node may always reach its endpoints, or only as policy says",
             words=("always", "policy"),
             live=True,
+        ),
+    )
+    extended_protocols: bool = field(
+        default=False,
+        metadata=_meaning(
+            "accept VRRP, IGMP, GRE, IPIP, IPV6, ESP, AH in toPorts"
+            " (Cilium: enable-extended-ip-protocols)"
         ),
     )
 
@@ -235,6 +243,30 @@ class Config:
     node_name: str = field(
         default="", metadata=_meaning("this node's name in flows; empty = the host name")
     )
+    node_labels: tuple[str, ...] = field(
+        default=(),
+        metadata=_meaning(
+            "this node's labels, for nodeSelector; without a source they are k8s;"
+            " k8s:kubernetes.io/hostname=<node_name> is one of them"
+        ),
+    )
+    host_firewall: bool = field(
+        default=False,
+        metadata=_meaning("enforce policies with a nodeSelector on this node's own traffic"),
+    )
+    host_audit: bool = field(
+        default=False,
+        metadata=_meaning(
+            "report what policies with a nodeSelector would drop as AUDIT and let it pass",
+            live=True,
+        ),
+    )
+    nodes: tuple[NodeDeclaration, ...] = field(
+        default=(),
+        metadata=_meaning(
+            "the other nodes, {name, addresses, labels} each, for fromNodes and toNodes", live=True
+        ),
+    )
     cluster_name: str = field(
         default="default", metadata=_meaning("the cluster label of every endpoint")
     )
@@ -278,6 +310,13 @@ class Config:
     gso: bool = field(
         default=True,
         metadata=_meaning("take large segments whole; off = the kernel splits them first"),
+    )
+    bypass: bool = field(
+        default=False,
+        metadata=_meaning(
+            "have the kernel carry established flows that need no look; off = every packet is "
+            "decided in userspace"
+        ),
     )
     conntrack: ConntrackSettings = field(default_factory=ConntrackSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
@@ -442,8 +481,9 @@ def _flatten(
 def _outside(texts: Mapping[str, str], key: str, row: SettingRow, file: str) -> Value:
     """Make a value of a flag's or variable's text; lists are YAML lists or split at commas."""
     text, place = texts[key], Place(file)
-    if row.field.default != () or row.path == "endpoints":
-        documents = Reader().compose(text, file) if row.path == "endpoints" else []
+    structured = row.path in ("endpoints", "nodes")
+    if row.field.default != () or structured:
+        documents = Reader().compose(text, file) if structured else []
         return documents[0] if documents else scalar(text, place)
     documents = Reader().compose(text, file) if text.lstrip().startswith("[") else []
     return documents[0] if documents else sequence(re.split(r"\s*,\s*", text.strip()), place)
@@ -468,6 +508,9 @@ def _convert(reader: Reader, given: Value, kind: Any, item: "Field[Any]") -> Any
     if kind == tuple[Declaration, ...]:
         declarations = [read_declaration(reader, entry) for entry in reader.items(given)]
         return tuple(entry for entry in declarations if entry is not None)
+    if kind == tuple[NodeDeclaration, ...]:
+        nodes = [read_node(reader, entry) for entry in reader.items(given)]
+        return tuple(entry for entry in nodes if entry is not None)
     if kind == tuple[str, ...]:
         return reader.texts(given)
     if kind is bool:
@@ -515,6 +558,11 @@ def _check(reader: Reader, config: Config, given: Mapping[str, Value]) -> None:
             LabelFilter((expression,))
         except LabelError as error:
             reader.note(given["labels.filter"].place, f"item {number}: {error}")
+    try:
+        host_labels(config.node, config.node_labels)
+    except LabelError as error:
+        reader.note(_of(given, "node_labels"), str(error))
+    check_nodes(reader, config.nodes)
     try:
         Marks(config.mark_mask)
     except MaskError as error:

@@ -7,8 +7,9 @@ its snapshot is being published, and `ready` when every worker has acknowledged 
 
 Order of a publication, so that no packet meets a half-known world: numbers for the prefixes of
 rules, identities into the resolver, the snapshot computed, the kernel's sets of managed addresses,
-the file, the announcements. What fails is tried again with growing pauses; what was in force stays
-in force, and `problems` says what is wrong.
+the file, the announcements, and, once the workers have followed, the generation of the flows that
+the kernel carries past them (`bypass`). What fails is tried again with growing pauses; what was in
+force stays in force, and `problems` says what is wrong.
 """
 
 import asyncio
@@ -22,9 +23,11 @@ import msgspec
 
 from conntrack.address import Prefix
 from firewall.agent import statefile
-from firewall.agent.config import Config
+from firewall.agent.bypass import Bypass
+from firewall.agent.config import Config, value
 from firewall.agent.declaration import Declaration
 from firewall.agent.journal import fields
+from firewall.agent.nodes import NodeNumbers, host_labels, host_row
 from firewall.agent.numbers import PrefixNumbers
 from firewall.agent.policies import BookChange, Key, PolicyBook
 from firewall.agent.publisher import Publisher, enforced_by_all
@@ -40,10 +43,10 @@ from firewall.identities.ipcache import Ipcache, Source
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError
 from firewall.identities.reserved import Reserved
-from firewall.policy.readers import ReaderSettings
+from firewall.policy.readers import ENFORCED, SWITCHED, ReaderSettings
 from firewall.policy.repository import Repository
 from firewall.policy.resolve import Resolver
-from firewall.policy.snapshot import Settings, Snapshot
+from firewall.policy.snapshot import EndpointRow, Settings, Snapshot
 
 COALESCE_S = 0.005
 """Changes within this time share a snapshot; short beside the 20 ms that publishing takes."""
@@ -70,6 +73,7 @@ class Engine:
         publisher: restored, so that revisions go on.
         workers: those that must acknowledge.
         manage: makes the kernel queue the packets of these endpoints (blocking; runs in a thread).
+        bypass: which flows the kernel carries past the workers.
 
     Attributes:
         problems: what is wrong now, by topic; shown in the status until it is mended.
@@ -82,23 +86,28 @@ class Engine:
         publisher: Publisher,
         workers: list[Worker],
         manage: Callable[[Iterable[EndpointLink]], None],
+        *,
+        bypass: Bypass,
     ) -> None:
         self.config = config
         self.registry = registry
         self.publisher = publisher
         self.workers = workers
+        self.bypass = bypass
         self.problems: dict[str, str] = {}
         self.local_addresses: tuple[bytes, ...] = ()
         self.book = PolicyBook(
             config.state_dir,
             Repository(revision=max(1, publisher.snapshot.policy_revision)),
-            ReaderSettings(cluster_name=config.cluster_name),
+            reader_settings(config),
         )
+        registry.describe_host(host_labels(config.node, config.node_labels))
         self.roster = Roster(
             config.state_dir, config.cluster_name, LabelFilter(config.labels.filter)
         )
         self.resolver = Resolver(cluster=config.cluster_name, last=publisher.last)
         self._prefixes = PrefixNumbers(config.state_dir, registry.local)
+        self._nodes = NodeNumbers(config.state_dir, registry.nodes)
         self._manage = manage
         self._managed: list[EndpointLink] | None = None
         self._told: dict[int, LabelSet] = {}
@@ -124,6 +133,7 @@ class Engine:
         self._follow(self.book.restore())
         self.roster.restore(time.time_ns())
         self._prefixes.restore()
+        self._nodes.restore()
         for member in self.roster:
             await self._relabel(member)
 
@@ -371,7 +381,9 @@ class Engine:
         except TimeoutError:
             return False
         left_s = timeout_s - (time.monotonic() - began)
-        return await self.publisher.enforced(self._done_revision, self.workers, left_s)
+        if not await self.publisher.enforced(self._done_revision, self.workers, left_s):
+            return False
+        return await self.bypass.settled(timeout_s - (time.monotonic() - began))
 
     async def run(self) -> None:
         """Publish whenever it is asked for, until cancelled."""
@@ -411,13 +423,13 @@ class Engine:
     async def _publish(self) -> None:
         """Compute and publish one snapshot."""
         self._prefixes.follow(self.resolver.prefixes())
+        self._nodes.follow(self.config.nodes)
         self._tell_identities()
         members = list(self.roster)
         leaving, self._leaving = self._leaving, []
         begun = [member.endpoint for member in members if _begin(member.endpoint)]
-        self.resolver.set_endpoints(
-            member.endpoint.row() for member in members if member.endpoint.addresses
-        )
+        rows = [member.endpoint.row() for member in members if member.endpoint.addresses]
+        self.resolver.set_endpoints([*rows, *self._host_rows()])
         snapshot = self.resolver.snapshot(settings=self._settings(), ipcache=self._ipcache())
         revision = snapshot.revision + self._offset
         self._regenerating.update(dict.fromkeys(begun, revision))
@@ -434,6 +446,7 @@ class Engine:
         began = time.monotonic()
         snapshot = msgspec.structs.replace(snapshot, revision=revision)
         await self.publisher.publish(snapshot, self.workers)
+        self.bypass.follow(snapshot.generation, revision)
         log.info(
             "snapshot published",
             extra=fields(
@@ -452,9 +465,16 @@ class Engine:
         links = [
             EndpointLink(member.endpoint.addresses, member.endpoint.interface) for member in members
         ]
+        links += [EndpointLink(row.addresses, row.interface) for row in self._host_rows()]
         if links != self._managed:
             await asyncio.to_thread(self._manage, links)
             self._managed = links
+
+    def _host_rows(self) -> list[EndpointRow]:
+        """Return this node as an endpoint, if it is subject to policy."""
+        if not self.config.host_firewall:
+            return []
+        return [host_row(self.config.node, self.local_addresses, audit=self.config.host_audit)]
 
     def _tell_identities(self) -> None:
         """Bring the resolver's identities in line with the registry's."""
@@ -472,6 +492,8 @@ class Engine:
         cache = Ipcache()
         for prefix, number in self._prefixes.items():
             cache.upsert(prefix, number, Source.GENERATED)
+        for prefix, number in self._nodes.addresses():
+            cache.upsert(prefix, number, Source.CUSTOM_RESOURCE)
         for address in self.local_addresses:
             cache.upsert(_host(address), Reserved.HOST, Source.KVSTORE)
         for member in self.roster:
@@ -511,6 +533,12 @@ class Engine:
             if revision <= self.publisher.revision and enforced_by_all(revision, self.workers):
                 del self._regenerating[endpoint]
                 endpoint.finish_regeneration(policy_revision, time.time_ns())
+
+
+def reader_settings(config: Config) -> ReaderSettings:
+    """Return what reading policies depends on in this configuration."""
+    switched = {name for name, setting in SWITCHED.items() if value(config, setting)}
+    return ReaderSettings(cluster_name=config.cluster_name, enforceable=ENFORCED | switched)
 
 
 def _begin(endpoint: Endpoint) -> bool:

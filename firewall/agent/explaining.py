@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from firewall.agent.collector import Collector
-from firewall.agent.engine import Engine
+from firewall.agent.engine import Engine, reader_settings
 from firewall.agent.history import History, Past
 from firewall.agent.policies import key_row
 from firewall.agent.publisher import Publisher
@@ -25,7 +25,6 @@ from firewall.policy.explain import Explanation, Request, explain
 from firewall.policy.model import ObjectKey, Peer
 from firewall.policy.plan import Plan, Source, make_plan
 from firewall.policy.question import Question
-from firewall.policy.readers import ReaderSettings
 from firewall.policy.realm import Asked, Realm, Traffic, ask
 from firewall.policy.remedy import suggest
 from firewall.policy.selectors import describe
@@ -222,7 +221,7 @@ class Explainer:
         Raises:
             NoRemedyError: nothing helps.
         """
-        settings = ReaderSettings(cluster_name=self._engine.config.cluster_name)
+        settings = reader_settings(self._engine.config)
         realm = asked.realm
         # A view writes its memos on reading, so no two threads may have the same one.
         own = realm._replace(view=View(realm.view.snapshot))

@@ -14,7 +14,7 @@ from firewall.cli.exits import ExitCode
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.policy.files import files_of, read_paths
 from firewall.policy.objects import NamespaceObject, Resource
-from firewall.policy.readers import ReaderSettings, ReadResult
+from firewall.policy.readers import SWITCHED, ReaderSettings, ReadResult
 from firewall.policy.realm import Actor, Realm, actor_labels, make_realm
 
 
@@ -34,7 +34,8 @@ def read_policies(paths: Iterable[str], cluster: str = "default") -> ReadResult:
     Raises:
         InvalidFileError: one of them is invalid.
     """
-    result = read_paths(paths, settings=ReaderSettings(cluster_name=cluster))
+    settings = ReaderSettings(cluster_name=cluster, assumed=frozenset(SWITCHED))
+    result = read_paths(paths, settings=settings)
     if result.errors:
         raise InvalidFileError(result.errors)
     return result

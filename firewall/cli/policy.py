@@ -137,11 +137,12 @@ def validate(paths: tuple[str, ...], endpoints: tuple[str, ...], output: str) ->
     from firewall.cli.offline import labels_of, read_endpoints
     from firewall.policy.files import read_paths
     from firewall.policy.lint import lint
-    from firewall.policy.readers import merge, read
+    from firewall.policy.readers import SWITCHED, ReaderSettings, merge, read
 
-    results = [read_paths([path for path in paths if path != "-"])]
+    settings = ReaderSettings(assumed=frozenset(SWITCHED))
+    results = [read_paths([path for path in paths if path != "-"], settings=settings)]
     if "-" in paths:
-        results.append(read(sys.stdin.read(), "<stdin>"))
+        results.append(read(sys.stdin.read(), "<stdin>", settings=settings))
     result = merge(results)
     known = None
     if endpoints:

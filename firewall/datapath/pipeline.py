@@ -247,6 +247,7 @@ class Pipeline:
         drop = Drop(DropReason.INVALID_PACKET_DROPPED, tracked.reason)
         if packet.quoted is not None:
             passes = ground.path_mtu_allowed and _is_path_mtu_message(packet)
+            passes = passes or (arrival.hook == OUTPUT and _node_may(ground, arrival))
             if self.settings.worker_count > 1:
                 self.counts.passed_on_count += 1
                 report = None if passes else _report(drop, arrival, tracked, None)
@@ -263,6 +264,8 @@ class Pipeline:
             # Our kernel's answer to a segment that was sent to the proxy in vain.
             ours = arrival.hook == OUTPUT and flags & TcpFlag.RST
             if ours and ground.proxies(destination, source, packet.source_port):
+                return self._forward(packet)
+            if not packet.tcp_flags & TcpFlag.SYN and _node_may(ground, arrival):
                 return self._forward(packet)
         return self._drop(drop, arrival, tracked)
 
@@ -400,6 +403,19 @@ def _report(
         reply,
         decision,
     )
+
+
+def _node_may(ground: Ground, arrival: Arrival) -> bool:
+    """Say whether policy allows what belongs to no known flow and concerns only this node.
+
+    The node's own connections are older than we are, a remote login among them, and it reports
+    errors about flows that nobody here manages: policy alone decides, as it does in Cilium.
+    """
+    packet = arrival.packet
+    if not ground.is_node_alone(arrival.source, packet.destination):
+        return False
+    port = policy_port(packet)
+    return ground.rule(arrival.source, packet.destination, packet.protocol, port).verdict is ACCEPT
 
 
 def _is_path_mtu_message(packet: Packet) -> bool:

@@ -11,6 +11,7 @@ from conntrack.flow import ICMP, ICMPV6, TCP, FlowTuple
 from conntrack.tracker import Entry
 from firewall.datapath.admission import Admission
 from firewall.datapath.verdict import ACCEPT, Accept, Drop, Redirect
+from firewall.identities.reserved import Reserved
 from firewall.policy.verdict import DropReason, Verdict
 from firewall.policy.view import Decision, View
 
@@ -104,6 +105,12 @@ class Ground:
         if not self.proxy_port:
             return False
         return isinstance(self.rule(source, destination, TCP, port).verdict, Redirect)
+
+    def is_node_alone(self, source: bytes, destination: bytes) -> bool:
+        """Say whether this node is an endpoint, at one of these ends, and the other end is none."""
+        ends = self.view.endpoint_at(source), self.view.endpoint_at(destination)
+        there = [end for end in ends if end is not None]
+        return len(there) == 1 and there[0].identity == Reserved.HOST
 
     def _to_proxy(self, decision: Decision, protocol: int) -> Redirect | Drop:
         """Redirect what the proxy can judge; anything else must not pass unjudged."""

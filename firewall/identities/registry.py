@@ -1,7 +1,8 @@
 """Who has which number: label sets get numbers, and equal sets get equal numbers on every node.
 
 Three kinds of number come from three places. Reserved and fixed ones are known beforehand. The
-label sets of CIDR and FQDN peers concern one node only and are numbered in memory, from 1 << 24.
+label sets of CIDR and FQDN peers concern one node only and are numbered in memory, from 1 << 24;
+so are, from 2 << 24, those of other nodes.
 Everything else is numbered together with all other nodes through a key-value store that needs to
 know one trick, creating a key only if it is absent (`KvStore`).
 
@@ -19,7 +20,7 @@ regular intervals, on any number of nodes.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Container, Mapping
+from collections.abc import AsyncIterator, Container, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -30,6 +31,8 @@ from firewall.identities.reserved import (
     CLUSTER_MAX,
     CLUSTER_MIN,
     FIXED_MIN,
+    NODE_MAX,
+    NODE_MIN,
     RESERVED_LABELS,
     RESERVED_MAX,
     Reserved,
@@ -127,6 +130,7 @@ class IdentityRegistry:
         for name, number in self._fixed.items():
             self._well_known[number] = LabelSet([Label(RESERVED, name)])
         self.local = LocalNumbers(grace_s=grace_s)
+        self.nodes = LocalNumbers(NODE_MIN, NODE_MAX, grace_s)
         self._used: dict[int, Known] = {}
         self._numbers: dict[LabelSet, int] = {}
         self._seen: dict[int, LabelSet] = {}
@@ -334,7 +338,7 @@ class IdentityRegistry:
         Raises:
             KvStoreError: the store does not answer.
         """
-        freed = list(self.local.collect(now))
+        freed = [*self.local.collect(now), *self.nodes.collect(now)]
         slaves = await self._store.list_prefix(f"{PREFIX}/value/")
         used = {entry.value for entry in slaves if not entry.key.endswith("/")}
         masters = await self._store.list_prefix(f"{PREFIX}/id/")
@@ -415,7 +419,12 @@ class IdentityRegistry:
 
     def lookup(self, number: int) -> LabelSet | None:
         """Return the labels of a number as far as this node knows them, without the store."""
-        return self._well_known.get(number) or self._seen.get(number) or self.local.lookup(number)
+        return (
+            self._well_known.get(number)
+            or self._seen.get(number)
+            or self.local.lookup(number)
+            or self.nodes.lookup(number)
+        )
 
     async def fetch(self, number: int) -> LabelSet | None:
         """Return the labels of a number, asking the store if this node does not know them.
@@ -433,11 +442,19 @@ class IdentityRegistry:
     def refcount(self, number: int) -> int:
         """Return how many references this node holds; reserved numbers have none."""
         known = self._used.get(number)
-        return self.local.refcount(number) if known is None else known.refcount
+        if known is not None:
+            return known.refcount
+        return self.local.refcount(number) or self.nodes.refcount(number)
 
     def known(self) -> dict[int, LabelSet]:
         """Return every number this node knows with its labels, reserved ones included."""
-        return self._well_known | self._seen | dict(self.local.items())
+        numbered = dict(self.local.items()) | dict(self.nodes.items())
+        return self._well_known | self._seen | numbered
+
+    def describe_host(self, labels: Iterable[Label]) -> None:
+        """Give the identity of this node the node's labels besides its own, `reserved:host`."""
+        host = RESERVED_LABELS[Reserved.HOST]
+        self._well_known[int(Reserved.HOST)] = host.with_labels(labels)
 
     async def changes(self) -> AsyncIterator[IdentityChange]:
         """Yield the numbers of the whole cluster, then every change of them, until closed.

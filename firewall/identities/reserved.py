@@ -66,6 +66,12 @@ LOCAL_MIN = 1 << 24
 LOCAL_MAX = (2 << 24) - 1
 """The last number of this node's own range."""
 
+NODE_MIN = 2 << 24
+"""The first number for other nodes by their labels (Cilium's remote-node scope)."""
+
+NODE_MAX = (3 << 24) - 1
+"""The last number for other nodes."""
+
 
 def reserved_number(labels: LabelSet) -> Reserved | None:
     """Return the reserved identity that has exactly these labels, None if there is none."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from firewall.policy.readers import CAPABILITIES, ENFORCED, read
+from firewall.policy.readers import CAPABILITIES, ENFORCED, SWITCHED, read
 from firewall.policy.readers.kinds import KINDS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/policy.md"
@@ -15,7 +15,7 @@ ACCEPTED = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 REFUSED = re.findall(
     r"^```yaml refused\n(.*?)^```\n\n```text\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL
 )
-TABLE_ROW = re.compile(r"^\| `([a-z-]+)` \| .* \| (yes|no) \|$", re.MULTILINE)
+TABLE_ROW = re.compile(r"^\| `([a-z-]+)` \| .* \| (yes|no|with `[a-z_.]+: on`) \|$", re.MULTILINE)
 
 
 def test_the_page_has_examples():
@@ -40,7 +40,9 @@ def test_refused_examples_say_what_the_page_says(example, told):
 
 def test_the_page_lists_every_capability_as_it_is():
     rows = dict(TABLE_ROW.findall(TEXT))
-    assert rows == {name: "yes" if name in ENFORCED else "no" for name in CAPABILITIES}
+    known = {name: "yes" if name in ENFORCED else "no" for name in CAPABILITIES}
+    switched = {name: f"with `{setting}: on`" for name, setting in SWITCHED.items()}
+    assert rows == known | switched
 
 
 def test_the_page_lists_every_kind_with_its_versions():

@@ -31,7 +31,7 @@ from firewall.policy.model import (
     ServicePeer,
 )
 from firewall.policy.readers import ReaderSettings
-from firewall.policy.readers.settings import CAPABILITIES, ENFORCED
+from firewall.policy.readers.settings import CAPABILITIES, ENFORCED, SWITCHED
 from firewall.policy.verdict import TrafficDirection
 
 TCP, UDP, SCTP = 6, 17, 132
@@ -808,7 +808,26 @@ def test_what_is_not_enforced_is_refused_not_ignored(capability):
     without = ReaderSettings(enforceable=frozenset(CAPABILITIES) - {capability})
     (error,) = refuse(text, without)
     assert error.endswith(f"[{capability}]")
-    assert "is not enforced by this version" in error
+    setting = SWITCHED.get(capability)
+    told = f"needs `{setting}: on`" if setting else "is not enforced by this version"
+    assert told in error
+
+
+@pytest.mark.parametrize("capability", sorted(SWITCHED))
+def test_offline_what_a_setting_decides_is_accepted_with_a_warning(capability):
+    """No daemon is asked, so the author is told what it needs."""
+    section, item = NEEDS[capability]
+    spec = f"nodeSelector: {{}}\ningress: [{item}]" if section == "nodes" else ""
+    text = ccnp(spec or f"endpointSelector: {{}}\n{section}: [{item}]")
+    result = read_text(text, ReaderSettings(assumed=frozenset(SWITCHED)))
+    assert result.errors == ()
+    assert [f"`{SWITCHED[capability]}: on`" in str(w) for w in result.warnings] == [True]
+
+
+def test_nodes_as_peers_are_the_other_nodes():
+    """Research a.6: an added `reserved:remote-node Exists`."""
+    (peer,) = ingress("{fromNodes: [{matchLabels: {a: b}}]}").peers
+    assert peer.selector.has_key("remote-node", ("reserved",))
 
 
 def test_authentication_that_is_off_needs_nothing():

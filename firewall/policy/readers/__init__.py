@@ -16,11 +16,12 @@ from firewall.policy.readers.cilium import read_bare_rules, rule_name
 from firewall.policy.readers.composition import Mapping, Mark, Pair, Scalar, Sequence, compose
 from firewall.policy.readers.document import Report, Value
 from firewall.policy.readers.kinds import KINDS, read_object
-from firewall.policy.readers.settings import CAPABILITIES, ENFORCED, ReaderSettings
+from firewall.policy.readers.settings import CAPABILITIES, ENFORCED, SWITCHED, ReaderSettings
 
 __all__ = [
     "CAPABILITIES",
     "ENFORCED",
+    "SWITCHED",
     "Problem",
     "ReadResult",
     "ReaderSettings",

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from conntrack.address import Prefix, format_prefix, parse_prefix, prefix_contains
+from firewall.identities.labels import RESERVED
+from firewall.identities.reserved import Reserved
+from firewall.identities.selector import Key, Operator, require
 from firewall.policy.model import (
     CidrGroupPeer,
     CidrPeer,
@@ -50,6 +53,7 @@ _NAME = re.compile(r"[-a-zA-Z0-9_]+([.][-a-zA-Z0-9_]+)*[.]?")
 _PATTERN = re.compile(r"[-a-zA-Z0-9_*]+([.][-a-zA-Z0-9_*]+)*[.]?")
 _PREFIX = re.compile(r"([0-9a-fA-F:.]+)/(0|[1-9][0-9]{0,2})")
 _MASKED = re.compile(r"[0-9a-fA-F:.]+/[0-9a-fA-F:.]+")
+_OTHER_NODES = require(Key(RESERVED, Reserved.REMOTE_NODE.label), Operator.EXISTS)
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -246,7 +250,8 @@ def _namespace(fields: dict[str, Value]) -> str:
 
 
 def _read_node(item: Value, _context: PeerContext) -> Peer:
-    return NodePeer(read_selector(item))
+    """Read a node selector; it means other nodes only, as Cilium adds to it."""
+    return NodePeer(read_selector(item).with_requirement(_OTHER_NODES))
 
 
 KINDS: dict[str, Kind] = {

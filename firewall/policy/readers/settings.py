@@ -21,22 +21,25 @@ CAPABILITIES: dict[str, str] = {
     "tls": "terminating and originating TLS need the TLS proxy",
     "listener": "custom listeners need an Envoy that provides them",
     "authentication": "mutual authentication needs a handshake between nodes",
-    "nodes": (
-        "peers by node labels need known nodes "
-        '(Cilium: only when the "enable-node-selector-labels" flag is set)'
-    ),
+    "nodes": "peers by node labels need known nodes",
     "host-policy": "policies for nodes need the host firewall (Cilium: enable-host-firewall)",
     "services": "toServices needs known services",
     "namespaces": "labels of namespaces need known namespaces",
     "cidr-groups": "CIDR groups need known CiliumCIDRGroups",
     "extended-protocols": (
-        "only TCP, UDP, SCTP and ICMP are tracked (Cilium: enable-extended-ip-protocols)"
+        "protocols without ports are told apart on request (Cilium: enable-extended-ip-protocols)"
     ),
 }
 """Every capability that a field of some format can need, with the reason."""
 
-ENFORCED = frozenset({"http", "header-matches", "services", "cidr-groups", "namespaces"})
+ENFORCED = frozenset({"http", "header-matches", "services", "cidr-groups", "namespaces", "nodes"})
 """What this version enforces."""
+
+SWITCHED: dict[str, str] = {
+    "host-policy": "host_firewall",
+    "extended-protocols": "policy.extended_protocols",
+}
+"""What this version enforces once a setting of the configuration is on: capability -> setting."""
 
 UNSUPPORTED: dict[str, str] = {
     "toGroups": "is not supported: no cloud provider is asked for its groups; write toCIDRSet",
@@ -64,6 +67,8 @@ class ReaderSettings:
     `io.cilium.k8s.policy.cluster` that peers are confined to while `default_local_cluster` (Cilium:
     policy-default-local-cluster). `ip_block_matches_endpoints`: whether CIDRs of Kubernetes' own
     formats also match endpoints' addresses, as Kubernetes wants and Cilium does not (issue 9209).
+    `enforceable`: the capabilities at hand. `assumed`: those of which the reader cannot know it,
+    because no daemon is asked; they are accepted with a warning.
     """
 
     default_namespace: str = "default"
@@ -71,9 +76,16 @@ class ReaderSettings:
     default_local_cluster: bool = True
     ip_block_matches_endpoints: bool = True
     enforceable: frozenset[str] = ENFORCED
+    assumed: frozenset[str] = frozenset()
 
     def require(self, capability: str, value: Value) -> None:
         """Refuse `value`, and so its object, if its capability is not enforced here."""
-        reason = CAPABILITIES[capability]
-        if capability not in self.enforceable:
+        if capability in self.enforceable:
+            return
+        reason, setting = CAPABILITIES[capability], SWITCHED.get(capability)
+        if setting is None:
             value.error(f"is not enforced by this version: {reason} [{capability}]")
+        elif capability in self.assumed:
+            value.warning(f"is refused by a daemon without `{setting}: on` [{capability}]")
+        else:
+            value.error(f"needs `{setting}: on` in the configuration: {reason} [{capability}]")
