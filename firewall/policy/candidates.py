@@ -317,7 +317,11 @@ def _exact_entries(case: Case, kind: str, namespace: str) -> Iterator[dict[str, 
 
 
 def _new_policy(case: Case) -> Iterator[Candidate]:
-    """Make a policy of its own for this traffic."""
+    """Make a policy of its own for this traffic.
+
+    It may select others too, so it isolates nobody (enableDefaultDeny), unless http rules are to
+    refuse other requests: those of a policy that does not isolate only observe.
+    """
     namespace = case.subject.get(K8S, POD_NAMESPACE)
     kind = CCNP if namespace is None else CNP
     name = _free_name(case, kind, namespace or "")
@@ -325,6 +329,8 @@ def _new_policy(case: Case) -> Iterator[Candidate]:
     labels = _match_labels(case.subject, namespace or "", set())
     if namespace is not None:
         labels.pop(f"{K8S}:{POD_NAMESPACE}", None)
+    if not labels and namespace is None:
+        labels = {str(label): "" for label in case.subject}
     metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
     for entry in _exact_entries(case, kind, namespace or ""):
         document: dict[str, Any] = {
@@ -336,6 +342,8 @@ def _new_policy(case: Case) -> Iterator[Candidate]:
                 case.walk.direction: [entry],
             },
         }
+        if case.request is None:
+            document["spec"]["enableDefaultDeny"] = {case.walk.direction: False}
         yield Candidate(key, f"new policy {key}", document=document)
 
 

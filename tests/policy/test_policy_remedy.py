@@ -42,7 +42,8 @@ ACTORS = (
     actor("a", "x", 1, "app=a", "tier=front"),
     actor("b", "x", 2, "app=b"),
     actor("c", "y", 3, "app=a", "team=red"),
-    actor("d", "y", 4),
+    actor("d", "y", 4, "controller-revision-hash=1"),  # a label that no identity has
+    actor("f", "y", 6),
     actor("e", "y", 5, "container:role=db"),
 )
 
@@ -224,7 +225,7 @@ def _tiered_policies(draw):
     }
 
 
-_ends = st.sampled_from(["x/a", "x/b", "y/c", "y/d", "y/e", "world", "host", "203.0.113.77"])
+_ends = st.sampled_from(["x/a", "x/b", "y/c", "y/d", "y/e", "y/f", "world", "host", "203.0.113.77"])
 _questions = st.builds(
     lambda ends, port, http: Question(
         source=ends[0], destination=ends[1], port=port, http=http if port == "80/TCP" else ""
@@ -426,7 +427,9 @@ def test_without_a_policy_to_change_there_is_a_new_one():
     question = Question(source="x/a", destination="x/b", port="EchoRequest/ICMP")
     plan, after = mended(question, enforcement="always")
     assert {one.kind for one in plan.objects} == {"CiliumNetworkPolicy"}
-    assert all(one.document["metadata"]["name"].startswith("allow-") for one in plan.objects)
+    for one in plan.objects:
+        assert one.document["metadata"]["name"].startswith("allow-")
+        assert False in one.document["spec"]["enableDefaultDeny"].values()
     assert after.verdict == "allowed"
 
 
