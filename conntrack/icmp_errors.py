@@ -14,7 +14,8 @@ from typing import Final
 from conntrack.address import is_link_local
 from conntrack.entry import Entry
 from conntrack.flow import TCP
-from conntrack.packet import ICMPV6_REDIRECT, Packet
+from conntrack.packet import Packet
+from conntrack.quote import ICMPV6_REDIRECT
 from conntrack.tcp_window import ACKED, HALF, MODULUS_MASK
 
 # Type → highest code that exists. RFC 792, RFC 1812 section 5.2.7.1 (unreachable 0-15).

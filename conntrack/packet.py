@@ -26,47 +26,26 @@ Not handled: IPv4 and IPv6 jumbo datagrams (length 0 or RFC 2675: `BAD_LENGTH`),
 Sources: RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 9260, RFC 792, RFC 4443.
 """
 
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from struct import Struct
 from typing import Final, NamedTuple
 
 from conntrack.checksum import transport_is_intact
+from conntrack.extensions import NO_NEXT, walk_extensions
+from conntrack.fault import Fault, Oddity, PacketError
 from conntrack.flow import GRE, ICMP, ICMPV6, SCTP, TCP, UDP
+from conntrack.quote import ICMPV6_REDIRECT, Quoted, is_error, read_quote, read_redirect
 
-
-class Fault(IntEnum):
-    """Why bytes are not a packet that can be tracked."""
-
-    TRUNCATED = 1  # a header, or with complete=True the payload, ends after the bytes we have
-    BAD_VERSION = 2  # neither IPv4 nor IPv6
-    BAD_HEADER_LENGTH = 3  # IHL, TCP data offset or an extension header shorter than its minimum
-    BAD_LENGTH = 4  # a stated length contradicts the header around it
-    BAD_OPTION = 5  # an IPv4 option whose length leaves the header
-    FRAGMENT = 6  # part of a datagram: reassembly has not happened or has failed
-    NO_TRANSPORT = 7  # the IPv6 chain ends in "no next header" (59)
-    WRONG_FAMILY = 8  # ICMP over IPv6 or ICMPv6 over IPv4
-    BAD_CHECKSUM = 9  # only with verify=True
-    UNKNOWN_L4 = 10  # a transport header of a version that nobody defined (GRE)
-
-
-class PacketError(ValueError):
-    """These bytes are not a packet; `fault` says what the caller answers with.
-
-    Any other exception from `parse` is a bug.
-    """
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.name)
-        self.fault = fault
-
-
-class Oddity(IntFlag):
-    """Legal syntax that a strict tracker still refuses."""
-
-    SOURCE_ROUTE = 1  # IPv4 loose or strict source route (RFC 7126 section 4.3, 4.4: drop)
-    ROUTING_0 = 2  # IPv6 routing header type 0 (RFC 5095: deprecated)
-    NO_CHECKSUM = 4  # UDP over IPv6 with checksum 0 (RFC 8200 section 8.1: discard)
-    HOP_BY_HOP_LATE = 8  # hop-by-hop options not directly after the header (RFC 8200 section 4.1)
+__all__ = [
+    "Fault",
+    "Oddity",
+    "Packet",
+    "PacketError",
+    "Quoted",
+    "TcpFlag",
+    "parse",
+    "policy_port",
+]
 
 
 class TcpFlag(IntFlag):
@@ -80,28 +59,6 @@ class TcpFlag(IntFlag):
     URG = 0x20
     ECE = 0x40
     CWR = 0x80
-
-
-class Quoted(NamedTuple):
-    """The start of another packet, quoted by an ICMP error.
-
-    Attributes:
-        protocol: upper-layer protocol number of the quoted packet.
-        source: who had sent the quoted packet.
-        destination: whom it was meant for.
-        source_port: 0 where there are none.
-        destination_port: 0 where there are none.
-        key: flow key in the quoted packet's own direction.
-        sequence: TCP sequence number, or -1 if it was not quoted or the protocol has none.
-    """
-
-    protocol: int
-    source: bytes
-    destination: bytes
-    source_port: int
-    destination_port: int
-    key: bytes
-    sequence: int
 
 
 class Packet(NamedTuple):
@@ -171,19 +128,8 @@ _UDP_BYTES: Final = 8
 _SCTP_BYTES: Final = 12
 _ICMP_BYTES: Final = 8
 
-_HOP_BY_HOP: Final = 0  # IPv6 extension headers, RFC 8200 section 4
-_ROUTING: Final = 43
-_FRAGMENT: Final = 44
-_AUTHENTICATION: Final = 51  # RFC 4302
-_NO_NEXT: Final = 59
-_DESTINATION: Final = 60
-
 _UDP_SUFFIX: Final = bytes((UDP,))
 _SCTP_SUFFIX: Final = bytes((SCTP,))
-
-ICMP_ERRORS: Final = frozenset((3, 4, 5, 11, 12))  # RFC 792: messages that quote a packet
-ICMPV6_REDIRECT: Final = 137  # RFC 4861 section 4.5
-_ICMPV6_FIRST_INFORMATIONAL: Final = 128  # RFC 4443 section 2.1: below are errors
 
 
 def parse(data: bytes, *, complete: bool = True, verify: bool = False) -> Packet:
@@ -352,7 +298,7 @@ def _parse_ipv6(data: bytes, size: int, complete: bool) -> Packet:
     protocol, start, oddities, offset = walk_extensions(data, following, _IPV6_BYTES, end)
     if offset:
         raise PacketError(Fault.FRAGMENT)
-    if protocol == _NO_NEXT:
+    if protocol == NO_NEXT:
         raise PacketError(Fault.NO_TRANSPORT)
     if start > end:
         # The chain states more than it has: more than the copy is truncation, more than the
@@ -360,54 +306,6 @@ def _parse_ipv6(data: bytes, size: int, complete: bool) -> Packet:
         raise PacketError(Fault.BAD_LENGTH if start > total else Fault.TRUNCATED)
     head = _Head(6, protocol, source, destination, total, hop_limit, oddities)
     return _parse_transport(head, data[:end], start)
-
-
-def walk_extensions(data: bytes, following: int, at: int, end: int) -> tuple[int, int, int, int]:
-    """Follow an IPv6 header chain to the upper layer.
-
-    Headers may stand in any order and number (RFC 8200 section 4.1 asks receivers to cope); each
-    consumes at least 8 bytes, so the walk is bounded by the bytes that were copied.
-
-    Args:
-        data: bytes that contain the chain.
-        following: the next-header value that precedes `at`.
-        at: where the first extension header starts.
-        end: first byte that is not available.
-
-    Returns:
-        (upper-layer protocol, where it starts, oddities, fragment offset and M bit).
-
-    Raises:
-        PacketError: the chain leaves `end`, or a header is shorter than its minimum.
-    """
-    oddities = 0
-    fragment = 0
-    first = at
-    while True:
-        if following in (_DESTINATION, _ROUTING, _HOP_BY_HOP):
-            if at + 8 > end:
-                raise PacketError(Fault.TRUNCATED)
-            if following == _HOP_BY_HOP and at != first:
-                oddities |= Oddity.HOP_BY_HOP_LATE
-            elif following == _ROUTING and data[at + 2] == 0:
-                oddities |= Oddity.ROUTING_0
-            following, at = data[at], at + (data[at + 1] + 1) * 8
-        elif following == _FRAGMENT:
-            if at + 8 > end:
-                raise PacketError(Fault.TRUNCATED)
-            # Offset and M are the top 13 bits and the last one; the 2 between are reserved.
-            fragment |= int.from_bytes(data[at + 2 : at + 4], "big") & 0xFFF9
-            following, at = data[at], at + 8
-            if fragment:
-                return following, at, int(oddities), fragment
-        elif following == _AUTHENTICATION:
-            if at + 8 > end:
-                raise PacketError(Fault.TRUNCATED)
-            if data[at + 1] < 1:  # RFC 4302 section 2.2: fixed fields alone are 12 bytes
-                raise PacketError(Fault.BAD_HEADER_LENGTH)
-            following, at = data[at], at + (data[at + 1] + 2) * 4
-        else:
-            return following, at, int(oddities), fragment
 
 
 class _Head(NamedTuple):
@@ -515,11 +413,11 @@ def _parse_icmp(head: _Head, data: bytes, start: int) -> Packet:
     _require(head, data, start, _ICMP_BYTES)
     kind, code, identifier = _ICMP.unpack_from(data, start)
     quoted: Quoted | None = None
-    if _is_error(head.version, kind):
-        quoted = _read_quote(head.version, data, start + _ICMP_BYTES)
+    if is_error(head.version, kind):
+        quoted = read_quote(head.version, data, start + _ICMP_BYTES)
         identifier = 0
     elif kind == ICMPV6_REDIRECT and head.version == 6:
-        quoted = _read_redirect(data, start)
+        quoted = read_redirect(data, start)
         identifier = 0
     key = (
         head.source
@@ -536,80 +434,3 @@ def _parse_icmp(head: _Head, data: bytes, start: int) -> Packet:
             head.total - start - _ICMP_BYTES, b"", head.oddities, quoted,
         )
     )  # fmt: skip
-
-
-def _is_error(version: int, kind: int) -> bool:
-    if version == 4:
-        return kind in ICMP_ERRORS
-    return kind < _ICMPV6_FIRST_INFORMATIONAL
-
-
-def _read_redirect(data: bytes, start: int) -> Quoted | None:
-    """Find the redirected header option (RFC 4861 sections 4.5 and 4.6.3) and read it."""
-    at = start + 40  # 8 bytes of header, target and destination address
-    while at + 8 <= len(data):
-        length = data[at + 1] * 8
-        if length == 0:
-            return None
-        if data[at] == 4:
-            return _read_quote(6, data[: at + length], at + 8)
-        at += length
-    return None
-
-
-def _read_quote(version: int, data: bytes, at: int) -> Quoted | None:
-    """Read the packet that an ICMP error quotes; None if it does not name a flow.
-
-    Only the head of the packet need be there (RFC 792: 8 bytes of the transport header), so its
-    length field is not compared with what was quoted. A quoted fragment other than the first
-    holds no ports, and errors about errors do not exist (RFC 1122 section 3.2.2).
-    """
-    if version == 4:
-        if at + _IPV4_BYTES > len(data):
-            return None
-        first, _, fragment, _, protocol, source, destination = _IPV4.unpack_from(data, at)
-        start = at + (first & 0x0F) * 4
-        if first >> 4 != 4 or first & 0x0F < 5 or fragment & 0x1FFF:
-            return None
-        return _read_quoted_transport(version, protocol, source + destination, data, start)
-    if at + _IPV6_BYTES > len(data) or data[at] >> 4 != 6:
-        return None
-    _, following, _, source, destination = _IPV6.unpack_from(data, at)
-    try:
-        protocol, start, _, fragment = walk_extensions(data, following, at + _IPV6_BYTES, len(data))
-        if fragment == 1:  # first fragment: the rest of the chain follows it
-            protocol, start, _, fragment = walk_extensions(data, protocol, start, len(data))
-    except PacketError:
-        return None
-    if fragment >> 3:
-        return None
-    return _read_quoted_transport(version, protocol, source + destination, data, start)
-
-
-def _read_quoted_transport(
-    version: int, protocol: int, addresses: bytes, data: bytes, start: int
-) -> Quoted | None:
-    half = len(addresses) // 2
-    source, destination = addresses[:half], addresses[half:]
-    ports = data[start : start + 4]
-    suffix = bytes((protocol,))
-    if protocol in (TCP, UDP, SCTP):
-        if len(ports) < 4:
-            return None
-        sequence = -1
-        if protocol == TCP:
-            suffix = b""
-            if start + 8 <= len(data):
-                sequence = int.from_bytes(data[start + 4 : start + 8], "big")
-        source_port = int.from_bytes(ports[:2], "big")
-        destination_port = int.from_bytes(ports[2:], "big")
-        key = addresses + ports + suffix
-        return Quoted(protocol, source, destination, source_port, destination_port, key, sequence)
-    if protocol in (ICMP, ICMPV6):
-        if start + 8 > len(data) or (protocol == ICMP) != (version == 4):
-            return None
-        if _is_error(version, data[start]):
-            return None
-        key = addresses + data[start + 4 : start + 6] + data[start : start + 2] + suffix
-        return Quoted(protocol, source, destination, 0, 0, key, -1)
-    return Quoted(protocol, source, destination, 0, 0, addresses + suffix, -1)

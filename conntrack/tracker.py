@@ -27,8 +27,9 @@ from conntrack.eviction import Limits
 from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, Direction, FlowTuple
 from conntrack.icmp_errors import message_fault, quote_fault
 from conntrack.keys import key_of_tuple, reply_key
-from conntrack.packet import ICMP_ERRORS, ICMPV6_REDIRECT, Oddity, Packet
+from conntrack.packet import Oddity, Packet
 from conntrack.profile import LINUX, STRICT, Profile
+from conntrack.quote import ICMP_ERRORS, ICMPV6_REDIRECT
 from conntrack.table import SHARD_MASK, Table
 
 __all__ = [
