@@ -69,7 +69,7 @@ def carried_out(plan, texts):
         left[change.file] = change.after
     for one in plan.objects:
         if not one.file and one.document is not None:
-            left[f"{one.name}.yaml"] = yaml.safe_dump(one.document)
+            left[f"{one.kind}-{one.name}.yaml"] = yaml.safe_dump(one.document)
         assert one.file or one.says[-1].startswith("new policy"), one
     return list(left.values())
 
