@@ -443,7 +443,10 @@ def _side_lines(side: Walk) -> list[str]:
     lines += [
         f"    isolated by   {one.object_name}  {one.place}".rstrip() for one in side.isolated_by
     ]
-    lines += [f"    decided by    {_rule_text(step)}" for step in side.steps if step.decided]
+    for step in side.steps:
+        if step.decided:
+            lines.append(f"    decided by    {_rule_text(step)}")
+            lines += [f"                  {_condition_text(one)}" for one in _telling(step, side)]
     if side.closest is not None and side.failed is not None:
         if not side.closest.decided:
             lines.append(f"    closest rule  {_rule_text(side.closest)}")
@@ -451,6 +454,18 @@ def _side_lines(side: Walk) -> list[str]:
     if side.change:
         lines.append(f"    to allow      {side.change}")
     return lines
+
+
+def _telling(step: Step, side: Walk) -> Iterable[Condition]:
+    """Return what is worth saying about a rule that decided: why it denies, which request it takes.
+
+    The conditions of the closest rule are written with it.
+    """
+    if step == side.closest and side.failed is not None:
+        return ()
+    if step.action == _ACTIONS[Action.DENY]:
+        return step.conditions
+    return [one for one in step.conditions if one.what not in ("peer", "port", "authentication")]
 
 
 def _rule_text(step: Step) -> str:
