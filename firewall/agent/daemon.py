@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from firewall.agent import journal, standing
 from firewall.agent.api import Api
+from firewall.agent.bypass import Bypass, Kernel
 from firewall.agent.collector import Collector
 from firewall.agent.config import Config, Loaded, load, needs_restart
 from firewall.agent.declaration import read_declarations
@@ -59,6 +60,10 @@ DATAPATH_DRAIN_S = 1.0
 UPKEEP_S = 10.0
 """Pause between two looks at the rules, the store and the identities nobody uses."""
 
+SAME_SIGNAL_S = 1.0
+"""A second SIGTERM this soon is the first one over again: `timeout` and a terminal's ^C send one to
+the process and one to its group. Nobody loses patience in this time."""
+
 SETTLE_S = 0.1
 """Links come in bursts; this long after the first message they are looked at once."""
 
@@ -86,12 +91,20 @@ class Daemon:
         self._rules = ruleset_config(config)
         self._supervisor = Supervisor(specs(config), VERSION, self._received)
         self._stop = asyncio.Event()
+        self._stopped_at = 0.0
         self._reload = asyncio.Event()
         self._links_changed = asyncio.Event()
         self._policy_watch = DirectoryWatch(config.policy.directory)
         self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
         self._endpoint_files: set[str] = set()
         self._publisher = Publisher(config.snapshot_path)
+        self._bypass = Bypass(
+            self._rules,
+            enabled=config.bypass,
+            publisher=self._publisher,
+            workers=self._supervisor.workers,
+            kernel=Kernel(kernel.install, kernel.set_generation),
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._undo = False
         self._engine: Engine
@@ -140,7 +153,12 @@ class Daemon:
         registry = IdentityRegistry(store, node=config.node, grace_s=config.identity.grace_period_s)
         self._publisher.restore()
         self._engine = Engine(
-            config, registry, self._publisher, self._supervisor.workers, kernel.update_endpoints
+            config,
+            registry,
+            self._publisher,
+            self._supervisor.workers,
+            kernel.update_endpoints,
+            bypass=self._bypass,
         )
         self._collector = Collector(self._engine, config.flows)
         self._status = Status(self._engine, self._collector, "sqlite")
@@ -154,15 +172,15 @@ class Daemon:
         """Install the rules, start or adopt the workers, begin to publish."""
         config = self._config
         self._undo = not await asyncio.to_thread(kernel.is_installed)
-        await asyncio.to_thread(kernel.install, self._rules)
+        await self._bypass.install()
         keep = [spec.socket_path for spec in specs(config)]
         for pid in await end_orphans(config.run_dir, keep):
             log.info("worker ended: it is not configured any more", extra=fields(pid=pid))
         asyncio.get_running_loop().add_reader(monitor.fileno(), self._on_link, monitor)
         self._supervisor.start()
         self._engine.publish()
-        for work in (self._engine.run(), self._collector.run(), self._keep_following(),
-                     self._keep_links(), self._keep_up()):  # fmt: skip
+        for work in (self._engine.run(), self._bypass.run(), self._collector.run(),
+                     self._keep_following(), self._keep_links(), self._keep_up()):  # fmt: skip
             self._tasks.append(asyncio.create_task(_forever(work)))
 
     async def _start_api(self, api: Api) -> None:
@@ -291,7 +309,7 @@ class Daemon:
         watch, book = self._policy_watch, self._engine.book
         found = await asyncio.to_thread(watch.look)
         if not found.errors:
-            for path in set(book.followed()) - set(watch.paths):
+            for path in {*book.followed(), *map(Path, book.refused)} - set(watch.paths):
                 await self._engine.follow_file(path, None)
         followed = set(book.followed())
         for path, text in found.texts.items():
@@ -389,17 +407,20 @@ class Daemon:
                 self._status.problems.pop("rules", None)
                 return
             log.error("our rules were removed or are not first any more: installed again")
-            await asyncio.to_thread(kernel.install, self._rules)
+            await self._bypass.install()
         except KernelError as error:
             self._status.problems["rules"] = str(error)
 
     # --- end ----------------------------------------------------------------------------------
 
     def _on_term(self) -> None:
-        if self._stop.is_set():
+        now = asyncio.get_running_loop().time()
+        if not self._stop.is_set():
+            self._stop.set()
+            self._stopped_at = now
+        elif now - self._stopped_at >= SAME_SIGNAL_S:
             log.warning("second signal: ended at once; rules and workers stay as they are")
             _exit_now()
-        self._stop.set()
 
     def _on_dump(self) -> None:
         self._tasks.append(asyncio.create_task(self._dump()))
@@ -464,6 +485,8 @@ def specs(config: Config) -> list[WorkerSpec]:
         ]  # fmt: skip
         if not config.gso:
             arguments.append("--no-gso")
+        if config.bypass:
+            arguments.append("--bypass")
         path = config.run_dir / f"datapath-{number}.sock"
         found.append(WorkerSpec("datapath", number, tuple(arguments), path))
     from_proxy = Marks(config.mark_mask).of(Kind.FROM_PROXY).value

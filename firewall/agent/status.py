@@ -56,6 +56,11 @@ class Status:
             "generation": engine.publisher.snapshot.generation,
             "enforcement": engine.config.policy.enforcement,
             "audit": engine.config.policy.audit,
+            "bypass": {
+                "enabled": engine.bypass.enabled,
+                "generation": engine.bypass.generation,
+                "error": engine.bypass.problem,
+            },
             "workers": [views.worker(worker) for worker in engine.workers],
             "endpoints": views.endpoint_counts(engine),
             "identities": views.identity_counts(engine),
@@ -71,6 +76,8 @@ class Status:
         engine = self._engine
         errors = [f"{topic}: {text}" for topic, text in sorted(self.problems.items())]
         errors += [f"{topic}: {text}" for topic, text in sorted(engine.problems.items())]
+        if engine.bypass.problem:
+            errors.append(f"bypass: {engine.bypass.problem}")
         for worker in engine.workers:
             if worker.state is not WorkerState.RUNNING:
                 dropped = (

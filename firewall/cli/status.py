@@ -56,6 +56,7 @@ def _lines(document: dict[str, Any], errors: list[str]) -> str:
                 f"enforcement {document.get('enforcement', 'default')}"
             ),
         ),
+        ("Bypass", _bypass(document.get("bypass", {}))),
         *(_worker(worker, document["revision"]) for worker in document["workers"]),
         *(
             (
@@ -102,6 +103,15 @@ def _worker(worker: dict[str, Any], revision: int) -> tuple[str, str]:
         f"Worker {worker['kind']}-{worker['number']}",
         f"{worker['state']}   pid {worker['pid']}{lag}",
     )
+
+
+def _bypass(bypass: dict[str, Any]) -> str:
+    """Say whether the kernel carries established flows."""
+    if not bypass.get("enabled"):
+        return "off: every packet is decided in userspace"
+    if bypass.get("generation") is None:
+        return "on, but no flow is carried now: every packet is decided in userspace"
+    return f"on   established flows pass in the kernel, generation {bypass['generation']}"
 
 
 def _ok(store: dict[str, Any]) -> str:

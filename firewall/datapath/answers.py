@@ -61,12 +61,15 @@ def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iter
     yield _metric("lost_events_total", process.lost_event_count, source="worker")
     yield _metric("datapath_conntrack_expired_total", process.expired_count)
     states: Counter[tuple[str, str]] = Counter()
+    offloaded_count = 0
     for index, entry in enumerate(list(tracker.entries())):
+        offloaded_count += entry.offloaded
         states[protocol_name(entry.protocol), entry.state_name or _liveliness(entry)] += 1
         if index % _ENTRIES_PER_STEP == _ENTRIES_PER_STEP - 1:
             yield None
     for (protocol, state), count in sorted(states.items()):
         yield _metric("datapath_conntrack_entries", count, protocol=protocol, state=state)
+    yield _metric("datapath_conntrack_offloaded", offloaded_count)
 
 
 def _metric(name: str, value: int, **labels: str) -> Row:

@@ -25,7 +25,15 @@ from conntrack.packet import Packet, PacketError, parse, policy_port
 from conntrack.tracker import CtState, Entry, Tracked, Tracker
 from firewall.datapath.pipeline import OUTPUT, PREROUTING, Pipeline
 from firewall.datapath.ruling import Ruling
-from firewall.datapath.verdict import Accept, Drop, PacketDecision, PassOn, Redirect
+from firewall.datapath.verdict import (
+    ACCEPT,
+    Accept,
+    Drop,
+    Offload,
+    PacketDecision,
+    PassOn,
+    Redirect,
+)
 from firewall.policy.policymap import DirectionVerdict
 from firewall.policy.snapshot import OriginRow
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
@@ -181,6 +189,8 @@ class Replay:
 
 def _final(decision: PacketDecision) -> Accept | Drop | Redirect:
     verdict = decision.verdict
+    if isinstance(verdict, Offload):
+        return ACCEPT
     return verdict.otherwise if isinstance(verdict, PassOn) else verdict
 
 

@@ -1,0 +1,274 @@
+"""The bypass as an operator meets it: policies come and go, processes die, transfers go on or stop.
+
+Evidence is what arrived at the receiving host, and when; the connmarks of the kernel; and what
+`conntrack list` says.
+"""
+
+import json
+import os
+import selectors
+import signal
+import threading
+import time
+
+import pytest
+from evidence import workers
+from rules import peers, policy, ports
+from traffic import Echo, eventually, exchange, token, udp
+
+pytestmark = pytest.mark.needs("nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset")
+
+OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "53/UDP")}])
+WIDER = policy("app=b", ingress=[{**peers("app=a", "app=c"), **ports("80/TCP", "53/UDP")}])
+CLOSED = policy("app=b", ingress=[{**peers("app=d"), **ports("80/TCP", "53/UDP")}])
+
+REVOKED_WITHIN_S = 0.1
+"""What is promised: nothing of a flow arrives this long after `policy apply` has returned."""
+
+
+@pytest.fixture
+def three(lab, bartizan):
+    """a may reach b, c may not; the kernel carries established flows."""
+    made = lab(a="app=a", b="app=b", c="app=c")
+    made.firewall = bartizan(made, {"bypass": True, "workers": 1})
+    made.firewall.apply(OPEN)
+    return made
+
+
+def offloaded(lab) -> list[str]:
+    """The kernel's flows that bear our mark, as conntrack(8) prints them."""
+    lines = lab.node.run(["conntrack", "-L"], check=True).stdout.splitlines()
+    return [line for line in lines if " mark=" in line and " mark=0 " not in line]
+
+
+def queued(firewall) -> int:
+    """Packets that were decided in userspace."""
+    text = firewall.request("GET", "/v1/metrics")[1].decode()
+    names = ("cilium_forward_count_total", "cilium_drop_count_total")
+    lines = [line for line in text.splitlines() if line.startswith(names)]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines)
+
+
+class Stream:
+    """A transfer from `client` to `server` that runs until it is stopped."""
+
+    def __init__(self, client, server) -> None:
+        self.arrived_at = 0.0
+        self.received_bytes = 0
+        self._ends = (client, server)
+        self._over = threading.Event()
+        client.settimeout(0.1)
+        server.settimeout(0.1)
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._send, self._receive)
+        ]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self) -> None:
+        while not self._over.is_set():
+            try:
+                self._ends[0].send(b"x" * 16_384)
+            except TimeoutError:
+                continue
+
+    def _receive(self) -> None:
+        while not self._over.is_set():
+            try:
+                data = self._ends[1].recv(1 << 16)
+            except TimeoutError:
+                continue
+            self.arrived_at = time.monotonic()
+            self.received_bytes += len(data)
+
+
+def test_a_permission_that_is_taken_away_stops_a_running_transfer(three):
+    """Nothing arrives later than 100 ms after the apply has returned."""
+    a, b = three.host("a"), three.host("b")
+    with (
+        Echo(b, 80) as server,
+        a.connect(b.address4, 80) as client,
+        Stream(client, server.accept()) as stream,
+    ):
+        eventually(lambda: stream.received_bytes > 20_000_000, "data flows")
+        assert offloaded(three)
+        three.firewall.apply(CLOSED)
+        returned_at = time.monotonic()
+        threading.Event().wait(1.0)  # long enough for what must not come
+        assert stream.arrived_at < returned_at + REVOKED_WITHIN_S
+        three.firewall.apply(OPEN)
+        again = stream.received_bytes
+        eventually(lambda: stream.received_bytes > again, "it goes on", 15.0)
+
+
+def test_granting_disturbs_nothing(three):
+    """Another may too: no flow comes back to the queue, the generation stays."""
+    a, b = three.host("a"), three.host("b")
+    with Echo(b, 80) as server, a.connect(b.address4, 80) as client:
+        connection = server.accept()
+        for _ in range(20):
+            assert exchange(client, connection, token())
+        marked = [line.rsplit("mark=", 1)[1] for line in offloaded(three)]
+        generation = three.firewall.get("/v1/status")["bypass"]["generation"]
+        three.firewall.apply(WIDER)
+        before = queued(three.firewall)
+        for _ in range(50):
+            assert exchange(client, connection, token())
+        assert queued(three.firewall) == before
+        assert [line.rsplit("mark=", 1)[1] for line in offloaded(three)] == marked
+        assert three.firewall.get("/v1/status")["bypass"]["generation"] == generation
+
+
+def test_conntrack_list_shows_what_the_kernel_has_carried(three):
+    """Packets and bytes are the kernel's, the flag says who carries the flow."""
+    a, b = three.host("a"), three.host("b")
+    with Echo(b, 80) as server, a.connect(b.address4, 80) as client:
+        connection = server.accept()
+        for _ in range(20):
+            assert exchange(client, connection, b"x" * 50_000)
+        listed = three.firewall.cli("conntrack", "list", "-o", "json")
+        (row,) = (
+            row for row in json.loads(listed.stdout) if row["destination"] == f"{b.address4}:80"
+        )
+        assert "OFFLOAD" in row["flags"]
+        assert min(row["bytes"]) > 20 * 50_000
+        assert "OFFLOAD" in three.firewall.cli("conntrack", "list").stdout
+    status = three.firewall.cli("status").stdout
+    assert "established flows pass in the kernel" in status
+
+
+def test_a_worker_that_hangs_does_not_hold_a_revocation_up(three):
+    """Its flows come to a queue that nobody reads, until it follows."""
+    a, b = three.host("a"), three.host("b")
+    with (
+        Echo(b, 80) as server,
+        a.connect(b.address4, 80) as client,
+        Stream(client, server.accept()) as stream,
+    ):
+        eventually(lambda: stream.received_bytes > 20_000_000, "data flows")
+        pid = workers(three.firewall)["datapath", 0]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            three.firewall.request(
+                "PUT", "/v1/policy", CLOSED.encode(), {"file": "x.yaml", "wait": 1}
+            )
+            eventually(
+                lambda: time.monotonic() - stream.arrived_at > 0.3, "the transfer stops", 2.0
+            )
+            assert stream.arrived_at - began < 1.0
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        eventually(
+            lambda: three.firewall.get("/v1/status")["bypass"]["generation"] is not None,
+            "flows are carried again",
+        )
+        stopped = stream.received_bytes
+        threading.Event().wait(0.5)
+        assert stream.received_bytes == stopped
+
+
+COUNT = 200
+
+
+class Transfers:
+    """Many connections a -> b that exchange all the time, in a thread."""
+
+    def __init__(self, a, b, port=80) -> None:
+        self.server = b.listen(port, backlog=COUNT)
+        self.pairs = []
+        for _ in range(COUNT):
+            client = a.connect(b.address4, port)
+            self.pairs.append((client, self.server.accept()[0]))
+        self.turns = [0] * COUNT
+        self.broken: list[int] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+        for pair in self.pairs:
+            for end in pair:
+                end.close()
+        self.server.close()
+
+    def _work(self) -> None:
+        """Each end answers what it gets; the client begins."""
+        poll = selectors.DefaultSelector()
+        for index, pair in enumerate(self.pairs):
+            for end in pair:
+                end.setblocking(False)
+                poll.register(end, selectors.EVENT_READ, (index, end))
+            pair[0].send(b"ball")
+        while not self._over.is_set():
+            for key, _ in poll.select(0.05):
+                index, end = key.data
+                try:
+                    data = end.recv(64)
+                    if data:
+                        self.turns[index] += 1
+                        end.send(data)
+                        continue
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pass
+                self.broken.append(index)
+                poll.unregister(end)
+            self._over.wait(0.002)
+
+    def all_move(self, within_s: float = 10.0) -> None:
+        """Wait until every connection has made two more turns."""
+        before = list(self.turns)
+        eventually(
+            lambda: all(now > then + 1 for now, then in zip(self.turns, before, strict=True)),
+            "every transfer goes on",
+            within_s,
+        )
+
+
+@pytest.mark.parametrize("victims", ["worker", "agent", "worker agent", "agent worker"])
+def test_no_transfer_breaks_when_processes_are_killed(three, victims):
+    """kill -9 among 200 transfers; c stays forbidden all the time; a may again within a second."""
+    a, b, c = (three.host(name) for name in "abc")
+    with Transfers(a, b) as transfers:
+        transfers.all_move()
+        pid = workers(three.firewall)["datapath", 0]
+        with b.capture() as at_b:
+            forbidden = token()
+            for victim in victims.split():
+                if victim == "worker":
+                    os.kill(pid, signal.SIGKILL)
+                else:
+                    three.firewall.kill()
+                c.send(bytes(udp(c, b, 53, forbidden)))
+            if "agent" in victims:
+                three.firewall.start()
+            eventually(
+                lambda: "worker" not in victims or workers(three.firewall)["datapath", 0] != pid,
+                "another worker",
+            )
+            c.send(bytes(udp(c, b, 53, forbidden)))
+            allowed = token()
+
+            def passes() -> bool:
+                a.send(bytes(udp(a, b, 53, allowed)))
+                return any(allowed in data for data in at_b.so_far())
+
+            eventually(passes, "new flows", 1.0, every_s=0.05)
+            assert not any(forbidden in data for data in at_b.so_far())
+        transfers.all_move()
+        assert transfers.broken == []
