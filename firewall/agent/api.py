@@ -27,7 +27,12 @@ from conntrack.address import Prefix, format_prefix
 from firewall.agent import views
 from firewall.agent.collector import Collector
 from firewall.agent.config import Loaded, value
-from firewall.agent.declaration import Declaration, parse_declaration, parse_labels
+from firewall.agent.declaration import (
+    Declaration,
+    in_namespace,
+    parse_declaration,
+    parse_labels,
+)
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, LinkError
 from firewall.agent.explaining import Explainer, UnknownFlowError
@@ -493,7 +498,7 @@ def _relabelled(declaration: Declaration, document: dict[str, Any]) -> Declarati
     if protected in names or added.get(K8S, POD_NAMESPACE) not in (None, declaration.namespace):
         raise RequestError("the namespace of an endpoint cannot change; delete it and add it again")
     labels = declaration.labels.without(names).with_labels(added)
-    return dataclasses.replace(declaration, labels=labels)
+    return dataclasses.replace(declaration, labels=in_namespace(labels, declaration.namespace))
 
 
 def _prefix(network: bytes, length: int) -> str:

@@ -29,6 +29,7 @@ from firewall.identities.labels import (
     LabelSet,
     parse_label,
 )
+from firewall.identities.reserved import RESERVED_LABELS, Reserved
 from firewall.policy.snapshot import NamedPortRow
 
 _KEYS = (
@@ -51,7 +52,7 @@ class Declaration:
         name: unique on the node.
         namespace: as in Kubernetes; becomes the label `k8s:io.kubernetes.pod.namespace`.
         addresses: packed, at least one, without repetition, in the order given.
-        labels: all of them, the namespace's included.
+        labels: all of them, the namespace's included; `reserved:init` if none was given.
         netns: name, path or pid of its network namespace, "" = not said.
         interface: the node's side of its link, "" = not said.
         ports: its named ports.
@@ -209,12 +210,21 @@ def _labels(reader: Reader, value: Value | None, namespace: str) -> LabelSet:
         found = LabelSet(labels)
         if found.get(K8S, POD_NAMESPACE) not in (None, namespace):
             reader.note(texts[0][1], f"a label says another namespace than {namespace!r}")
-        if found.get(RESERVED, "init") is None:
-            found = found.with_labels([Label(K8S, POD_NAMESPACE, namespace)])
+        return in_namespace(found, namespace)
     except LabelError as error:
         reader.note(value.place if value else Place(""), str(error))
         return NO_LABELS
-    return found
+
+
+def in_namespace(labels: LabelSet, namespace: str) -> LabelSet:
+    """Return labels with the one of their namespace; an endpoint without any is `reserved:init`.
+
+    What it is, is not known yet: a policy for its whole namespace does not mean it. The first label
+    that comes ends that.
+    """
+    init = RESERVED_LABELS[Reserved.INIT]
+    known = labels.without(label.name for label in init)
+    return known.with_labels([Label(K8S, POD_NAMESPACE, namespace)]) if known else init
 
 
 def _port_text(reader: Reader, item: Value) -> str:

@@ -3,7 +3,13 @@
 import pytest
 
 from conntrack.address import parse_address
-from firewall.agent.declaration import parse_declaration, parse_port, read_declarations
+from firewall.agent.declaration import (
+    in_namespace,
+    parse_declaration,
+    parse_labels,
+    parse_port,
+    read_declarations,
+)
 from firewall.agent.document import DocumentError
 from firewall.policy.snapshot import NamedPortRow
 
@@ -91,3 +97,14 @@ def test_ports_that_cannot_be_are_refused(text):
     """1-65535; a name of 1-15 characters with a letter (RFC 6335 5.1)."""
     with pytest.raises(ValueError, match=r"port|none of"):
         parse_port(text)
+
+
+def test_an_endpoint_without_labels_is_in_init_until_one_comes():
+    """Its namespace alone says nothing about it."""
+    one = parse_declaration("name: a\nnamespace: red\naddresses: [10.0.0.1]", "f.yaml", "a")
+    assert one.labels.strings() == ("reserved:init",)
+    labels = one.labels.with_labels(parse_labels(["app=web"]))
+    assert in_namespace(labels, "red").strings() == (
+        "k8s:app=web",
+        "k8s:io.kubernetes.pod.namespace=red",
+    )

@@ -149,3 +149,10 @@ def test_an_endpoint_in_init_gets_no_labels(roster):
     """Its labels are not known yet; only reserved:init may count."""
     member = declared("a", "10.0.0.1", labels='["reserved:init"]')
     assert roster.labels_of(member, None).strings() == ("reserved:init",)
+
+
+def test_an_endpoint_without_labels_is_in_init(roster):
+    """Its namespace alone says nothing about it: Cilium's init until labels come."""
+    member = declared("a", "10.0.0.1", namespace="red")
+    labels = roster.labels_of(member, LabelSet.parse(["k8s:team=x"]))
+    assert labels.strings() == ("reserved:init",)
