@@ -101,6 +101,27 @@ def test_a_broken_policy_file_keeps_what_runs_and_is_reported(directories):
     passes(directories)
 
 
+def test_a_policy_file_that_was_never_valid_is_no_error_once_it_is_gone(directories):
+    """The status tells what is wrong now."""
+    firewall, file = directories.firewall, directories.policies / "b.yaml"
+    put(file, CLOSED.replace("53", "530000"))
+    eventually(lambda: errors(firewall), "the status says so", 10)
+    file.unlink()
+    eventually(lambda: not errors(firewall), "nothing is wrong any more", 10)
+
+
+def test_an_endpoint_without_labels_is_in_init_until_one_comes(directories):
+    """Cilium's reserved:init, number 5; both directions are enforced meanwhile."""
+    firewall = directories.firewall
+    made = firewall.put("/v1/endpoint/c", {"addresses": ["10.9.9.9"]})
+    assert made["identity"] == {"id": 5, "labels": ["reserved:init"]}
+    assert [made["policy"][way]["enforced"] for way in ("ingress", "egress")] == [True, True]
+    known = firewall.relabel("c", app="c")
+    assert known["identity"]["id"] >= 256
+    assert "k8s:io.kubernetes.pod.namespace=default" in known["labels"]
+    assert "reserved:init" not in known["labels"]
+
+
 def test_a_policy_that_was_never_valid_keeps_the_daemon_from_starting(directories):
     """Exit 4 with file:line:column, instead of an endpoint that is open by mistake."""
     firewall, file = directories.firewall, directories.policies / "b.yaml"

@@ -120,6 +120,15 @@ def test_a_daemon_that_was_stopped_comes_back_with_identities_policy_and_connect
     _is_denied(three.firewall, c, b)
 
 
+def test_a_signal_that_comes_twice_at_once_still_removes_the_rules(three):
+    """`timeout` signals the process and then its group: that is one wish, not impatience."""
+    process = three.firewall.process
+    for _ in range(20):
+        process.send_signal(signal.SIGTERM)
+    assert three.firewall.stop() == 0
+    assert "NFQUEUE" not in three.node.run(["iptables-save", "-t", "mangle"]).stdout
+
+
 @pytest.mark.parametrize("kind", ["datapath"])
 def test_a_killed_worker_is_replaced_and_no_connection_breaks(three, kind):
     """kill -9: fails closed for a moment, then a new worker decides by the same snapshot."""
