@@ -137,6 +137,8 @@ class Ring:
     ) -> list[Item]:
         """Return what the ring holds now, oldest first.
 
+        Flows arrive in batches from several workers, so the order of arrival is not that of time.
+
         Args:
             matches: a filter; records of losses always pass it.
             first: only the oldest so many matching flows.
@@ -152,9 +154,10 @@ class Ring:
         if (first or 0) < 0 or (last or 0) < 0:
             raise ValueError("first and last count flows: they are not negative")
         limit = first if last is None else last
-        found: list[Item] = []
+        found: list[_Slot] = []
         flow_count = 0
-        for time_ns, item in self._slots if last is None else reversed(self._slots):
+        for slot in self._slots if last is None else reversed(self._slots):
+            time_ns, item = slot
             if limit is not None and flow_count >= limit:
                 break
             if since_ns is not None and time_ns < since_ns:
@@ -165,8 +168,11 @@ class Ring:
                 if matches is not None and not matches(item):
                     continue
                 flow_count += 1
-            found.append(item)
-        return found if last is None else found[::-1]
+            found.append(slot)
+        if last is not None:
+            found.reverse()
+        found.sort(key=lambda slot: slot.time_ns)
+        return [slot.item for slot in found]
 
     def reader(
         self, matches: Callable[[Flow], bool] | None = None, *, at: int | None = None
