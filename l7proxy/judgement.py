@@ -18,7 +18,8 @@ class Judgement(NamedTuple):
 
     `connected`: the client may talk to this destination at all; False ends the connection.
     `drop_reason` is a `DropReason` or 0. `direction`: the side that refused, or the last that
-    allowed. `uses_headers`: header rules took part. `detail` says more, or "".
+    allowed. `revision`: of the policies, as flow records name it. `uses_headers`: header rules took
+    part. `detail` says more, or "".
     """
 
     allowed: bool

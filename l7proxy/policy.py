@@ -86,6 +86,11 @@ class Policy:
         """The snapshot's revision, 0 = none."""
         return 0 if self.view is None else self.view.revision
 
+    @property
+    def policy_revision(self) -> int:
+        """The revision of the policies in the snapshot, 0 = none."""
+        return 0 if self.view is None else self.view.snapshot.policy_revision
+
     def install(self, snapshot: Snapshot) -> None:
         """Decide by this snapshot from now on."""
         self.view = View(snapshot, self.view)
@@ -273,7 +278,7 @@ class ConnectionJudge:
             connected=connected,
             direction=direction,
             drop_reason=int(drop_reason),
-            revision=self._policy.revision,
+            revision=self._policy.policy_revision,
             source_identity=source.identity,
             destination_identity=destination.identity,
             source_endpoint=0 if source.endpoint is None else source.endpoint.id,

@@ -150,7 +150,9 @@ def _refused_request(three) -> dict:
 
 def test_a_refused_request_is_held_against_the_http_rule(three):
     """L7: the 403 is explained field by field."""
-    side = _why(three, _refused_request(three)["uuid"])["explanation"]["ingress"]
+    answer = _why(three, _refused_request(three)["uuid"])
+    assert "notes" not in answer
+    side = answer["explanation"]["ingress"]
     assert side["because"].startswith("the proxy refuses the request")
     assert _decided(side) == [(str(three.file), ALLOW_HTTP)]
     failed = {

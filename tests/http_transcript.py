@@ -88,6 +88,7 @@ def snapshot(
         leaving = DirectionRow(True, True, (_entry(1, 1),), (1,))
     return Snapshot(
         revision=revision,
+        policy_revision=10 + revision,
         endpoints=(
             EndpointRow(1, "client", "default", CLIENT_IDENTITY, (CLIENT,)),
             EndpointRow(2, "server", "default", SERVER_IDENTITY, (SERVER,), audit=audit),
