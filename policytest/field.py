@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from conntrack.address import format_address, parse_address
+from firewall.identities.labels import POD_NAMESPACE
 from firewall.policy.objects import NamespaceObject
 from lab import enclosure
 from lab.daemon import ApiRefused, Bartizan, missing_programs
@@ -127,6 +128,7 @@ class Field:
         self._settings: Settings | None = None
         self._daemon: Bartizan | None = None
         self._present: dict[str, dict[str, Any]] = {}
+        self._namespaces: set[str] = set()
         self._raw: dict[int, socket.socket] = {}
         self.stream: FlowStream | None = None
         self.servers = Servers()
@@ -195,6 +197,12 @@ class Field:
             FieldError: it does not start or does not follow. RefusedError: it refuses a policy.
         """
         settings = world.case.settings
+        self._namespaces = {
+            resource.name
+            for source in world.case.sources
+            for resource in source.resources
+            if isinstance(resource, NamespaceObject)
+        }
         if self._daemon is None or settings != self._settings:
             self._restart(settings)
         else:
@@ -262,7 +270,8 @@ class Field:
         host = self._hosts[endpoint.addresses[0]]
         return {
             "addresses": list(map(format_address, endpoint.addresses)),
-            "labels": list(endpoint.labels.strings()),
+            # Its namespace's label says that an endpoint without any is known to have none.
+            "labels": endpoint.labels.strings() or [f"k8s:{POD_NAMESPACE}={endpoint.namespace}"],
             "namespace": endpoint.namespace,
             "interface": host.interface,
             "ports": [f"{row.name}:{row.port}/{numbers[row.protocol]}" for row in endpoint.ports],
@@ -276,21 +285,16 @@ class Field:
                 self._call("PUT", "/v1/policy", source.text, query)
 
     def _put_namespaces(self, world: World) -> None:
-        from_files = {
-            resource.name
-            for source in world.case.sources
-            for resource in source.resources
-            if isinstance(resource, NamespaceObject)
-        }
-        documents = [
+        documents: list[dict[str, Any]] = [
             {
                 "apiVersion": "v1",
                 "kind": "Namespace",
                 "metadata": {"name": name, "labels": labels},
             }
             for name, labels in world.namespaces.items()
-            if labels or name in from_files
+            if labels or name in self._namespaces
         ]
+        self._namespaces.update(document["metadata"]["name"] for document in documents)
         if documents:
             text = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents})
             self._call("PUT", "/v1/policy", text, {"file": world.case.file, "wait": 0})

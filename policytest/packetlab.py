@@ -202,7 +202,10 @@ class PacketLab:
         if arrived:
             why = "it arrived without a new decision: its flow was known, or concerns no endpoint"
             return PacketVerdict("accept", "", "", (), "established", "", why, None)
-        raise NoVerdictError(f"no flow came and it did not arrive: {data[:60].hex()}")
+        raise NoVerdictError(
+            "no flow came and it did not arrive (what belongs to a connection that the proxy has "
+            f"does neither): {data[:60].hex()}"
+        )
 
     def _flow(self, key: Key | None, within_s: float) -> Flow | None:
         if key is None:
