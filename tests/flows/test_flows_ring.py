@@ -126,7 +126,7 @@ def test_readers_do_not_disturb_each_other():
 
 def test_what_a_worker_could_not_deliver_stands_in_the_stream_too():
     ring = filled(2)
-    ring.append_lost(4, AT_NS)
+    ring.append_lost(4, AT_NS + 2 * SECOND_NS)
     ring.append_lost(0, AT_NS)
     ring.append(numbered(3), 3.0)
     assert ports(ring.select(odd)) == [1, "lost 4", 3]
