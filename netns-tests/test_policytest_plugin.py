@@ -68,7 +68,7 @@ def test_hostile_packets_are_told_apart(lab):
     assert not lab.send(IP(dst=B) / TCP(dport=80, flags="SF"), from_="x/a").allowed
     assert not lab.send(IP(dst=B) / TCP(dport=81, flags="A"), from_="x/a").allowed
     assert not lab.send(IP(dst=B, proto=47) / Raw(b"gre"), from_="x/a").allowed
-    assert not lab.send(IP(dst=B, ihl=4) / Raw(b"12345678"), from_="x/a").allowed
+    assert not lab.send(IP(dst=B, proto=6) / Raw(b"1234"), from_="x/a").allowed
 
 
 @pytest.mark.bartizan("web.test.yaml")
