@@ -57,8 +57,9 @@ def test_packets_of_a_known_flow_arrive(lab):
     assert lab.send(first, from_="x/a").ct_state == "new"
     second = IP(dst=B) / UDP(sport=4000, dport=53) / Raw(b"two")
     known = lab.send(second, from_="x/a")
-    assert known.allowed
-    assert known.flow is None
+    assert (known.allowed, known.ct_state, known.flow) == (True, "established", None)
+    answer = IP(dst=lab.addresses("x/a")[0]) / UDP(sport=53, dport=4000) / Raw(b"answer")
+    assert lab.send(answer, from_="x/b").ct_state == "reply"
 
 
 @pytest.mark.bartizan("web.test.yaml")

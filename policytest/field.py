@@ -107,11 +107,12 @@ class Field:
         missing = missing_programs()
         if missing:
             raise FieldError(f"these programs are missing: {', '.join(missing)}")
+        homes = _merged(one for case in cases for one in _sets(case))
+        if len(homes) > MAX_HOSTS:
+            raise FieldError(f"{len(homes)} hosts: a lab has at most {MAX_HOSTS}")
         plans = [
             HostPlan(name=f"h{number}", addresses=tuple(map(format_address, addresses)))
-            for number, addresses in enumerate(
-                _merged(one for case in cases for one in _sets(case)), start=1
-            )
+            for number, addresses in enumerate(homes, start=1)
         ]
         node = tuple(map(format_address, cases[0].node))
         try:

@@ -59,7 +59,8 @@ class PacketVerdict(NamedTuple):
         reason: name of the `DropReason`, "" if it was not dropped.
         rule: where the deciding rule was written, `file:line`, "" = no rule decided.
         by: names of the policies that decided, or "default-deny", "no-policy", "audit".
-        ct_state: "new", "established", ... as the tracker saw it, "" = not told.
+        ct_state: "new", "established", "reply", "invalid", ... as the tracker saw it, "" = it did
+            not look.
         direction: the side that decided, "ingress" or "egress".
         why: one sentence.
         flow: the whole record, None = the packet left none.
@@ -200,12 +201,32 @@ class PacketLab:
         if flow is not None:
             return _from_flow(flow)
         if arrived:
-            why = "it arrived without a new decision: its flow was known, or concerns no endpoint"
-            return PacketVerdict("accept", "", "", (), "established", "", why, None)
+            state = self._tracked(key)
+            why = f"it arrived, its flow being {state}" if state else "no endpoint is part of it"
+            return PacketVerdict("accept", "", "", (), state, "", why, None)
         raise NoVerdictError(
             "no flow came and it did not arrive (what belongs to a connection that the proxy has "
             f"does neither): {data[:60].hex()}"
         )
+
+    def _tracked(self, key: Key | None) -> str:
+        """Return what the packet of a known flow is to it: "established", "reply", or ""."""
+        if key is None:
+            return ""
+        source, destination = format_address(key.source), format_address(key.destination)
+        for row in self.field.daemon.get("/v1/conntrack"):
+            ends = row["source_address"], row["destination_address"]
+            ports = row["source_port"], row["destination_port"]
+            ported = key.protocol not in _QUERIES
+            if ends == (source, destination) and (
+                not ported or ports == (key.source_port, key.port)
+            ):
+                return "established"
+            if ends == (destination, source) and (
+                not ported or ports == (key.port, key.source_port)
+            ):
+                return "reply"
+        return ""
 
     def _flow(self, key: Key | None, within_s: float) -> Flow | None:
         if key is None:
