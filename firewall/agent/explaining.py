@@ -125,6 +125,7 @@ class Explainer:
                 notes = ["the record does not say who sent what to whom"]
             else:
                 notes += _disagreement(flow, explanation, recorded.detail)
+                notes += _unseen_headers(flow, explanation)
         return FlowAnswer(
             uuid=flow.uuid,
             flow=flow,
@@ -267,6 +268,24 @@ def _disagreement(flow: Flow, explanation: Explanation, detail: str) -> Iterator
         )
     else:
         yield f"the flow was {flow.verdict}{more}; the policy explained here says otherwise"
+
+
+def _unseen_headers(flow: Flow, explanation: Explanation) -> Iterator[str]:
+    """Say that header rules could not be held against what was really sent."""
+    sides = (side for side in (explanation.egress, explanation.ingress) if side is not None)
+    asked = {
+        condition.expected
+        for side in sides
+        for step in side.steps
+        if step.decided
+        for condition in step.conditions
+        if condition.what in ("header", "headerMatch")
+    }
+    if flow.l7 is not None and asked:
+        yield (
+            f"rules ask for headers ({', '.join(sorted(asked))}); of those the record holds only "
+            "what proxy.log_headers names"
+        )
 
 
 def _reason_text(number: int) -> str:
