@@ -39,7 +39,6 @@ from firewall.datapath.ruleset import EndpointLink, RulesetError
 from firewall.endpoints.endpoint import Endpoint, Step
 from firewall.endpoints.lifecycle import EndpointState
 from firewall.endpoints.sources import Interface, SourceError, find_interface, interface_named
-from firewall.identities.ipcache import Ipcache, Source
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError
 from firewall.identities.reserved import Reserved
@@ -430,7 +429,9 @@ class Engine:
         begun = [member.endpoint for member in members if _begin(member.endpoint)]
         rows = [member.endpoint.row() for member in members if member.endpoint.addresses]
         self.resolver.set_endpoints([*rows, *self._host_rows()])
-        snapshot = self.resolver.snapshot(settings=self._settings(), ipcache=self._ipcache())
+        snapshot = self.resolver.snapshot(
+            settings=self._settings(), ipcache=self._ipcache().items()
+        )
         revision = snapshot.revision + self._offset
         self._regenerating.update(dict.fromkeys(begun, revision))
         await self._manage_links(members)
@@ -483,24 +484,26 @@ class Engine:
             self.resolver.remove_identity(number)
             del self._told[number]
         for number, labels in known.items():
-            if self._told.get(number) != labels:
+            told = self._told.get(number)
+            if told is not labels and told != labels:
                 self.resolver.upsert_identity(number, labels)
                 self._told[number] = labels
 
-    def _ipcache(self) -> list[tuple[Prefix, int]]:
-        """Return the identity of every prefix that is known."""
-        cache = Ipcache()
-        for prefix, number in self._prefixes.items():
-            cache.upsert(prefix, number, Source.GENERATED)
-        for prefix, number in self._nodes.addresses():
-            cache.upsert(prefix, number, Source.CUSTOM_RESOURCE)
+    def _ipcache(self) -> dict[Prefix, int]:
+        """Return the identity of every prefix that is known.
+
+        Of several that speak about one prefix the later here counts, in the order of
+        `identities.ipcache.Source`: generated, custom-resource, kvstore, local.
+        """
+        known = dict(self._prefixes.items())
+        known.update(self._nodes.addresses())
         for address in self.local_addresses:
-            cache.upsert(_host(address), Reserved.HOST, Source.KVSTORE)
+            known[_host(address)] = int(Reserved.HOST)
         for member in self.roster:
             row = member.endpoint.row()
             for address in row.addresses:
-                cache.upsert(_host(address), row.identity, Source.LOCAL)
-        return [(prefix, entry.identity) for prefix, entry in cache]
+                known[_host(address)] = row.identity
+        return known
 
     def _settings(self) -> Settings:
         config = self.config

@@ -28,6 +28,7 @@ class PrefixNumbers:
         self._local = local
         self._numbers: dict[Prefix, int] = {}
         self._before: dict[Prefix, int] = {}
+        self._followed: set[Prefix] | None = None
 
     def restore(self) -> None:
         """Read which number each prefix had."""
@@ -42,10 +43,14 @@ class PrefixNumbers:
     def follow(self, prefixes: set[Prefix]) -> bool:
         """Number exactly these; return whether anything changed.
 
+        A set that was followed last must not have been changed since.
+
         Raises:
             IdentityError: every local number is taken.
             OSError: the numbers could not be persisted.
         """
+        if prefixes is self._followed:
+            return False
         gone = self._numbers.keys() - prefixes
         fresh = prefixes - self._numbers.keys()
         for prefix in gone:
@@ -56,10 +61,11 @@ class PrefixNumbers:
             )
         if gone or fresh:
             self._before = dict(self._numbers)
-            rows = {format_prefix(prefix): number for prefix, number in self.items()}
+            rows = {format_prefix(prefix): number for prefix, number in sorted(self.items())}
             statefile.write(self._path, "prefixes", rows)
+        self._followed = prefixes
         return bool(gone or fresh)
 
     def items(self) -> Iterator[tuple[Prefix, int]]:
         """Yield every prefix with its number."""
-        return iter(sorted(self._numbers.items()))
+        return iter(self._numbers.items())

@@ -60,9 +60,9 @@ class Difference(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     origin_count: int
 
 
-_endpoint_key: Callable[[EndpointRow], int] = attrgetter("id")
-_identity_key: Callable[[IdentityRow], int] = attrgetter("number")
-_policy_key: Callable[[PolicyRow], int] = attrgetter("identity")
+endpoint_key: Callable[[EndpointRow], int] = attrgetter("id")
+identity_key: Callable[[IdentityRow], int] = attrgetter("number")
+policy_key: Callable[[PolicyRow], int] = attrgetter("identity")
 
 
 def prefix_key(row: IpcacheRow) -> PrefixKey:
@@ -72,10 +72,10 @@ def prefix_key(row: IpcacheRow) -> PrefixKey:
 
 def difference(old: Snapshot, new: Snapshot) -> Difference | None:
     """Return what leads from `old` to `new`, None if `new` can only be sent whole."""
-    endpoints, endpoints_gone = _rows(old.endpoints, new.endpoints, _endpoint_key)
-    identities, identities_gone = _rows(old.identities, new.identities, _identity_key)
+    endpoints, endpoints_gone = _rows(old.endpoints, new.endpoints, endpoint_key)
+    identities, identities_gone = _rows(old.identities, new.identities, identity_key)
     ipcache, ipcache_gone = _rows(old.ipcache, new.ipcache, prefix_key)
-    policies, policies_gone = _rows(old.policies, new.policies, _policy_key)
+    policies, policies_gone = _rows(old.policies, new.policies, policy_key)
     found = Difference(
         base=old.revision,
         revision=new.revision,
@@ -111,29 +111,41 @@ def patch(old: Snapshot, step: Difference) -> Snapshot:
         policy_revision=step.policy_revision,
         generation=step.generation,
         settings=old.settings if step.settings == old.settings else step.settings,
-        endpoints=_merged(old.endpoints, step.endpoints, step.endpoints_gone, _endpoint_key),
-        identities=_merged(old.identities, step.identities, step.identities_gone, _identity_key),
+        endpoints=_merged(old.endpoints, step.endpoints, step.endpoints_gone, endpoint_key),
+        identities=_merged(old.identities, step.identities, step.identities_gone, identity_key),
         ipcache=_merged(old.ipcache, step.ipcache, step.ipcache_gone, prefix_key),
-        policies=_merged(old.policies, step.policies, step.policies_gone, _policy_key),
+        policies=_merged(old.policies, step.policies, step.policies_gone, policy_key),
         l7=_placed(old.l7, step.l7, step.l7_count),
         origins=_placed(old.origins, step.origins, step.origin_count),
     )
+
+
+def moved(
+    old: tuple[R, ...], new: tuple[R, ...], key: Callable[[R], K]
+) -> dict[K, tuple[R | None, R | None]]:
+    """Return the rows of a table that are not as before, by key; None = there was or is none.
+
+    Rows that are the same object are passed over without a look.
+    """
+    if old is new:
+        return {}
+    before, after = set(map(id, old)), set(map(id, new))
+    stale = {key(row): row for row in old if id(row) not in after}
+    fresh = {key(row): row for row in new if id(row) not in before}
+    found: dict[K, tuple[R | None, R | None]] = {
+        at: (stale.get(at), row) for at, row in fresh.items() if stale.get(at) != row
+    }
+    found.update((at, (row, None)) for at, row in stale.items() if at not in fresh)
+    return found
 
 
 def _rows(
     old: tuple[R, ...], new: tuple[R, ...], key: Callable[[R], K]
 ) -> tuple[tuple[R, ...], tuple[K, ...]]:
     """Return the rows that are new or other, and the keys of those that are gone."""
-    if old is new:
-        return (), ()
-    before = set(map(id, old))
-    fresh = [row for row in new if id(row) not in before]
-    after = set(map(id, new))
-    stale = [row for row in old if id(row) not in after]
-    earlier = {key(row): row for row in stale}
-    later = {key(row): row for row in fresh}
-    changed = tuple(row for at, row in later.items() if earlier.get(at) != row)
-    return changed, tuple(at for at in earlier if at not in later)
+    found = moved(old, new, key)
+    changed = tuple(row for _, row in found.values() if row is not None)
+    return changed, tuple(at for at, (_, row) in found.items() if row is None)
 
 
 def _merged(

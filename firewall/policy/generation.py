@@ -9,11 +9,13 @@ The comparison is between two snapshots, by content where rows are not the same 
 no knowledge of what led from one to the other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 from conntrack.address import Prefix, format_address, mask
 from firewall.identities.reserved import world_for
+from firewall.policy.difference import PrefixKey, identity_key, moved, prefix_key
 from firewall.policy.model import Action
 from firewall.policy.snapshot import (
     DirectionRow,
@@ -25,6 +27,8 @@ from firewall.policy.snapshot import (
     Snapshot,
 )
 
+_ALLOW = int(Action.ALLOW)  # a member of an enum costs 50 ns, and rows are many
+_DENY = int(Action.DENY)
 _DEMANDS_AUTHENTICATION = frozenset({"required", "test-always-fail"})
 
 
@@ -44,17 +48,40 @@ class _Rule(NamedTuple):
     observe: bool
 
 
-class _Used(NamedTuple):
-    """Selectors by what their gain or loss means for a peer."""
+class _Used:
+    """What the rules of a snapshot refer to, found out when it is asked for."""
 
-    allowing: frozenset[int]
-    denying: frozenset[int]
-    named: bool
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._directions = [
+            direction for row in snapshot.policies for direction in (row.ingress, row.egress)
+        ]
+
+    @cached_property
+    def allowing(self) -> frozenset[int]:
+        """Selectors whose loss may lose a peer a permission."""
+        return frozenset(
+            row.selector for one in self._directions for row in one.entries if row.action != _DENY
+        )
+
+    @cached_property
+    def denying(self) -> frozenset[int]:
+        """Selectors whose gain may lose a peer a permission."""
+        return frozenset(
+            row.selector
+            for one in self._directions
+            for row in one.entries
+            if row.action != _ALLOW or row.authentication in _DEMANDS_AUTHENTICATION
+        )
+
+    @cached_property
+    def named(self) -> bool:
+        """Whether a rule names a port."""
+        return any(row.port_name for one in self._directions for row in one.entries)
 
 
 def permission_lost(old: Snapshot, new: Snapshot) -> str | None:
     """Say what a flow allowed by `old` may be refused for by `new`; None = nothing."""
-    used = _used(new)
+    used = _Used(new)
     return (
         _settings(old, new)
         or _policies(old, new)
@@ -79,20 +106,6 @@ def _settings(old: Snapshot, new: Snapshot) -> str | None:
     if before.dual_stack != after.dual_stack:
         return "the world has other identities"
     return None
-
-
-def _used(snapshot: Snapshot) -> _Used:
-    allowing: set[int] = set()
-    denying: set[int] = set()
-    named = False
-    for policy in snapshot.policies:
-        for row in (*policy.ingress.entries, *policy.egress.entries):
-            named = named or bool(row.port_name)
-            if row.action != Action.DENY:
-                allowing.add(row.selector)
-            if row.action != Action.ALLOW or row.authentication in _DEMANDS_AUTHENTICATION:
-                denying.add(row.selector)
-    return _Used(frozenset(allowing), frozenset(denying), named)
 
 
 def _policies(old: Snapshot, new: Snapshot) -> str | None:
@@ -204,64 +217,73 @@ def _endpoint(  # noqa: PLR0917  # three things, before and after
 
 
 def _identities(old: Snapshot, new: Snapshot, used: _Used) -> str | None:
-    before = {row.number: row for row in old.identities}
-    for row in new.identities:
-        earlier = before.get(row.number)
-        if earlier is None or earlier is row:
+    gone = set()
+    for number, (before, after) in moved(old.identities, new.identities, identity_key).items():
+        if before is None:
             continue
-        if _moved(frozenset(earlier.selectors), frozenset(row.selectors), used):
-            return f"identity {row.number} matches other selectors"
-        if used.named and earlier.named_ports != row.named_ports:
-            return f"identity {row.number} has other named ports"
-    gone = before.keys() - {row.number for row in new.identities}
-    still = gone & {row.identity for row in new.ipcache}
+        if after is None:
+            gone.add(number)
+        elif _moved(frozenset(before.selectors), frozenset(after.selectors), used):
+            return f"identity {number} matches other selectors"
+        elif before.named_ports != after.named_ports and used.named:
+            return f"identity {number} has other named ports"
+    still = gone & {row.identity for row in new.ipcache} if gone else gone
     return f"identity {min(still)} has no labels any more" if still else None
 
 
 def _moved(before: frozenset[int], after: frozenset[int], used: _Used) -> bool:
     """Whether a peer lost a selector that allows, or gained one that denies."""
-    return bool((before - after) & used.allowing or (after - before) & used.denying)
-
-
-_Key = tuple[bytes, int]
+    lost, gained = before - after, after - before
+    return bool((lost and lost & used.allowing) or (gained and gained & used.denying))
 
 
 class _Addresses:
-    """The ipcache of one snapshot, to ask which row holds a prefix."""
+    """The ipcache of one snapshot, to ask what the addresses of a prefix match."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self.rows: dict[_Key, IpcacheRow] = {
-            (row.network, row.length): row for row in snapshot.ipcache
-        }
-        self._lengths = sorted({row.length for row in snapshot.ipcache}, reverse=True)
-        self._selectors = {row.number: frozenset(row.selectors) for row in snapshot.identities}
-        self._dual_stack = snapshot.settings.dual_stack
+        self._snapshot = snapshot
 
-    def selectors(self, prefix: Prefix) -> frozenset[int]:
-        """Return what an address of the prefix matches, as far as rows this wide or wider say."""
+    @cached_property
+    def _rows(self) -> dict[PrefixKey, IpcacheRow]:
+        return {prefix_key(row): row for row in self._snapshot.ipcache}
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return sorted({row.length for row in self._snapshot.ipcache}, reverse=True)
+
+    @cached_property
+    def _matched(self) -> dict[int, tuple[int, ...]]:
+        return {row.number: row.selectors for row in self._snapshot.identities}
+
+    def selectors(self, prefix: Prefix, row: IpcacheRow | None) -> frozenset[int]:
+        """Return what an address matches of which no longer prefix says more.
+
+        Args:
+            prefix: holds the address.
+            row: the prefix's own row, None = it has none and a wider one counts.
+        """
+        if row is None:
+            row = self._wider(prefix)
+        if row is None:
+            dual_stack = self._snapshot.settings.dual_stack
+            number = int(world_for(prefix.network, dual_stack=dual_stack))
+            return frozenset(self._matched.get(number, ()))
+        return frozenset(self._matched.get(row.identity, ())).union(row.selectors)
+
+    def _wider(self, prefix: Prefix) -> IpcacheRow | None:
+        size_bytes = len(prefix.network)
         for length in self._lengths:
             if length <= prefix.length:
-                row = self.rows.get((mask(prefix.network, length), length))
+                row = self._rows.get((size_bytes, mask(prefix.network, length), length))
                 if row is not None:
-                    return self._selectors.get(row.identity, frozenset()).union(row.selectors)
-        number = int(world_for(prefix.network, dual_stack=self._dual_stack))
-        return self._selectors.get(number, frozenset())
+                    return row
+        return None
 
 
 def _addresses(old: Snapshot, new: Snapshot, used: _Used) -> str | None:
-    if old.ipcache is new.ipcache:
-        return None
     before, after = _Addresses(old), _Addresses(new)
-    for key in _changed(before.rows, after.rows):
-        prefix = Prefix(*key)
-        if _moved(before.selectors(prefix), after.selectors(prefix), used):
+    for key, (was, now) in moved(old.ipcache, new.ipcache, prefix_key).items():
+        prefix = Prefix(*key[1:])
+        if _moved(before.selectors(prefix, was), after.selectors(prefix, now), used):
             return f"{prefix} matches other selectors"
     return None
-
-
-def _changed(before: Mapping[_Key, IpcacheRow], after: Mapping[_Key, IpcacheRow]) -> Iterable[_Key]:
-    for key, row in after.items():
-        earlier = before.get(key)
-        if earlier is not row and earlier != row:
-            yield key
-    yield from before.keys() - after.keys()

@@ -314,13 +314,6 @@ class Moved(NamedTuple):
 _EVERYWHERE = frozenset({Prefix(bytes(4), 0), Prefix(bytes(16), 0)})
 
 
-def _ground(target: Target) -> set[Prefix] | frozenset[Prefix]:
-    """Return the prefixes inside which a target means addresses."""
-    if target.entity in _WIDTH_OF_FAMILY:
-        return _EVERYWHERE
-    return {block.prefix for block in target.blocks}
-
-
 class SelectorCache:
     """Numbers for peers, and for each identity the numbers it matches.
 
@@ -341,6 +334,7 @@ class SelectorCache:
         self._identities: dict[int, Known] = {}
         self._matches: dict[int, frozenset[int]] = {}
         self._resources: tuple[Resource, ...] = ()
+        self._wanted: set[Prefix] | None = None
         self._moved_identities: set[int] = set()
         self._moved_blocks: set[Prefix] = set()
 
@@ -366,7 +360,7 @@ class SelectorCache:
             named[self._last] = peer
             target = self._target(peer)
             self._targets[self._last] = target
-            self._moved_blocks |= _ground(target)
+            self._disturb(target)
             self._index.add(self._last, target)
             fresh.add(self._last, target)
         if not named:
@@ -378,6 +372,14 @@ class SelectorCache:
                 self._matches[number] |= gained
                 self._moved_identities.add(number)
 
+    def _disturb(self, target: Target) -> None:
+        """Note that a target comes or goes that may mean addresses."""
+        if target.entity in _WIDTH_OF_FAMILY:
+            self._moved_blocks |= _EVERYWHERE
+        if target.blocks:
+            self._moved_blocks.update(block.prefix for block in target.blocks)
+            self._wanted = None
+
     def forget(self, numbers: set[int]) -> None:
         """Forget selectors; their numbers are never given out again."""
         gone = numbers & self._targets.keys()
@@ -386,7 +388,7 @@ class SelectorCache:
         self._peers = {number: peer for number, peer in self._peers.items() if number not in gone}
         for number in gone:
             target = self._targets.pop(number)
-            self._moved_blocks |= _ground(target)
+            self._disturb(target)
             self._index.remove(number, target)
         self._numbers = {peer: number for number, peer in self._peers.items()}
         for number, matched in self._matches.items():
@@ -414,6 +416,7 @@ class SelectorCache:
         for number, target in self._targets.items():
             self._index.add(number, target)
         self._moved_blocks |= _EVERYWHERE
+        self._wanted = None
         for number, identity in self._identities.items():
             matched = frozenset(self._index.matches(identity, self._cluster))
             if matched != self._matches[number]:
@@ -477,14 +480,18 @@ class SelectorCache:
     def prefixes(self) -> set[Prefix]:
         """Return every prefix, excepts included, that must have an ipcache row of its own.
 
-        Prefixes of length 0 are the world itself and need no identity.
+        Prefixes of length 0 are the world itself and need no identity. The same set object comes
+        again as long as no prefix came or went; it must not be changed.
         """
-        found: set[Prefix] = set()
-        for target in self._targets.values():
-            for block in target.blocks:
-                found.add(block.prefix)
-                found.update(block.excepts)
-        return {prefix for prefix in found if prefix.length}
+        if self._wanted is None:
+            self._wanted = {
+                prefix
+                for target in self._targets.values()
+                for block in target.blocks
+                for prefix in (block.prefix, *block.excepts)
+                if prefix.length
+            }
+        return self._wanted
 
     def texts(self) -> set[str]:
         """Return the FQDN selector texts in use."""
