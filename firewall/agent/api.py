@@ -34,9 +34,9 @@ from firewall.agent.declaration import (
     parse_labels,
 )
 from firewall.agent.document import DocumentError
-from firewall.agent.engine import Engine, LinkError
+from firewall.agent.engine import Engine, LinkError, reader_settings
 from firewall.agent.explaining import Explainer, UnknownFlowError
-from firewall.agent.policies import InvalidPolicyError, key_row
+from firewall.agent.policies import InvalidPolicyError, Key, key_row
 from firewall.agent.roster import RosterError, UnknownEndpointError
 from firewall.agent.status import Status
 from firewall.agent.supervisor import WorkerState
@@ -228,8 +228,16 @@ class Api:
 
     async def _get_policy(self, request: web.Request) -> web.Response:
         book = self._engine.book
-        objects = book.repository.select(**_selection(request))
-        return web.json_response(body=_encode(views.policies(objects, book.repository)))
+        selection = _selection(request)
+        objects = book.repository.select(**selection)
+        resources = [book.resources[key] for key in self._resource_keys(selection)]
+        return web.json_response(body=_encode(views.policies(objects, resources, book.repository)))
+
+    def _resource_keys(self, selection: dict[str, Any]) -> list[Key]:
+        """Return what is no policy and fits, in order; rule labels are something policies have."""
+        if "labels" in selection:
+            return []
+        return sorted(key for key in self._engine.book.resources if _fits(key, selection))
 
     async def _put_policy(self, request: web.Request) -> web.Response:
         wait_s = _wait(request)
@@ -245,14 +253,14 @@ class Api:
         if not everything and not selection:
             raise RequestError("say which policies: kind, namespace, name, labels, or all=1")
         keys = [key_row(one.key) for one in self._engine.book.repository.select(**selection)]
-        if "labels" not in selection:
-            keys += [key for key in self._engine.book.resources if _fits(key, selection)]
+        keys += self._resource_keys(selection)
         change = await self._engine.delete_policy(keys)
         enforced = await self._engine.enforced(wait_s)
         return _changed(views.deleted(change), enforced=enforced)
 
     async def _validate_policy(self, request: web.Request) -> web.Response:
-        result = read(await _text(request), request.query.get("file", "request"))
+        file = request.query.get("file", "request")
+        result = read(await _text(request), file, settings=reader_settings(self._engine.config))
         document = {
             "valid": not result.errors,
             "objects": len(result.objects) + len(result.resources),

@@ -13,6 +13,7 @@ from firewall.datapath.kernel import QueueCounters
 from firewall.endpoints.endpoint import Endpoint
 from firewall.identities.reserved import CLUSTER_MAX, CLUSTER_MIN, Reserved
 from firewall.policy.model import PolicyObject
+from firewall.policy.objects import Resource, resource_key
 from firewall.policy.repository import Repository
 from firewall.policy.snapshot import DirectionRow, NamedPortRow
 
@@ -100,20 +101,29 @@ def identities(engine: Engine) -> list[Json]:
     ]
 
 
-def policies(objects: Iterable[PolicyObject], repository: Repository) -> Json:
-    """Return policy objects with the revision."""
-    return {
-        "revision": repository.revision,
-        "objects": [
-            {
-                "key": _key(key_row(one.key)),
-                "labels": list(one.labels),
-                "file": one.file,
-                "document": one.document,
-            }
-            for one in objects
-        ],
-    }
+def policies(
+    objects: Iterable[PolicyObject], resources: Iterable[Resource], repository: Repository
+) -> Json:
+    """Return policy objects, then what they refer to, with the revision."""
+    rows = [
+        {
+            "key": _key(key_row(one.key)),
+            "labels": list(one.labels),
+            "file": one.file,
+            "document": one.document,
+        }
+        for one in objects
+    ]
+    rows += [
+        {
+            "key": _key(resource_key(one)),
+            "labels": [],
+            "file": one.file,
+            "document": one.document,
+        }
+        for one in resources
+    ]
+    return {"revision": repository.revision, "objects": rows}
 
 
 def applied(change: BookChange) -> Json:

@@ -1,10 +1,11 @@
 """Objects beside policies that give their peers addresses: CIDR groups, services, namespaces.
 
 They are plain values read from the same files as policies. A policy names them (`cidrGroupRef`,
-`toServices`, a namespaceSelector); whoever resolves policies looks them up.
+`toServices`, a namespaceSelector); whoever resolves policies looks them up. `document` is the
+mapping as read, for `policy get`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from conntrack.address import Prefix
 from firewall.identities.labels import LabelSet
@@ -18,6 +19,7 @@ class CidrGroupObject:
     labels: LabelSet
     prefixes: tuple[Prefix, ...]
     file: str = ""
+    document: dict[str, object] = field(default_factory=dict, hash=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class ServiceObject:
     labels: LabelSet
     selector: tuple[tuple[str, str], ...] | None
     file: str = ""
+    document: dict[str, object] = field(default_factory=dict, hash=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class BackendsObject:
     service: str
     addresses: tuple[bytes, ...]
     file: str = ""
+    document: dict[str, object] = field(default_factory=dict, hash=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class NamespaceObject:
     name: str
     labels: LabelSet
     file: str = ""
+    document: dict[str, object] = field(default_factory=dict, hash=False, compare=False)
 
 
 Resource = CidrGroupObject | ServiceObject | BackendsObject | NamespaceObject

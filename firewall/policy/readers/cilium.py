@@ -27,7 +27,7 @@ from firewall.policy.model import (
     PolicyObject,
     PortRange,
 )
-from firewall.policy.readers.document import Value
+from firewall.policy.readers.document import Value, document_of
 from firewall.policy.readers.l7 import read_listener, read_rules, read_server_names, read_tls
 from firewall.policy.readers.metadata import origin_labels, read_metadata
 from firewall.policy.readers.peers import PeerContext, peer_fields, read_peers
@@ -135,12 +135,6 @@ def read_policy(root: Value, settings: ReaderSettings, *, kind: str) -> PolicyOb
 def _rules_of(root: Value) -> list[Value]:
     spec, specs = root.child("spec"), root.child("specs")
     return [*([spec] if spec else []), *(specs.items() if specs else [])]
-
-
-def document_of(root: Value) -> dict[str, object]:
-    """Return the whole mapping as plain values."""
-    plain = root.plain()
-    return plain if isinstance(plain, dict) else {}
 
 
 def rule_name(rule: Value) -> str:

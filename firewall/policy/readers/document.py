@@ -21,6 +21,7 @@ from firewall.policy.readers.composition import Mapping, Mark, Node, Scalar, Seq
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
 _FALSE = frozenset({"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"})
+_OF_TRUTHS = frozenset({"enableDefaultDeny", "conditions"})  # mappings of truth values, and only so
 _SHORT_BOOLEANS = frozenset("yYnN")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.nan")
@@ -190,25 +191,34 @@ class Value(NamedTuple):
         return None
 
     def plain(self) -> object:
-        """Return the value as JSON would hold it, for showing the document again."""
-        match self.node:
-            case Mapping():
-                return {
-                    name: Value(pair.value, "", self.report).plain()
-                    for name, pair in self.node.pairs.items()
-                }
-            case Sequence():
-                return [Value(item, "", self.report).plain() for item in self.node.items]
-            case Scalar(text=text, plain=is_plain):
-                return _plain_scalar(text) if is_plain else text
+        """Return the value as JSON would hold it; read again, it says the same in every field."""
+        return _plain(self.node)
 
 
-def _plain_scalar(text: str) -> object:
+def document_of(root: Value) -> dict[str, object]:
+    """Return a whole object as plain values, for showing it again."""
+    plain = root.plain()
+    return plain if isinstance(plain, dict) else {}
+
+
+def _plain(node: Node, key: str = "", parent: str = "") -> object:
+    """Return a node's plain value; `key` leads to it, `parent` to the mapping around it."""
+    match node:
+        case Mapping():
+            return {name: _plain(pair.value, name, key) for name, pair in node.pairs.items()}
+        case Sequence():
+            return [_plain(item) for item in node.items]
+        case Scalar(text=text, plain=is_plain):
+            return _plain_scalar(text, truth=parent in _OF_TRUTHS) if is_plain else text
+
+
+def _plain_scalar(text: str, *, truth: bool) -> object:
+    """Return what JSON holds for an unquoted word: a number or null only if it comes back so."""
     if text in _NULLS:
         return None
-    if text in ("true", "false"):
-        return text == "true"
-    if _INTEGER.fullmatch(text) and len(text) < 20:
+    if text in ("true", "false") or (truth and (text in _TRUE or text in _FALSE)):
+        return text in _TRUE
+    if _INTEGER.fullmatch(text) and len(text) < 20 and str(int(text)) == text:
         return int(text)
     return text
 

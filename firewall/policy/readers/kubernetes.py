@@ -25,7 +25,7 @@ from firewall.policy.model import (
 )
 from firewall.policy.problem import did_you_mean
 from firewall.policy.readers.composition import Scalar
-from firewall.policy.readers.document import Value, shorten
+from firewall.policy.readers.document import Value, document_of, shorten
 from firewall.policy.readers.metadata import origin_labels, read_metadata
 from firewall.policy.readers.peers import read_excepts, read_prefix
 from firewall.policy.readers.ports import HIGHEST_PORT, PORT_PROTOCOLS, TCP, is_port_name
@@ -86,12 +86,11 @@ def read_policy(root: Value, settings: ReaderSettings) -> PolicyObject | None:
     entries = _read_directions(fields, template, settings)
     if metadata is None:
         return None
-    plain = root.plain()
     return PolicyObject(
         key=ObjectKey(kind=KIND, namespace=namespace, name=metadata.name),
         labels=labels,
         entries=tuple(entries),
-        document=plain if isinstance(plain, dict) else {},
+        document=document_of(root),
         file=root.report.file,
     )
 

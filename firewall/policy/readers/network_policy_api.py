@@ -32,7 +32,7 @@ from firewall.policy.model import (
     PortRange,
     Tier,
 )
-from firewall.policy.readers.document import Value, shorten
+from firewall.policy.readers.document import Value, document_of, shorten
 from firewall.policy.readers.kubernetes import pods_of, read_protocol_word
 from firewall.policy.readers.metadata import Metadata, origin_labels, read_metadata
 from firewall.policy.readers.peers import check_domain, read_prefix
@@ -84,12 +84,11 @@ def read_policy(root: Value, settings: ReaderSettings, dialect: Dialect) -> Poli
     entries = _read_rules(spec, fields, metadata or Metadata("", ""), settings, dialect)
     if metadata is None:
         return None
-    plain = root.plain()
     return PolicyObject(
         key=ObjectKey(kind=dialect.kind, namespace="", name=metadata.name),
         labels=origin_labels(dialect.kind, metadata),
         entries=tuple(entries),
-        document=plain if isinstance(plain, dict) else {},
+        document=document_of(root),
         file=root.report.file,
     )
 

@@ -12,7 +12,7 @@ from firewall.policy.objects import (
     NamespaceObject,
     ServiceObject,
 )
-from firewall.policy.readers.document import Value, shorten
+from firewall.policy.readers.document import Value, document_of, shorten
 from firewall.policy.readers.metadata import Metadata, read_metadata
 from firewall.policy.readers.peers import read_prefix
 from firewall.policy.readers.settings import ReaderSettings
@@ -39,6 +39,7 @@ def read_cidr_group(root: Value, settings: ReaderSettings) -> CidrGroupObject | 
         labels=_labels(metadata, _CIDR_GROUP_SOURCE),
         prefixes=tuple(dict.fromkeys(p for p in prefixes if p is not None)),
         file=root.report.file,
+        document=document_of(root),
     )
 
 
@@ -73,6 +74,7 @@ def read_service(root: Value, settings: ReaderSettings) -> ServiceObject | None:
         labels=_labels(metadata, K8S),
         selector=pairs,
         file=root.report.file,
+        document=document_of(root),
     )
 
 
@@ -135,6 +137,7 @@ def _backends(
         service=service,
         addresses=tuple(dict.fromkeys(addresses)),
         file=root.report.file,
+        document=document_of(root),
     )
 
 
@@ -145,4 +148,9 @@ def read_namespace(root: Value, settings: ReaderSettings) -> NamespaceObject | N
     metadata = read_metadata(root, default_namespace="", namespaced=False)
     if metadata is None:
         return None
-    return NamespaceObject(name=metadata.name, labels=_labels(metadata, K8S), file=root.report.file)
+    return NamespaceObject(
+        name=metadata.name,
+        labels=_labels(metadata, K8S),
+        file=root.report.file,
+        document=document_of(root),
+    )

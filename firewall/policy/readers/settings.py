@@ -21,7 +21,10 @@ CAPABILITIES: dict[str, str] = {
     "tls": "terminating and originating TLS need the TLS proxy",
     "listener": "custom listeners need an Envoy that provides them",
     "authentication": "mutual authentication needs a handshake between nodes",
-    "nodes": "peers by node labels need known nodes",
+    "nodes": (
+        "peers by node labels need known nodes "
+        '(Cilium: only when the "enable-node-selector-labels" flag is set)'
+    ),
     "host-policy": "policies for nodes need the host firewall (Cilium: enable-host-firewall)",
     "services": "toServices needs known services",
     "namespaces": "labels of namespaces need known namespaces",
