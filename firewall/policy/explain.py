@@ -139,7 +139,12 @@ def explain(
     """
     source, destination, protocol, port = traffic
     decision = view.decide(source, destination, protocol, port)
-    labels = {row.number: LabelSet.parse(row.labels) for row in view.snapshot.identities}
+    ends = (decision.source.identity, decision.destination.identity)
+    labels = {
+        row.number: LabelSet.parse(row.labels)
+        for row in view.snapshot.identities
+        if row.number in ends
+    }
     walker = _Walker(view, selectors, labels, request)
     egress = ingress = None
     if decision.egress is not None:
