@@ -224,12 +224,14 @@ def _inside(plan: topology.Topology, command: Sequence[str], *, firewall: bool) 
     signal.signal(signal.SIGINT, lambda *_: None)
     try:
         with Lab(plan) as lab:
-            environment = dict(os.environ)
+            # /run is private here, /var/lib is not: what `bartizan run` keeps must go with the lab.
+            environment = {"BARTIZAN_STATE_DIR": str(lab.folder / "state"), **os.environ}
             if firewall:
                 environment |= daemon.start(lab).environment
             if not command:
                 print(f"lab {lab.topology.name}, {enclosure.describe()}\n{_table(lab)}")
                 print("This shell is in the node. In a host: `bartizan lab exec HOST -- COMMAND`.")
+                print("`bartizan run` works here; $BARTIZAN_STATE_DIR is where it keeps things.")
                 print("Leaving the shell ends the lab.", flush=True)
             shell = os.environ.get("SHELL") or shutil.which("bash") or "/bin/sh"
             argv = lab.node.command(command or [shell])

@@ -1,5 +1,6 @@
 """`bartizan lab up | exec | list` from two terminals."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 from traffic import eventually
 
 from lab import commands
+from lab.daemon import command
+from lab.enclosure import LAB_RUN
 from lab.namespaces import NAMED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +72,13 @@ def test_the_other_terminal_lists_the_lab_and_runs_commands_in_its_hosts(termina
     first.stdin.flush()
     assert first.wait(30) == 6
     assert "pair" not in _run("commands.list_()").stdout
+
+
+def test_what_a_daemon_of_the_lab_keeps_goes_with_the_lab(terminal):
+    """/run is private in there, /var/lib is not: the state directory is the lab's own."""
+    inside = terminal(*command(), "config", "view", "-o", "json")
+    settings = {row["setting"]: row for row in json.loads(inside.communicate(timeout=30)[0])}
+    assert settings["state_dir"]["value"] == str(LAB_RUN / "pair" / "state")
 
 
 def test_an_unknown_host_is_refused_with_those_that_exist(terminal):
