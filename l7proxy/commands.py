@@ -46,13 +46,19 @@ class Record(NamedTuple):
 
 
 class OpenUpstream(NamedTuple):
-    """Connect to the original destination; answer with `upstream_opened` or `upstream_failed`."""
+    """Connect to the original destination; answer with `upstream_opened` or `upstream_failed`.
+
+    `link` is the number that the connection has in all commands and events about it.
+    """
+
+    link: int = 0
 
 
 class SendUpstream(NamedTuple):
     """Send to the server."""
 
     data: bytes
+    link: int = 0
 
 
 class CloseUpstream(NamedTuple):
@@ -62,6 +68,7 @@ class CloseUpstream(NamedTuple):
     """
 
     reset: bool
+    link: int = 0
 
 
 class SendClient(NamedTuple):
@@ -91,9 +98,13 @@ class ResumeClient(NamedTuple):
 class PauseUpstream(NamedTuple):
     """Read nothing more from the server for now."""
 
+    link: int = 0
+
 
 class ResumeUpstream(NamedTuple):
     """Read from the server again."""
+
+    link: int = 0
 
 
 class Log(NamedTuple):

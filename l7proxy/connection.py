@@ -34,9 +34,11 @@ from l7proxy.commands import (
     ShutdownClient,
 )
 from l7proxy.exchange import Exchange
+from l7proxy.frames import PREFACE_LINE
 from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
 from l7proxy.metrics import Metrics
+from l7proxy.multiplex import Multiplex
 from l7proxy.upstream import SocketAddress
 
 log = logging.getLogger(__name__)
@@ -74,13 +76,15 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_admitted",
+        "_begun",
         "_close_at",
         "_connecting",
         "_host",
+        "_judge",
         "_performing",
         "_queue",
         "_transport",
-        "_upstream",
+        "_upstreams",
         "client",
         "ends",
         "exchange",
@@ -90,8 +94,10 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, host: Host) -> None:
         self._host = host
         self._transport: asyncio.Transport | None = None
-        self._upstream: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._upstreams: dict[int, UpstreamConnection] = {}
+        self._connecting: dict[int, asyncio.Task[None]] = {}
+        self._judge: Judge | None = None
+        self._begun: bytes | None = b""
         self._queue: deque[Command] = deque()
         self._performing = False
         self._admitted = False
@@ -99,7 +105,7 @@ class ClientConnection(asyncio.Protocol):
         self.client: SocketAddress = ("", 0)
         self.server: SocketAddress = ("", 0)
         self.ends = Ends(b"", 0, b"", 0)
-        self.exchange: Exchange | None = None
+        self.exchange: Exchange | Multiplex | None = None
 
     # --- the client's socket ---------------------------------------------------------------------
 
@@ -121,13 +127,33 @@ class ClientConnection(asyncio.Protocol):
             self._close(reset=True)
             return
         now = time.monotonic()
+        self._judge = judge
         self.exchange = Exchange(judge, limits, self._host.new_request_id, now)
         self.perform(self.exchange.policy_changed(now))
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the client on."""
+        if self._begun is not None:
+            data = self._choose(bytes(data))
         if self.exchange is not None:
             self.perform(self.exchange.client_data(bytes(data), time.monotonic()))
+
+    def _choose(self, data: bytes) -> bytes:
+        """Serve HTTP/2 if the first bytes are its preface; return what to pass on.
+
+        While they may still become it, the exchange for HTTP/1 has them too: no part of the
+        preface's first line makes it do anything.
+        """
+        assert self._begun is not None
+        begun = self._begun + data
+        if begun.startswith(PREFACE_LINE) and self._judge is not None:
+            self._begun = None
+            host = self._host
+            now = time.monotonic()
+            self.exchange = Multiplex(self._judge, host.limits, host.new_request_id, now)
+            return begun
+        self._begun = begun if PREFACE_LINE.startswith(begun) else None
+        return data
 
     def eof_received(self) -> bool:
         """Pass the client's FIN on; True: the transport stays open for our answers."""
@@ -193,16 +219,17 @@ class ClientConnection(asyncio.Protocol):
         match command:
             case SendClient(data):
                 transport.write(data)
-            case SendUpstream(data):
-                if self._upstream is not None:
-                    self._upstream.write(data)
+            case SendUpstream(data, link):
+                if (connection := self._upstreams.get(link)) is not None:
+                    connection.write(data)
             case Log(record):
                 self._host.metrics.observe(record)
                 self._host.report(record, self.ends)
-            case OpenUpstream():
-                self._connecting = asyncio.get_running_loop().create_task(self._connect())
-            case CloseUpstream(reset):
-                self._close_upstream(reset=reset)
+            case OpenUpstream(link):
+                task = asyncio.get_running_loop().create_task(self._connect(link))
+                self._connecting[link] = task
+            case CloseUpstream(reset, link):
+                self._close_upstream(link, reset=reset)
             case ShutdownClient():
                 if not transport.is_closing():
                     transport.write_eof()
@@ -214,12 +241,12 @@ class ClientConnection(asyncio.Protocol):
             case ResumeClient():
                 if not transport.is_closing():
                     transport.resume_reading()
-            case PauseUpstream():
-                if self._upstream is not None:
-                    self._upstream.pause()
-            case ResumeUpstream():
-                if self._upstream is not None:
-                    self._upstream.resume()
+            case PauseUpstream(link):
+                if (connection := self._upstreams.get(link)) is not None:
+                    connection.pause()
+            case ResumeUpstream(link):
+                if (connection := self._upstreams.get(link)) is not None:
+                    connection.resume()
             case Count(name):
                 self._host.metrics.add(name)
             case _:
@@ -236,56 +263,59 @@ class ClientConnection(asyncio.Protocol):
             # close() waits until everything was sent; a client that reads nothing must not keep it.
             self._close_at = time.monotonic() + self._host.limits.stream_idle_timeout_s
 
-    async def _connect(self) -> None:
+    async def _connect(self, link: int) -> None:
         loop = asyncio.get_running_loop()
         try:
             sock = await upstream.connect(self.client, self.server, self._host.mark)
-            _, opened = await loop.create_connection(lambda: UpstreamConnection(self), sock=sock)
+            _, opened = await loop.create_connection(
+                lambda: UpstreamConnection(self, link), sock=sock
+            )
         except OSError as error:
-            self._connecting = None
+            del self._connecting[link]
             failure = ConnectFailure.REFUSED
             if isinstance(error, TimeoutError):
                 failure = ConnectFailure.TIMEOUT
             log.debug("no connection to %s: %s", self.server, error)
-            self._upstream_failed(failure)
+            self._upstream_failed(failure, link)
             return
         except Exception:
             log.exception("no connection to %s: internal error", self.server)
-            self._connecting = None
-            self._upstream_failed(ConnectFailure.REFUSED)
+            del self._connecting[link]
+            self._upstream_failed(ConnectFailure.REFUSED, link)
             return
-        self._connecting = None
-        self._upstream = opened
+        del self._connecting[link]
+        self._upstreams[link] = opened
         self._host.metrics.upstream_opened()
         assert self.exchange is not None
-        self.perform(self.exchange.upstream_opened(time.monotonic()))
+        self.perform(self.exchange.upstream_opened(time.monotonic(), link))
 
-    def _upstream_failed(self, failure: ConnectFailure) -> None:
+    def _upstream_failed(self, failure: ConnectFailure, link: int) -> None:
         assert self.exchange is not None
-        self.perform(self.exchange.upstream_failed(failure, time.monotonic()))
+        self.perform(self.exchange.upstream_failed(failure, time.monotonic(), link))
 
-    def _close_upstream(self, *, reset: bool) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
-        if self._upstream is not None:
-            self._upstream.close(reset=reset)
-            self._upstream = None
+    def _close_upstream(self, link: int, *, reset: bool) -> None:
+        task = self._connecting.pop(link, None)
+        if task is not None:
+            task.cancel()
+        connection = self._upstreams.pop(link, None)
+        if connection is not None:
+            connection.close(reset=reset)
             self._host.metrics.upstream_closed()
 
 
 class UpstreamConnection(asyncio.Protocol):
     """The connection to the server; silent once its owner has closed it."""
 
-    __slots__ = ("_closed", "_owner", "_transport")
+    __slots__ = ("_closed", "_link", "_owner", "_transport")
 
-    def __init__(self, owner: ClientConnection) -> None:
+    def __init__(self, owner: ClientConnection, link: int) -> None:
         self._owner = owner
+        self._link = link
         self._transport: asyncio.Transport | None = None
         self._closed = False
 
     @property
-    def _exchange(self) -> Exchange | None:
+    def _exchange(self) -> Exchange | Multiplex | None:
         return None if self._closed else self._owner.exchange
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -295,29 +325,29 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the server on."""
         if (exchange := self._exchange) is not None:
-            self._owner.perform(exchange.upstream_data(bytes(data), time.monotonic()))
+            self._owner.perform(exchange.upstream_data(bytes(data), time.monotonic(), self._link))
 
     def eof_received(self) -> bool:
         """Pass the server's FIN on; True: the exchange says when to close."""
         if (exchange := self._exchange) is not None:
-            self._owner.perform(exchange.upstream_ended(time.monotonic()))
+            self._owner.perform(exchange.upstream_ended(time.monotonic(), self._link))
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Pass the loss on, unless it was our doing."""
         if (exchange := self._exchange) is not None:
-            self._owner.perform(exchange.upstream_lost(time.monotonic()))
+            self._owner.perform(exchange.upstream_lost(time.monotonic(), self._link))
 
     def pause_writing(self) -> None:
         """Pass on that the server reads too slowly."""
         if (exchange := self._exchange) is not None:
-            commands = exchange.upstream_blocked(blocked=True, now=time.monotonic())
+            commands = exchange.upstream_blocked(True, time.monotonic(), self._link)
             self._owner.perform(commands)
 
     def resume_writing(self) -> None:
         """Pass on that the server has caught up."""
         if (exchange := self._exchange) is not None:
-            commands = exchange.upstream_blocked(blocked=False, now=time.monotonic())
+            commands = exchange.upstream_blocked(False, time.monotonic(), self._link)
             self._owner.perform(commands)
 
     def write(self, data: bytes) -> None:

@@ -74,6 +74,8 @@ class Exchange:
         limits: what a connection may use.
         new_request_id: gives a value for X-Request-Id.
         now: monotonic seconds.
+
+    Events about the server name the link that they happened to; here there is only one, 0.
     """
 
     __slots__ = (
@@ -334,7 +336,7 @@ class Exchange:
         self._timer.await_connection(now)
 
     @_event
-    def upstream_opened(self, now: float) -> None:
+    def upstream_opened(self, now: float, _link: int = 0) -> None:
         """Take that the server accepted the connection."""
         if self._link.state is not LinkState.OPENING:
             return
@@ -346,7 +348,7 @@ class Exchange:
         self._regulate()
 
     @_event
-    def upstream_failed(self, failure: commands.ConnectFailure, now: float) -> None:
+    def upstream_failed(self, failure: commands.ConnectFailure, now: float, _link: int = 0) -> None:
         """Take that there is no connection to the server."""
         if self._link.state is not LinkState.OPENING:
             return
@@ -355,7 +357,7 @@ class Exchange:
         self._fail_request(refusals.CONNECT_TIMEOUT if timed_out else refusals.CONNECT_FAILED, now)
 
     @_event
-    def upstream_data(self, data: bytes, now: float) -> None:
+    def upstream_data(self, data: bytes, now: float, _link: int = 0) -> None:
         """Take bytes of the server."""
         if self._link.state is not LinkState.OPEN:
             return
@@ -399,12 +401,12 @@ class Exchange:
             self._advance(now)
 
     @_event
-    def upstream_ended(self, now: float) -> None:
+    def upstream_ended(self, now: float, _link: int = 0) -> None:
         """Take the server's FIN."""
         self._end_upstream(now, lost=False)
 
     @_event
-    def upstream_lost(self, now: float) -> None:
+    def upstream_lost(self, now: float, _link: int = 0) -> None:
         """Take the loss of the server's connection, by RST or an error."""
         self._end_upstream(now, lost=True)
 
@@ -529,7 +531,7 @@ class Exchange:
             self._advance(now)
 
     @_event
-    def upstream_blocked(self, blocked: bool, now: float) -> None:
+    def upstream_blocked(self, blocked: bool, now: float, _link: int = 0) -> None:
         """Take that what was sent to the server piles up, or no longer does."""
         self._link.blocked = blocked
         if self._phase is Phase.BODY:

@@ -66,6 +66,14 @@ token = re.compile(TOKEN + rb"++")
 version = re.compile(rb"HTTP/[0-9]\.[0-9]")
 """RFC 9112 2.3: one digit, dot, one digit, and upper case."""
 
+visible = re.compile(rb"[\x21-\x7e]++")
+"""A request target: visible ASCII."""
+
+value = re.compile(VALUE + rb"*+")
+
+status = re.compile(rb"[1-5][0-9][0-9]")
+"""RFC 9110 15: the classes that exist."""
+
 content_length = re.compile(rb"[0-9]{1,18}")
 """RFC 9110 8.6: digits only; 18 of them stay below 2**63. No sign, prefix, list or underscore."""
 

@@ -43,6 +43,32 @@ class Limits:
     connection_count_per_source: int = 5_000
     """Client connections of one source address on one worker. Advice; Envoy has none."""
 
+    h2_stream_count: int = 100
+    """HTTP/2 streams at one time on one connection. Envoy max_concurrent_streams 1024, edge 100."""
+    h2_connection_bytes: int = 1024 * 1024
+    """HTTP/2 flow control window of one connection, bytes (64 KiB for one stream). Edge: 1 MiB."""
+    h2_reset_count: int = 100
+    """Streams reset before they were answered, by the client (CVE-2023-44487) or because of what it
+    sent (CVE-2025-8671), in `h2_window_s`. Advice; Envoy looks at the first 500 streams."""
+    h2_control_count: int = 1000
+    """SETTINGS, PING and unknown frames in `h2_window_s` (CVE-2019-9512, 9515). Envoy
+    max_outbound_control_frames 1000."""
+    h2_window_s: float = 10.0
+    """The interval of the two counts above."""
+    h2_empty_count: int = 10
+    """Consecutive frames that carry nothing and end nothing (CVE-2019-9518). Envoy 1."""
+    h2_priority_count: int = 100
+    """PRIORITY frames for each stream (CVE-2019-9513). Envoy 100."""
+    h2_window_update_count: int = 10
+    """WINDOW_UPDATE frames for each stream and each DATA frame sent to the client. Envoy 10."""
+    h2_continuation_count: int = 16
+    """CONTINUATION frames of one header block (CVE-2024-27919), which is also bounded by
+    `head_bytes`. Advice; Envoy 512."""
+    h2_upstream: str = "auto"
+    """How HTTP/2 requests go to the server: "auto" (gRPC by HTTP/2, others by HTTP/1.1 until the
+    server has spoken HTTP/2 on this connection), "prefer" (HTTP/2 is tried first, HTTP/1.1 if the
+    server does not speak it) or "never"."""
+
     first_byte_timeout_s: float = 15.0
     """Accepted connection to first byte. Envoy listener_filters_timeout 15 s."""
     head_timeout_s: float = 10.0
@@ -90,6 +116,7 @@ class Limits:
 _CHOICES = {
     "underscore_names": ("allow", "drop", "reject"),
     "escaped_twice": ("reject", "keep"),
+    "h2_upstream": ("auto", "prefer", "never"),
     "path_parameters": ("keep", "reject"),
 }
 

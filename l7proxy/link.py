@@ -17,6 +17,7 @@ class Link:
     """One client connection's way to its server; gone and made again as the server closes it.
 
     Attributes:
+        number: names it among the links of a client connection.
         state: whether it exists.
         used: it has carried a complete exchange, so the server may close it at any moment.
         blocked: what was sent piles up.
@@ -24,9 +25,10 @@ class Link:
         held_bytes: what waits until it is open.
     """
 
-    __slots__ = ("_held", "blocked", "held_bytes", "paused", "state", "used")
+    __slots__ = ("_held", "blocked", "held_bytes", "number", "paused", "state", "used")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
         self.state = LinkState.NONE
         self.used = False
         self.blocked = False
@@ -38,14 +40,14 @@ class Link:
         """Begin to connect."""
         self.state = LinkState.OPENING
         self.used = False
-        return OpenUpstream()
+        return OpenUpstream(self.number)
 
     def opened(self) -> Command:
         """Send what has waited."""
         self.state = LinkState.OPEN
         held = b"".join(self._held)
         self._forget()
-        return SendUpstream(held)
+        return SendUpstream(held, self.number)
 
     def failed(self) -> None:
         """Take that there is no connection."""
@@ -55,7 +57,7 @@ class Link:
     def send(self, data: bytes, commands: list[Command]) -> None:
         """Send now, or hold until it is open."""
         if self.state is LinkState.OPEN:
-            commands.append(SendUpstream(data))
+            commands.append(SendUpstream(data, self.number))
         else:
             self._held.append(data)
             self.held_bytes += len(data)
@@ -63,7 +65,7 @@ class Link:
     def drop(self, commands: list[Command], *, reset: bool) -> None:
         """Close it, if it exists; `reset`: what was sent may not look complete."""
         if self.state is not LinkState.NONE:
-            commands.append(CloseUpstream(reset))
+            commands.append(CloseUpstream(reset, self.number))
             self.state = LinkState.NONE
         self.blocked = False
         self.paused = False

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from l7proxy.commands import Record, RecordKind
 from l7proxy.framing import BodyReader
-from l7proxy.head import RequestHead
+from l7proxy.head import Field, RequestHead
 from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
 from l7proxy.reference import AgreedReader, body_reader
@@ -13,7 +13,10 @@ from l7proxy.refusals import Refusal
 from l7proxy.reply import Reply
 from l7proxy.request import Request, edited, serialise
 
-_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+_PROTOCOLS = ("HTTP/1.0", "HTTP/1.1", "HTTP/2")
+"""As Envoy's %PROTOCOL% has them, by `Request.minor`."""
+
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110 9.2.2."""
 
 
@@ -66,20 +69,29 @@ class Ongoing:
             RequestRefused: the policy's header actions would break the request.
         """
         request = self.request
-        fields = edited(request.fields, self.judgement.edits)
-        added_id = b""
-        for name, _, value in fields:
-            if name == b"x-request-id":
-                self.request_id = value
-                break
-        else:
-            if limits.request_id:
-                self.request_id = added_id = new_request_id().encode()
+        fields, added_id = self.fields_to_send(limits, new_request_id)
         data = serialise(request, fields, added_id)
         self.reply = Reply(request, limits)
         if replayable and limits.retry_idle_close and not request.has_body:
-            self.replay = data if request.method in _IDEMPOTENT else b""
+            self.replay = data if request.method in IDEMPOTENT else b""
         return data
+
+    def fields_to_send(
+        self, limits: Limits, new_request_id: Callable[[], str]
+    ) -> tuple[list[Field], bytes]:
+        """Return the fields after the policy's header actions, and the request id to add or b"".
+
+        Raises:
+            RequestRefused: the actions would break the request.
+        """
+        fields = edited(self.request.fields, self.judgement.edits)
+        for name, _, value in fields:
+            if name == b"x-request-id":
+                self.request_id = value
+                return fields, b""
+        if limits.request_id:
+            self.request_id = new_request_id().encode()
+        return fields, self.request_id
 
     @property
     def answer_begun(self) -> bool:
@@ -147,7 +159,7 @@ def _texts(request: Request, wanted: tuple[str, ...]) -> _Texts:
 
 def protocol(minor: int) -> str:
     """Return the name of an HTTP version as logs have it."""
-    return "HTTP/1.1" if minor else "HTTP/1.0"
+    return _PROTOCOLS[minor]
 
 
 def connection_record(refusal: Refusal, judgement: Judgement | None) -> Record:

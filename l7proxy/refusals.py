@@ -61,6 +61,17 @@ TRANSFER_ENCODING = Refusal(400, "http1.invalid_transfer_encoding")
 CHUNK = Refusal(400, "http1.invalid_chunk")
 TRAILER = Refusal(400, "http1.invalid_trailer")
 
+# --- HTTP/2: 400 on the stream, or GOAWAY and close, RFC 9113 5.4 ---------------------------------
+
+H2_MESSAGING = Refusal(400, "http2.violation.of.messaging.rule")
+H2_PROTOCOL = Refusal(0, "http2.protocol_error")
+H2_CONTROL_FLOOD = Refusal(0, "http2.inbound_control_frames_flood")
+H2_PRIORITY_FLOOD = Refusal(0, "http2.inbound_priority_frames_flood")
+H2_WINDOW_FLOOD = Refusal(0, "http2.inbound_window_update_frames_flood")
+H2_EMPTY_FLOOD = Refusal(0, "http2.inbound_empty_frames_flood")
+H2_CONTINUATION_FLOOD = Refusal(0, "http2.continuation_flood")
+H2_RESET_FLOOD = Refusal(0, "http2.premature_resets")
+
 # --- host and target -----------------------------------------------------------------------------
 
 NO_HOST = Refusal(400, "missing_host_header")
@@ -98,5 +109,8 @@ UPSTREAM_TRUNCATED = Refusal(0, "upstream_reset_after_response_started{terminati
 UPSTREAM_PROTOCOL = Refusal(502, "upstream_reset_before_response_started{protocol_error}", "UPE")
 UPSTREAM_HEAD_TOO_LARGE = Refusal(502, "upstream_response_headers_too_large", "UPE")
 UPSTREAM_LATE_PROTOCOL = Refusal(0, "upstream_reset_after_response_started{protocol_error}", "UPE")
+UPSTREAM_NO_HTTP2 = Refusal(502, "upstream_speaks_no_http2", "UPE")
+UPSTREAM_RESET = Refusal(502, "upstream_reset_before_response_started{remote_reset}", "UR")
+UPSTREAM_LATE_RESET = Refusal(0, "upstream_reset_after_response_started{remote_reset}", "UR")
 CLIENT_GONE = Refusal(0, "downstream_remote_disconnect", "DC")
 INTERNAL = Refusal(500, "internal_error", "DPE")

@@ -15,7 +15,7 @@ from l7proxy.framing import (
     FramingFault,
     chunk,
 )
-from l7proxy.head import check_response_start, parse_response
+from l7proxy.head import ResponseHead, check_response_start, parse_response
 from l7proxy.limits import Limits
 from l7proxy.reference import AgreedReader, body_reader, check_response
 from l7proxy.refusals import ResponseRefused
@@ -102,7 +102,7 @@ class Reply:
                 if head.raw:
                     theirs = check_response(head, request.method, response.framing)
                 close = close or response.sent.delimiter is Delimiter.CLOSE
-                written += serialise_response(response, close=close)
+                written += self._write_head(response, close=close)
                 self._reader = reader = body_reader(response.framing, self._limits, theirs)
                 return written + self._read_body(reader, rest)
             self._informational_count += 1
@@ -115,7 +115,7 @@ class Reply:
             check_response(head, self._request.method, None)
             # The proxy said 100 itself; HTTP/1.0 knows no interim responses.
             if head.status != 100 and self._request.minor:
-                written += serialise_informational(head)
+                written += self._write_interim(head)
             self._inbox = rest
         check_response_start(self._inbox, self._limits)
         return written
@@ -134,9 +134,40 @@ class Reply:
             payload += self._terminator()
         return payload
 
+    def _write_head(self, response: Response, *, close: bool) -> bytes:
+        return serialise_response(response, close=close)
+
+    def _write_interim(self, head: ResponseHead) -> bytes:
+        return serialise_informational(head)
+
     @property
     def _chunked(self) -> bool:
         return self.response is not None and self.response.sent.delimiter is Delimiter.CHUNKED
 
     def _terminator(self) -> bytes:
         return LAST_CHUNK if self._chunked else b""
+
+
+class StreamReply(Reply):
+    """The answer of an HTTP/1 server to a request of HTTP/2: `read` returns payload only.
+
+    Attributes:
+        interim: 1xx heads that were not taken yet.
+    """
+
+    __slots__ = ("interim",)
+
+    def __init__(self, request: Request, limits: Limits) -> None:
+        super().__init__(request, limits)
+        self.interim: list[ResponseHead] = []
+
+    def _write_head(self, response: Response, *, close: bool) -> bytes:  # noqa: ARG002
+        return b""
+
+    def _write_interim(self, head: ResponseHead) -> bytes:
+        self.interim.append(head)
+        return b""
+
+    @property
+    def _chunked(self) -> bool:
+        return False

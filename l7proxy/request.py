@@ -61,7 +61,8 @@ class Request(NamedTuple):
 
     `fields` are those that rules see and the server gets, without Host and framing. `upgrade`: the
     client asked to leave HTTP/1.1. `keep_alive`: the client's connection may serve more requests.
-    `reference`: h11 after it has read the head, to go on with the body; None if the head was lean.
+    `minor` of HTTP/1.`minor`, or 2 for HTTP/2. `reference`: h11 after it has read the head, to go
+    on with the body; None if it was not asked.
     """
 
     method: bytes
