@@ -222,3 +222,23 @@ def test_a_trace_answers_as_the_packets_do(three):
     assert pinged.returncode == 0
     by_label = ["policy", "trace", "-s", "app=zzz", "-d", "app=b", "--dport", "80"]
     assert three.firewall.cli(*by_label).returncode == 1
+
+
+def test_a_drop_that_no_policy_decided_says_what_it_was(three):
+    """A spoofed source; nothing is suggested, because no policy could help."""
+    spoofed = udp(three.host("c").address4, three.host("b"), 9000, token())
+    three.host("a").send(bytes(spoofed))
+    uuid = dropped(three.firewall, spoofed, "INVALID_SOURCE_IP")["uuid"]
+    answer = _why(three, uuid)
+    assert "explanation" not in answer
+    assert answer["notes"][0].startswith("no policy decided this: Invalid source ip")
+    refused = three.firewall.cli("policy", "suggest", uuid)
+    assert refused.returncode == 1
+    assert "no policy decided this flow" in refused.stderr
+
+
+def test_an_unknown_flow_is_an_error_and_no_answer(three):
+    """Exit code 1, and how many flows are kept."""
+    done = three.firewall.cli("why", "00000000-dead")
+    assert done.returncode == 1
+    assert "no flow 00000000-dead is kept" in done.stderr
