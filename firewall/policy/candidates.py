@@ -484,4 +484,5 @@ def _without_entry(one: PolicyObject, entry: Path, name: str) -> Iterator[Candid
     else:
         # `{}` denies nobody and keeps the endpoint isolated, as it was.
         yield Candidate(one.key, says, (Put(entry, {}),))
-    yield Candidate(one.key, f"{one.key}: delete the policy", None)
+    gone = f"{one.key}: delete the policy; whatever else it denied or isolated goes on without it"
+    yield Candidate(one.key, gone, None)
