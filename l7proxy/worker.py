@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import IO
 
 from conntrack.address import format_address
+from firewall.control import journal
 from firewall.control.channel import ChannelError, WorkerChannel
 from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hold
 from firewall.control.snapshots import SnapshotReader
@@ -308,7 +309,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--access-log", default="", help="file for lines in Envoy's default format")
     add("--secrets-dir", default="", help="secrets of headerMatches: DIR/NAMESPACE/NAME")
     add("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop")
-    add("--log-level", default="INFO", type=str.upper)
+    add("--log-level", default="info", help="debug, info, warning or error")
+    add("--log-format", choices=("logfmt", "json"), default="logfmt", help="of each line")
     return parser.parse_args(arguments)
 
 
@@ -358,11 +360,7 @@ async def _serve(options: argparse.Namespace, limits: Limits) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker; return the exit status."""
     options = parse_options(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(
-        level=options.log_level,
-        format=f"time=%(asctime)s level=%(levelname)s subsys=l7proxy-{options.number} "
-        'msg="%(message)s"',
-    )
+    journal.configure(options.log_format, options.log_level, f"l7proxy-{options.number}")
     try:
         limits = _raise_descriptor_limit(override(Limits(), options.set))
     except LimitError as error:

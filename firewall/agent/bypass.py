@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from firewall.agent.journal import fields
 from firewall.agent.publisher import Publisher
 from firewall.agent.supervisor import Worker
+from firewall.control.journal import fields
 from firewall.datapath.kernel import KernelError
 from firewall.datapath.ruleset import RulesetConfig
 

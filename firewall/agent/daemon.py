@@ -23,7 +23,7 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from firewall.agent import journal, standing
+from firewall.agent import standing
 from firewall.agent.api import Api
 from firewall.agent.bypass import Bypass, Kernel
 from firewall.agent.collector import Collector
@@ -31,7 +31,6 @@ from firewall.agent.config import Config, Loaded, load, needs_restart
 from firewall.agent.declaration import read_declarations
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, make_directories
-from firewall.agent.journal import fields
 from firewall.agent.node import AddressMonitor, local_addresses
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.publisher import Publisher
@@ -39,7 +38,9 @@ from firewall.agent.statefile import StateError
 from firewall.agent.status import Status
 from firewall.agent.supervisor import VERSION, Supervisor, Worker, WorkerSpec, end_orphans
 from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
+from firewall.control import journal
 from firewall.control.channel import ChannelError
+from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Events, FromWorker, Hello
 from firewall.datapath import kernel
 from firewall.datapath.kernel import KernelError
@@ -482,6 +483,7 @@ def specs(config: Config) -> list[WorkerSpec]:
             "--flow-limit", str(config.conntrack.limit),
             "--profile", config.conntrack.profile,
             "--log-level", config.log.level,
+            "--log-format", config.log.format,
         ]  # fmt: skip
         if not config.gso:
             arguments.append("--no-gso")
@@ -498,6 +500,7 @@ def specs(config: Config) -> list[WorkerSpec]:
             *shared,
             "--mark-from-proxy", f"{from_proxy:#x}",
             "--log-level", config.log.level,
+            "--log-format", config.log.format,
         ]  # fmt: skip
         for limit in config.proxy.limits:
             arguments += ["--set", limit]

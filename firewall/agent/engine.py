@@ -26,7 +26,7 @@ from firewall.agent import statefile
 from firewall.agent.bypass import Bypass
 from firewall.agent.config import Config, value
 from firewall.agent.declaration import Declaration
-from firewall.agent.journal import fields
+from firewall.control.journal import fields
 from firewall.agent.nodes import NodeNumbers, host_labels, host_row
 from firewall.agent.numbers import PrefixNumbers
 from firewall.agent.policies import BookChange, Key, PolicyBook

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from firewall.agent.journal import fields
+from firewall.control.journal import fields
 
 log = logging.getLogger(__name__)
 

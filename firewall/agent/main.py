@@ -16,10 +16,10 @@ from firewall.agent import standing
 from firewall.agent.config import Config, Loaded, load
 from firewall.agent.daemon import Daemon, configure_log, ruleset_config, start_errors
 from firewall.agent.document import DocumentError
-from firewall.agent.journal import fields
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.supervisor import end_orphans
 from firewall.control.channel import ChannelError, listener_pid
+from firewall.control.journal import fields
 from firewall.datapath import kernel
 from firewall.datapath.kernel import KernelError
 

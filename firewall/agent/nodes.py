@@ -19,7 +19,7 @@ from pathlib import Path
 from conntrack.address import Prefix, format_address, is_loopback, parse_address
 from firewall.agent import statefile
 from firewall.agent.document import NOWHERE, Place, Reader, Value
-from firewall.agent.journal import fields
+from firewall.control.journal import fields
 from firewall.identities.labels import K8S, RESERVED, Label, LabelError, LabelSet, parse_label
 from firewall.identities.registry import LocalNumbers
 from firewall.identities.reserved import RESERVED_LABELS, Reserved

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conntrack.address import Prefix, format_prefix, parse_prefix
 from firewall.agent import statefile
-from firewall.agent.journal import fields
+from firewall.control.journal import fields
 from firewall.identities.local import prefix_labels
 from firewall.identities.registry import LocalNumbers
 

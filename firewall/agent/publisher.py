@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from firewall.agent.journal import fields
 from firewall.agent.snapshot_writer import SnapshotWriter
 from firewall.agent.supervisor import Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
+from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Hello
 from firewall.policy.snapshot import Snapshot, SnapshotError
 from firewall.policy.snapshot_file import decode

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import firewall
-from firewall.agent.journal import fields
 from firewall.control.channel import (
     AgentChannel,
     ChannelClosedError,
     ChannelError,
     listener_pid,
 )
+from firewall.control.journal import fields
 from firewall.control.messages import FromWorker
 
 START_TIMEOUT_S = 20.0

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conntrack.tracker import LINUX, STRICT, Tracker
+from firewall.control import journal
 from firewall.control.channel import ChannelError, WorkerChannel
 from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hold
 from firewall.control.snapshots import SnapshotReader
@@ -42,7 +43,7 @@ from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
 from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
 from firewall.datapath.pipeline import Pipeline, PipelineSettings
 from firewall.datapath.ruleset import passing_count
-from firewall.datapath.verdict import ACCEPT, OFFLOAD, Drop, PassOn, Redirect, Report
+from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, PassOn, Redirect, Report
 from firewall.flows.event import Event
 from firewall.policy.snapshot import SnapshotError
 from firewall.policy.view import View
@@ -98,7 +99,7 @@ class Worker:
                 LINUX if options.profile == "linux" else STRICT, limit_count=options.flow_limit
             ),
             None,
-            PipelineSettings(worker_count=options.workers, bypass=options.bypass),
+            PipelineSettings(worker_count=options.workers, bypass=options.bypass, defers=True),
         )
         self._decide = self._pipeline.decide
         self._offloaded = self._pipeline.offloaded
@@ -230,6 +231,8 @@ class Worker:
             self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
             self._queue.repeat(packet, self._marks.put(packet.mark, Kind.TO_PROXY))
+        elif isinstance(verdict, Defer):
+            self._queue.repeat(packet, self._marks.put(packet.mark, Kind.DEFERRED))
         elif isinstance(verdict, PassOn) and not self._pass_on(packet, verdict):
             report = None
         if report is not None:
@@ -466,18 +469,15 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--profile", choices=("strict", "linux"), default="strict", help="of the tracker")
     add("--bypass", action="store_true", help="let the kernel carry flows that need no look")
     add("--no-gso", action="store_true", help="have the kernel split large segments first")
-    add("--log-level", default="INFO", type=str.upper)
+    add("--log-level", default="info", help="debug, info, warning or error")
+    add("--log-format", choices=("logfmt", "json"), default="logfmt", help="of each line")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker; return the exit status."""
     options = parse_options(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(
-        level=options.log_level,
-        format=f"time=%(asctime)s level=%(levelname)s subsys=datapath-{options.number} "
-        'msg="%(message)s"',
-    )
+    journal.configure(options.log_format, options.log_level, f"datapath-{options.number}")
     awake, wakeup = socket.socketpair()
     for end in (awake, wakeup):
         end.setblocking(False)

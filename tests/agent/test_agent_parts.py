@@ -1,8 +1,5 @@
 """Small parts of the agent: numbers of prefixes, export, metrics text, worker commands, log."""
 
-import json
-import logging
-
 import pytest
 
 from conntrack.address import parse_prefix
@@ -10,7 +7,6 @@ from firewall.agent.collector import Allowance, _time
 from firewall.agent.config import read
 from firewall.agent.daemon import specs
 from firewall.agent.exporter import Exporter
-from firewall.agent.journal import _Json, _Logfmt, fields
 from firewall.agent.numbers import PrefixNumbers, prefix_labels
 from firewall.agent.status import Exposition
 from firewall.agent.supervisor import is_worker
@@ -146,19 +142,3 @@ def test_a_flood_of_flows_is_bounded_and_a_quiet_second_refills():
     assert allowance.take(1000, 1.5) == 50
     assert allowance.take(10, 2.5) == 10
     assert allowance.take(1000, 99.0) == 200
-
-
-def record(**values):
-    made = logging.LogRecord("firewall.agent.engine", 30, "f", 1, 'it "works"', (), None)
-    made.__dict__.update(fields(**values))
-    return made
-
-
-def test_a_log_line_is_logfmt_or_json():
-    """Keys and values, quoted where white space or quotes would break them."""
-    line = _Logfmt().format(record(pid=7, error="no\nway", path="/a/b"))
-    assert line.endswith(
-        'level=warning subsys=engine msg="it \\"works\\"" pid=7 error="no\\nway" path=/a/b'
-    )
-    document = json.loads(_Json().format(record(pid=7)))
-    assert (document["msg"], document["pid"], document["level"]) == ('it "works"', 7, "warning")

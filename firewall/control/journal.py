@@ -1,4 +1,4 @@
-"""The daemon's own log: logfmt or JSON lines on standard error.
+"""The log of the agent and of its workers: logfmt or JSON lines on standard error.
 
 `log.info("worker started", extra=fields(kind="datapath", number=0))` becomes
 `time=... level=info subsys=supervisor msg="worker started" kind=datapath number=0`. Under journald,
@@ -22,15 +22,16 @@ def fields(**values: object) -> dict[str, Any]:
     return {"fields": values}
 
 
-def configure(form: str, level: str) -> None:
+def configure(form: str, level: str, subsys: str = "") -> None:
     """Set the log up.
 
     Args:
         form: "logfmt" or "json".
         level: "debug", "info", "warning" or "error".
+        subsys: who speaks, in every line; "" = the module that does.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else _Logfmt())
+    handler.setFormatter(Json(subsys) if form == "json" else Logfmt(subsys))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -41,14 +42,14 @@ def configure(form: str, level: str) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
-def _values(record: logging.LogRecord) -> dict[str, object]:
+def _values(record: logging.LogRecord, subsys: str) -> dict[str, object]:
     """Return a record's keys and values in the order of the line."""
     values: dict[str, object] = {}
     if "JOURNAL_STREAM" not in os.environ:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         values["time"] = f"{stamp}.{int(record.msecs):03d}Z"
     values["level"] = _LEVELS.get(record.levelname, record.levelname.lower())
-    values["subsys"] = record.name.rpartition(".")[2]
+    values["subsys"] = subsys or record.name.rpartition(".")[2]
     values["msg"] = record.getMessage()
     extra = getattr(record, "fields", None)
     if isinstance(extra, Mapping):
@@ -56,21 +57,33 @@ def _values(record: logging.LogRecord) -> dict[str, object]:
     return values
 
 
-class _Logfmt(logging.Formatter):
+class Logfmt(logging.Formatter):
     """key=value, quoted where needed."""
 
+    def __init__(self, subsys: str = "") -> None:
+        super().__init__()
+        self._subsys = subsys
+
     def format(self, record: logging.LogRecord) -> str:
-        line = " ".join(f"{key}={_quote(value)}" for key, value in _values(record).items())
+        """Return a record as one line, and its traceback below."""
+        line = " ".join(
+            f"{key}={_quote(value)}" for key, value in _values(record, self._subsys).items()
+        )
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
 
 
-class _Json(logging.Formatter):
+class Json(logging.Formatter):
     """One object per line."""
 
+    def __init__(self, subsys: str = "") -> None:
+        super().__init__()
+        self._subsys = subsys
+
     def format(self, record: logging.LogRecord) -> str:
-        values = _values(record)
+        """Return a record as one object, its traceback under `exception`."""
+        values = _values(record, self._subsys)
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
         return json.dumps(values, default=str)
