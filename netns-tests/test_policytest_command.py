@@ -100,10 +100,10 @@ def test_usage_errors_have_clicks_code(file):
 
 
 def test_what_packets_cannot_show_is_played_in_the_model_or_refused(file):
-    path = file(expect=[GOOD], settings={"assume": ["nodes"]})
+    path = file(expect=[GOOD], settings={"assume": ["authentication"]})
     done = run(path)
     assert done.returncode == 0
-    assert "model only: it assumes nodes" in done.stderr
+    assert "model only: it assumes authentication" in done.stderr
     assert run(path, "--mode", "packets").returncode == 3
 
 

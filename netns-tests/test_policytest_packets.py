@@ -49,7 +49,7 @@ def fields():
 
 def _parameters():
     named = {}
-    files = [f for f in policytest_corpus.files() if "nodepeers" not in f.stem]
+    files = policytest_corpus.files()
     for file in sorted(random.Random(SEED).sample(files, min(SAMPLE_COUNT, len(files)))):
         named[f"{file.parent.name}/{file.stem}"] = policytest_corpus.load(file)
     if policytest_connectivity.CORPUS.exists():
@@ -214,6 +214,34 @@ def test_requests_are_real_ones(fields):
     ]
     expect[-1].pop("port", None)
     assert _played(fields, policies=policies, expect=expect) == []
+
+
+def test_nodes_are_under_policy(fields):
+    """The node itself as subject, and another node as the peer that `fromNodes` means."""
+    policy = {"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy"}
+    peers = {"fromNodes": [{"matchLabels": {"role": "worker"}}]}
+    spec = {"nodeSelector": {"matchLabels": {"role": "head"}}, "ingress": [peers]}
+    policy |= {"metadata": {"name": "head"}, "spec": spec}
+    pods = {**policy, "metadata": {"name": "pods"}}
+    pods["spec"] = {"endpointSelector": {"matchLabels": {"app": "b"}}, "ingress": [peers]}
+    case = case_of(
+        written(
+            settings={"hostFirewall": True},
+            node={"ip": "10.0.0.1", "labels": {"role": "head"}},
+            endpoints=ENDPOINTS,
+            hosts=[*HOSTS, {"name": "w", "ip": "192.0.2.9", "nodeLabels": {"role": "worker"}}],
+            policies=[policy, pods],
+            expect=[
+                _check("host:w", "node", by="head"),
+                _check("host:out", "node", "deny", by="default-deny", direction="ingress"),
+                _check("host:w", "x/b", by="pods"),
+                _check("host:out", "x/b", "deny"),
+                _check("node", "host:out", by="no-policy"),
+            ],
+        )
+    )
+    fields.close()
+    assert wrong(case, fields.of([case])) == []
 
 
 def test_settings_reach_the_daemon(fields):

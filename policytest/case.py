@@ -163,23 +163,28 @@ class Step:
 class Settings:
     """How the daemon is configured; the names are those of bartizan.yaml.
 
-    `assume`: capabilities that this version does not enforce and the model is to take for granted.
+    `assume`: capabilities that are not enforced (so) and the model is to take for granted.
     """
 
     enforcement: str = "default"
     allow_localhost: str = "always"
     audit: bool = False
     cluster_name: str = "default"
+    host_firewall: bool = False
     assume: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One test file. `node` are the packed addresses of the node that everything is on."""
+    """One test file.
+
+    `node` are the packed addresses of the node that everything is on, `node_labels` its labels.
+    """
 
     file: str
     settings: Settings
     node: tuple[bytes, ...]
+    node_labels: tuple[tuple[str, str], ...]
     namespaces: Mapping[str, Mapping[str, str]]
     endpoints: tuple[Endpoint, ...]
     hosts: tuple[OutsideHost, ...]
@@ -191,13 +196,4 @@ class Case:
         """Why this case cannot be played with packets, "" = it can."""
         if self.settings.assume:
             return f"it assumes {', '.join(self.settings.assume)}, which the firewall does not do"
-        if any(host.node_labels is not None for host in self.hosts):
-            return "it has other nodes, which the daemon does not know yet"
         return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Unable:
-    """A judge cannot answer at all; `why` is for people."""
-
-    why: str

@@ -22,7 +22,7 @@ from lab import enclosure
 from lab.daemon import ApiRefused, Bartizan, missing_programs
 from lab.laboratory import Host, Lab, LabError, Machine
 from lab.topology import HostPlan, Topology
-from policytest.case import Case, Endpoint, Settings, Source, Step
+from policytest.case import NODE, Case, Endpoint, Source, Step
 from policytest.flowstream import FlowStream
 from policytest.servers import Servers
 from policytest.world import World
@@ -126,7 +126,7 @@ class Field:
         }
         self._names = _names(cases)
         self._node = set(cases[0].node)
-        self._settings: Settings | None = None
+        self._config: dict[str, Any] = {}
         self._daemon: Bartizan | None = None
         self._present: dict[str, dict[str, Any]] = {}
         self._namespaces: set[str] = set()
@@ -197,15 +197,15 @@ class Field:
         Raises:
             FieldError: it does not start or does not follow. RefusedError: it refuses a policy.
         """
-        settings = world.case.settings
         self._namespaces = {
             resource.name
             for source in world.case.sources
             for resource in source.resources
             if isinstance(resource, NamespaceObject)
         }
-        if self._daemon is None or settings != self._settings:
-            self._restart(settings)
+        config = _config(world.case)
+        if self._daemon is None or config != self._config:
+            self._restart(config)
         else:
             self._call("DELETE", "/v1/policy", query={"all": "1", "wait": 0})
         self._put_endpoints(world)
@@ -226,29 +226,19 @@ class Field:
             self._put_namespaces(world)
         self._settle(world)
 
-    def _restart(self, settings: Settings) -> None:
+    def _restart(self, config: dict[str, Any]) -> None:
         self._end_stream()
         if self._daemon is not None:
             self._daemon.stop()
             shutil.rmtree(self._daemon.state_dir, ignore_errors=True)
         self._present.clear()
-        config = {
-            "workers": 1,
-            "cluster_name": settings.cluster_name,
-            "policy": {
-                "enforcement": settings.enforcement,
-                "allow_localhost": settings.allow_localhost,
-                "audit": settings.audit,
-            },
-            "flows": {"ring": _RING},
-        }
         try:
             self._daemon = Bartizan(self.lab, config)
             self._daemon.start()
             self.stream = FlowStream(self._daemon.api_socket)
         except (LabError, OSError) as error:
             raise FieldError(f"the daemon does not start: {error}") from error
-        self._settings = settings
+        self._config = config
 
     def _put_endpoints(self, world: World) -> None:
         wanted = {self.name_of(one): self._declared(one) for one in world.endpoints.values()}
@@ -336,6 +326,33 @@ class Field:
         if status >= 400:
             refusal = ApiRefused(status, json.loads(answer))
             raise RefusedError(f"{method} {path}: {refusal}")
+
+
+def _config(case: Case) -> dict[str, Any]:
+    """Return the daemon's configuration for a case."""
+    settings = case.settings
+    return {
+        "workers": 1,
+        "node_name": NODE,
+        "node_labels": list(map("=".join, case.node_labels)),
+        "cluster_name": settings.cluster_name,
+        "host_firewall": settings.host_firewall,
+        "nodes": [
+            {
+                "name": host.name,
+                "addresses": list(map(format_address, host.addresses)),
+                "labels": list(map("=".join, host.node_labels)),
+            }
+            for host in case.hosts
+            if host.node_labels is not None
+        ],
+        "policy": {
+            "enforcement": settings.enforcement,
+            "allow_localhost": settings.allow_localhost,
+            "audit": settings.audit,
+        },
+        "flows": {"ring": _RING},
+    }
 
 
 def _names(cases: Iterable[Case]) -> dict[str, str]:

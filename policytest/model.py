@@ -7,13 +7,14 @@ the kernel, the tracker, the agent, the workers.
 from collections.abc import Iterable, Sequence
 
 from conntrack.address import Prefix, format_address
-from firewall.identities.labels import Label, LabelFilter, LabelSet
+from firewall.agent.nodes import HOSTNAME, host_labels, host_row
+from firewall.agent.nodes import NODE as NODE_SOURCE
+from firewall.identities.labels import Label, LabelFilter, LabelSet, parse_label
 from firewall.identities.local import LocalNumbers, prefix_labels
 from firewall.identities.reserved import (
     CLUSTER_MIN,
     RESERVED_LABELS,
     Reserved,
-    reserved_label,
     reserved_number,
 )
 from firewall.policy.explain import Request as AskedRequest
@@ -31,7 +32,7 @@ from l7proxy.policy import ConnectionJudge, Policy
 from l7proxy.refusals import RequestRefused
 from l7proxy.request import Request, admit
 from policytest.answer import Answer, of_decision, passed, refused_request
-from policytest.case import Case, Check, HttpRequest, Source, Step
+from policytest.case import NODE, Case, Check, HttpRequest, OutsideHost, Source, Step
 from policytest.world import Probe, World
 
 _LIMITS = Limits()
@@ -61,6 +62,9 @@ class Model:
         self._ids: dict[str, int] = {}
         self._policy = Policy()
         self._heads: dict[HttpRequest, Request | RequestRefused] = {}
+        labels = host_labels(NODE, map("=".join, case.node_labels))
+        own = RESERVED_LABELS[Reserved.HOST].with_labels(labels)
+        self._resolver.upsert_identity(int(Reserved.HOST), own)
         self._apply(case.sources)
         self._resolve()
 
@@ -94,11 +98,11 @@ class Model:
         rows = [self._row(title, cache) for title in self.world.endpoints]
         for host in self.world.case.hosts:
             if host.node_labels is not None:
-                labels = [Label("node", key, value) for key, value in host.node_labels]
-                remote = reserved_label(Reserved.REMOTE_NODE.label)
-                number = self._number(LabelSet([*labels, remote]))
+                number = self._number(_remote_labels(host))
                 cache |= dict.fromkeys(map(_host_prefix, host.addresses), number)
         cache |= dict.fromkeys(map(_host_prefix, self.world.case.node), int(Reserved.HOST))
+        if settings.host_firewall:
+            rows.append(host_row(NODE, self.world.case.node, audit=False))
         self._resolver.set_endpoints(rows)
         for prefix in self._resolver.prefixes():
             if prefix not in self._prefixes:
@@ -202,6 +206,13 @@ class Model:
             for probe in self.world.probes(check)
         ]
         return "\n".join(dict.fromkeys(texts))
+
+
+def _remote_labels(host: OutsideHost) -> LabelSet:
+    """Return the labels of another node, its name's included."""
+    labels = [Label(NODE_SOURCE, HOSTNAME, host.name)]
+    labels += [parse_label(f"{key}={value}", NODE_SOURCE) for key, value in host.node_labels or ()]
+    return RESERVED_LABELS[Reserved.REMOTE_NODE].with_labels(labels)
 
 
 def refused_by_proxy(detail: str) -> Answer:

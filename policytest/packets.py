@@ -82,6 +82,8 @@ class PacketJudge:
         """
         self._flows.clear()
         managed = {a for one in self.world.endpoints.values() for a in one.addresses}
+        if self.world.case.settings.host_firewall:
+            managed.update(self.world.case.node)
         found: list[list[tuple[Probe, Answer]]] = [[] for _ in checks]
         packets: list[tuple[int, Probe]] = []
         visits: list[tuple[int, Probe, HttpRequest]] = []

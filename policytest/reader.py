@@ -32,8 +32,10 @@ FILE_FIELDS = (
     "apiVersion", "kind", "settings", "node", "namespaces", "endpoints", "hosts", "policies",
     "steps", "expect", "matrix",
 )  # fmt: skip
-SETTINGS_FIELDS = ("enforcement", "allowLocalhost", "audit", "clusterName", "assume")
-NODE_FIELDS = ("ip", "ips")
+SETTINGS_FIELDS = (
+    "enforcement", "allowLocalhost", "audit", "clusterName", "hostFirewall", "assume",
+)  # fmt: skip
+NODE_FIELDS = ("ip", "ips", "labels")
 NAMESPACE_FIELDS = ("labels",)
 ENDPOINT_FIELDS = ("namespace", "name", "labels", "ip", "ips", "ports", "audit")
 PORT_FIELDS = ("name", "port", "protocol")
@@ -111,9 +113,10 @@ class _Reader:
             _check_type(root, fields)
         settings = self._case_settings(fields.get("settings"))
         self._settings = ReaderSettings(
-            cluster_name=settings.cluster_name, enforceable=ENFORCED.union(settings.assume)
+            cluster_name=settings.cluster_name,
+            enforceable=ENFORCED.union(settings.assume, ["host-policy"] * settings.host_firewall),
         )
-        node = self._node(fields.get("node"))
+        node, node_labels = self._node(fields.get("node"))
         steps = [dict(step.fields(STEP_FIELDS)) for step in _items(fields.get("steps"))]
         # Given addresses first, so that none of those that we choose is one of them.
         for listed in (
@@ -138,6 +141,7 @@ class _Reader:
             file=self._report.file,
             settings=settings,
             node=node,
+            node_labels=node_labels,
             namespaces=namespaces,
             endpoints=endpoints,
             hosts=hosts,
@@ -162,15 +166,21 @@ class _Reader:
             found = replace(found, audit=bool(fields["audit"].boolean()))
         if "clusterName" in fields:
             found = replace(found, cluster_name=fields["clusterName"].text() or "default")
+        if "hostFirewall" in fields:
+            found = replace(found, host_firewall=bool(fields["hostFirewall"].boolean()))
         words = tuple(item.word(CAPABILITIES) or "" for item in _items(fields.get("assume")))
-        return replace(found, assume=tuple(word for word in words if word in CAPABILITIES))
+        return replace(found, assume=tuple(w for w in words if w in CAPABILITIES.keys() - ENFORCED))
 
-    def _node(self, value: Value | None) -> tuple[bytes, ...]:
+    def _node(self, value: Value | None) -> tuple[tuple[bytes, ...], tuple[tuple[str, str], ...]]:
+        """Read the node's addresses, () = to be chosen, and its labels."""
         if value is None:
-            return ()
+            return (), ()
         fields = value.fields(NODE_FIELDS)
+        labels = _node_labels(fields.get("labels"), K8S)
         self._book.reserve(value)
-        return self._book.addresses(fields, "node")
+        if not {"ip", "ips"} & fields.keys():
+            return (), labels
+        return self._book.addresses(fields, "node"), labels
 
     def _namespaces(self, value: Value | None) -> dict[str, dict[str, str]]:
         found: dict[str, dict[str, str]] = {}
@@ -216,7 +226,7 @@ class _Reader:
                 continue
             name = _name_of(fields["name"], "")
             labels = fields.get("nodeLabels")
-            pairs = None if labels is None else tuple(_texts(labels))
+            pairs = None if labels is None else _node_labels(labels, "node")
             if any(name == other.name for other in found):
                 fields["name"].error(f'host "{name}" is given twice')
             addresses = self._book.addresses(fields, f"host:{name}")
@@ -348,10 +358,19 @@ def _name_of(value: Value | None, default: str) -> str:
     return text or default
 
 
-def _texts(value: Value) -> list[tuple[str, str]]:
-    """Return a mapping of texts; a null is the empty text."""
-    read = [(key, "" if item.is_null else item.text()) for key, item in value.pairs().items()]
-    return [(key, text) for key, text in read if text is not None]
+def _node_labels(value: Value | None, source: str) -> tuple[tuple[str, str], ...]:
+    """Read the labels of a node as (key, value); a null is the empty text."""
+    found = []
+    for key, item in _pairs(value).items():
+        text = "" if item.is_null else item.text()
+        if text is None:
+            continue
+        try:
+            parse_label(f"{key}={text}", source)
+        except LabelError as error:
+            item.error(str(error))
+        found.append((key, text))
+    return tuple(found)
 
 
 def _changes(value: Value | None, default_source: str) -> dict[str, str | None]:

@@ -46,8 +46,6 @@ def converted(case):
         "hosts": hosts,
         "policies": [_mended(document) for document in case["policies"]],
     }
-    if any("nodeLabels" in host for host in hosts):
-        test["settings"] = {"assume": ["nodes"]}
     if "expect" in case:
         test["matrix"] = [_matrix(table, order, flipped) for table in case["expect"]]
     keys = [_key(document) for document in case["policies"]]

@@ -128,15 +128,23 @@ def test_a_world_that_cannot_be_is_refused(fields, told):
 
 def test_a_policy_that_the_firewall_would_refuse_is_refused_here():
     """Accepting what is not enforced would make the test a lie."""
-    spec = {"endpointSelector": {}, "egress": [{"toFQDNs": [{"matchName": "a.b"}]}]}
-    [problem] = problems(written(policies=[{**WEB, "spec": spec}]))
+    ingress = [{"fromEndpoints": [{}], "authentication": {"mode": "required"}}]
+    policy = {**WEB, "spec": {"endpointSelector": {}, "ingress": ingress}}
+    [problem] = problems(written(policies=[policy]))
     assert "is not enforced by this version" in problem
-    case = case_of(
-        written(
-            policies=[{**WEB, "spec": spec}], settings={"assume": ["fqdn", "dns"]}, expect=[ALLOWED]
-        )
-    )
-    assert "assumes fqdn" in case.model_only
+    assume = {"assume": ["authentication", "http"]}
+    case = case_of(written(policies=[policy], settings=assume, expect=[ALLOWED]))
+    assert case.model_only == "it assumes authentication, which the firewall does not do"
+
+
+def test_a_policy_for_the_node_needs_the_host_firewall():
+    policy = {"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy"}
+    policy |= {"metadata": {"name": "n"}, "spec": {"nodeSelector": {}, "ingress": [{}]}}
+    [problem] = problems(written(policies=[policy]))
+    assert "host_firewall" in problem
+    check = {**ALLOWED, "to": "node", "verdict": "deny"}
+    settings = {"hostFirewall": True}
+    assert failures(case_of(written(policies=[policy], settings=settings, expect=[check]))) == []
 
 
 def test_files_and_folders_of_policies_are_found_beside_the_test(tmp_path):
