@@ -71,13 +71,13 @@ class World:
         self.configure()
         self.firewall.request("DELETE", "/v1/policy", None, {"all": "1", "wait": 10})
 
-    def configure(self, **policy):
-        """Set live settings of `policy`, as an operator does: file, SIGHUP."""
+    def configure(self, *, host_audit=False, **policy):
+        """Set live settings (of `policy`, and `host_audit`) as an operator does: file, SIGHUP."""
         document = yaml.safe_load(self.firewall.config_path.read_text())
-        wanted = {"extended_protocols": True, **policy}
-        if document["policy"] == wanted:
+        wanted = {"policy": {"extended_protocols": True, **policy}, "host_audit": host_audit}
+        if {name: document.get(name, False) for name in wanted} == wanted:
             return
-        document["policy"] = wanted
+        document |= wanted
         before = self.firewall.get("/v1/status")["revision"]
         self.firewall.config_path.write_text(yaml.safe_dump(document))
         os.kill(self.firewall.process.pid, signal.SIGHUP)
@@ -88,6 +88,11 @@ class World:
             return status["revision"] > before and revisions == {status["revision"]}
 
         eventually(enforced, "the settings are enforced")
+
+    def config_without_host_firewall(self):
+        """The configuration as it is, but for the node."""
+        document = yaml.safe_load(self.firewall.config_path.read_text())
+        return {**document, "host_firewall": False}
 
     def apply(self, *specs, kind="CiliumNetworkPolicy"):
         """Apply a policy of `specs` (YAML text of one rule each)."""
@@ -274,6 +279,21 @@ def test_allow_localhost_is_not_applied_to_host_policies(world):
     world.host_policy("nodeSelector: {}\negress: [{}]")
     flow = world.verdict("node", udp(node, b, 98, token()))
     assert (flow["verdict"], flow["traffic_direction"]) == ("DROPPED", "EGRESS")
+
+
+def test_the_node_is_listed_with_its_enforcement_and_may_be_audited(world):
+    """`host_audit`: what host policy would drop is AUDIT and passes; Cilium: PolicyAuditMode."""
+    w, node = world.host("w"), world.host("node")
+    world.host_policy("nodeSelector: {}\ningress: [{}]")
+    world.configure(host_audit=True)
+    assert world.says("w", tcp(w, node, 22)) == "AUDIT"
+    (row,) = [one for one in world.firewall.get("/v1/endpoint") if one["identity"]["id"] == 1]
+    assert row["labels"] == ["k8s:kubernetes.io/hostname=node", "k8s:role=edge", "reserved:host"]
+    assert row["policy"]["ingress"] == {"enforced": True, "audit": True}
+    assert row["policy"]["egress"] == {"enforced": False, "audit": False}
+    world.configure()
+    assert world.says("w", tcp(w, node, 22)) == "DROPPED"
+    assert "node" in world.firewall.cli("endpoint", "list").stdout
 
 
 # --- other nodes --------------------------------------------------------------------------------
@@ -616,3 +636,29 @@ def test_a_text_with_an_error_changes_nothing(world):
         world.apply("endpointSelector: {}\ningress: [{fromEntities: [wrold]}]")
     assert refused.value.status == 422
     assert world.firewall.get("/v1/policy")["objects"] == []
+
+
+def test_a_daemon_without_the_host_firewall_starts_and_says_what_is_not_enforced(world):
+    """The way out of a lockout: `host_firewall: off`, restart; the policy can then be deleted."""
+    w, node = world.host("w"), world.host("node")
+    world.host_policy("nodeSelector: {}\ningress: [{}]")
+    assert world.says("w", tcp(w, node, 22)) == "DROPPED"
+    before = world.firewall.config_path.read_text()
+    world.firewall.stop()
+    world.firewall.config_path.write_text(yaml.safe_dump(world.config_without_host_firewall()))
+    world.firewall.start()
+    try:
+        told = world.firewall.cli("status").stdout
+        assert "CiliumClusterwideNetworkPolicy/rule" in told
+        with w.capture() as capture:
+            w.send(bytes(tcp(w, node, 22)))
+            capture.expect(lambda data: data[9] == 6 and data[33] & 0x04, what="no RST")
+        with pytest.raises(ApiRefused) as refused:
+            world.host_policy("nodeSelector: {}\ningress: [{}]")
+        assert "needs `host_firewall: on`" in str(refused.value)
+        world.firewall.withdraw("CiliumClusterwideNetworkPolicy", "rule", "")
+        assert "host_firewall" not in world.firewall.cli("status").stdout
+    finally:
+        world.firewall.stop()
+        world.firewall.config_path.write_text(before)
+        world.firewall.start()

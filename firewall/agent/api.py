@@ -175,11 +175,17 @@ class Api:
 
     async def _list_endpoints(self, _: web.Request) -> web.Response:
         rows = [views.endpoint(self._engine, member) for member in self._engine.roster]
+        host = views.host_endpoint(self._engine)
+        rows += [host] if host is not None else []
         return web.json_response(rows)
 
     async def _get_endpoint(self, request: web.Request) -> web.Response:
-        member = self._engine.roster.get(request.match_info["name"])
-        return web.json_response(views.endpoint(self._engine, member))
+        name = request.match_info["name"]
+        if self._engine.roster.find(name) is None and name == self._engine.config.node:
+            host = views.host_endpoint(self._engine)
+            if host is not None:
+                return web.json_response(host)
+        return web.json_response(views.endpoint(self._engine, self._engine.roster.get(name)))
 
     async def _put_endpoint(self, request: web.Request) -> web.Response:
         wait_s = _wait(request)

@@ -26,13 +26,13 @@ from firewall.agent import statefile
 from firewall.agent.bypass import Bypass
 from firewall.agent.config import Config, value
 from firewall.agent.declaration import Declaration
-from firewall.control.journal import fields
 from firewall.agent.nodes import NodeNumbers, host_labels, host_row
 from firewall.agent.numbers import PrefixNumbers
 from firewall.agent.policies import BookChange, Key, PolicyBook
 from firewall.agent.publisher import Publisher, enforced_by_all
 from firewall.agent.roster import Member, Origin, Roster, RosterError
 from firewall.agent.supervisor import Worker
+from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Hello
 from firewall.datapath.kernel import KernelError
 from firewall.datapath.ruleset import EndpointLink, RulesetError
@@ -350,9 +350,21 @@ class Engine:
     def _follow(self, change: BookChange) -> set[str]:
         """Tell the resolver; return the namespaces whose labels may have changed."""
         self.resolver.apply(change.policies)
+        self._note("host_firewall", self._without_host_firewall())
         if change.resources:
             self.resolver.set_resources(self.book.resources.values())
         return {name for kind, _, name in change.resources if kind == "Namespace"}
+
+    def _without_host_firewall(self) -> str:
+        """Name the policies that an earlier life took and that select this node in vain."""
+        if self.config.host_firewall:
+            return ""
+        names = [
+            str(one.key)
+            for one in self.book.repository.objects
+            if any(entry.subject_is_node for entry in one.entries)
+        ]
+        return f"is off, so these are not enforced: {', '.join(names)}" if names else ""
 
     def reconfigure(self, config: Config) -> None:
         """Let settings take effect that workers must know."""

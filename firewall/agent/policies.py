@@ -9,6 +9,7 @@ A text may hold policies and what they name (namespaces, services, CIDR groups):
 with a key here; policies live in the `Repository`, the others in `resources`.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +21,7 @@ from firewall.agent.statefile import StateError
 from firewall.policy.model import ObjectKey, PolicyObject
 from firewall.policy.objects import NamespaceObject, Resource, resource_key
 from firewall.policy.problem import Problem
-from firewall.policy.readers import ReaderSettings, ReadResult, read
+from firewall.policy.readers import SWITCHED, ReaderSettings, ReadResult, read
 from firewall.policy.repository import ChangeKind, Repository, RepositoryChange
 
 Source = Literal["api", "directory"]
@@ -100,6 +101,9 @@ class PolicyBook:
     def restore(self) -> BookChange:
         """Apply what was in force before the restart.
 
+        What a setting has switched off meanwhile stays, so that the daemon starts and the object
+        can be seen and deleted.
+
         Raises:
             StateError: the state file cannot be used.
             InvalidPolicyError: this version refuses what an earlier one took.
@@ -107,8 +111,9 @@ class PolicyBook:
         stored = statefile.read(self._path, "policies", tuple[StoredText, ...], _MEND) or ()
         objects: list[PolicyObject] = []
         resources: list[Resource] = []
+        restored = dataclasses.replace(self._settings, assumed=frozenset(SWITCHED))
         for text in stored:
-            result = self._read(text.text, text.file)
+            result = self._read(text.text, text.file, restored)
             found = _keys(result)
             missing = set(text.keys) - found
             if missing:
@@ -186,9 +191,9 @@ class PolicyBook:
             one.name: one for one in self.resources.values() if isinstance(one, NamespaceObject)
         }
 
-    def _read(self, text: str, file: str) -> ReadResult:
+    def _read(self, text: str, file: str, settings: ReaderSettings | None = None) -> ReadResult:
         """Read a text, all or nothing."""
-        result = read(text, file, settings=self._settings)
+        result = read(text, file, settings=settings or self._settings)
         if result.errors:
             raise InvalidPolicyError(result.problems)
         return result

@@ -10,7 +10,7 @@ from firewall.agent.policies import BookChange, Key, key_row
 from firewall.agent.roster import Member
 from firewall.agent.supervisor import Worker
 from firewall.datapath.kernel import QueueCounters
-from firewall.endpoints.endpoint import Endpoint
+from firewall.identities.labels import NO_LABELS
 from firewall.identities.reserved import CLUSTER_MAX, CLUSTER_MIN, Reserved
 from firewall.policy.model import PolicyObject
 from firewall.policy.objects import Resource, resource_key
@@ -33,17 +33,14 @@ def endpoint(engine: Engine, member: Member) -> Json:
         "namespace": one.namespace,
         "identity": {"id": int(number), "labels": list(labels.strings())},
         "labels": list(one.labels.strings()),
-        "addresses": {
-            "ipv4": [format_address(a) for a in one.addresses if len(a) == 4],
-            "ipv6": [format_address(a) for a in one.addresses if len(a) == 16],
-        },
+        "addresses": _addresses(one.addresses),
         "interface": one.interface,
         "interface_index": one.interface_index,
         "netns": one.netns,
         "state": one.shown_state,
         "failure": one.failure,
         "audit": one.audit,
-        "policy": _enforcement(engine, one),
+        "policy": _enforcement(engine, one.identity, audit=one.audit, revision=one.policy_revision),
         "named_ports": [_port(row) for row in one.named_ports],
         "origin": member.origin,
         "file": member.declaration.place.file if member.origin != "api" else "",
@@ -59,11 +56,48 @@ def endpoint(engine: Engine, member: Member) -> Json:
     }
 
 
-def _enforcement(engine: Engine, one: Endpoint) -> Json:
-    """Return what is enforced for an endpoint by the last snapshot."""
+def host_endpoint(engine: Engine) -> Json | None:
+    """Return this node as an endpoint; None if it is not subject to policy."""
     snapshot = engine.publisher.snapshot
-    row = next((row for row in snapshot.policies if row.identity == one.identity), None)
-    audit = one.audit or snapshot.settings.policy_audit_mode
+    one = next((row for row in snapshot.endpoints if row.identity == Reserved.HOST), None)
+    if one is None:
+        return None
+    labels = list((engine.registry.lookup(Reserved.HOST) or NO_LABELS).strings())
+    revision = snapshot.policy_revision
+    return {
+        "id": one.id,
+        "name": one.name,
+        "namespace": "",
+        "identity": {"id": int(Reserved.HOST), "labels": labels},
+        "labels": labels,
+        "addresses": _addresses(one.addresses),
+        "interface": "",
+        "interface_index": 0,
+        "netns": "",
+        "state": "ready",
+        "failure": "",
+        "audit": one.audit,
+        "policy": _enforcement(engine, one.identity, audit=one.audit, revision=revision),
+        "named_ports": [],
+        "origin": "config",
+        "file": "",
+        "log": [],
+    }
+
+
+def _addresses(addresses: Iterable[bytes]) -> Json:
+    texts = [(len(address), format_address(address)) for address in addresses]
+    return {
+        "ipv4": [text for length, text in texts if length == 4],
+        "ipv6": [text for length, text in texts if length == 16],
+    }
+
+
+def _enforcement(engine: Engine, identity: int | None, *, audit: bool, revision: int) -> Json:
+    """Return what is enforced for an identity's endpoint by the last snapshot."""
+    snapshot = engine.publisher.snapshot
+    row = next((row for row in snapshot.policies if row.identity == identity), None)
+    audit = audit or snapshot.settings.policy_audit_mode
 
     def direction(found: DirectionRow | None) -> Json:
         enforced = found is not None and found.enforced
@@ -72,7 +106,7 @@ def _enforcement(engine: Engine, one: Endpoint) -> Json:
     return {
         "ingress": direction(row.ingress if row is not None else None),
         "egress": direction(row.egress if row is not None else None),
-        "revision": one.policy_revision,
+        "revision": revision,
     }
 
 

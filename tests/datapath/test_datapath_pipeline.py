@@ -7,6 +7,7 @@ from datapath_world import (
     A6,
     B4,
     B6,
+    HERE,
     ICMP,
     ICMPV6,
     ON_A,
@@ -26,11 +27,14 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.packet import Raw
 
+from conntrack.address import parse_address
 from conntrack.packet import Fault
 from conntrack.tracker import Tracker
 from firewall.datapath.events import packet_event
 from firewall.datapath.pipeline import FAULT_REASON, PREROUTING, Pipeline
 from firewall.datapath.verdict import ACCEPT, QUIETLY, Drop, PassOn, Redirect
+from firewall.policy.model import Action, Tier
+from firewall.policy.snapshot import DirectionRow, EndpointRow, EntryRow, PolicyRow
 from firewall.policy.verdict import DropReason, Verdict
 from firewall.policy.view import View
 
@@ -436,3 +440,60 @@ def test_everything_is_counted():
 
 def test_the_snapshot_of_the_test_world_is_valid():
     assert snapshot().revision == 1
+
+
+NODE = "10.0.0.254"
+NOWHERE = "10.8.8.8"
+
+
+def node_world(*, workers=1, closed=True):
+    """A world whose node is an endpoint that b alone may reach, or (`closed` False) everybody."""
+    world = World(workers=workers, local_addresses=(parse_address(NODE),))
+    host = EndpointRow(65_536, "node", "", 1, (parse_address(NODE),))
+    entry = EntryRow(Action.ALLOW, Tier.NORMAL, 0.0, 1002 if closed else 0, 0, 0, 65535, "", -1, 0)
+    ingress = DirectionRow(True, True, (entry,), (0,))
+    policy = PolicyRow(1, ingress, DirectionRow(False, False))
+    known = snapshot(closed=(), local_addresses=(parse_address(NODE),))
+    world.pipeline.view = View(
+        msgspec.structs.replace(
+            known, endpoints=(*known.endpoints, host), policies=(*known.policies, policy)
+        )
+    )
+    return world
+
+
+def middle(source, destination, flags="PA"):
+    return ip(source, destination) / inet.TCP(sport=4000, dport=22, flags=flags, seq=5, ack=9)
+
+
+def test_the_node_is_asked_about_as_an_endpoint():
+    """Host firewall: its ingress counts for endpoints and for the world."""
+    world = node_world()
+    assert world.b(syn(B4, NODE)).verdict is ACCEPT
+    for decision in (world.a(syn(A4, NODE)), world.w(syn(W4, NODE))):
+        assert decision.verdict == Drop(DropReason.POLICY_DENIED)
+
+
+def test_a_connection_of_the_node_may_be_older_than_we_are_where_policy_allows_it():
+    """A remote login survives the start of the firewall; a segment that opens is tracked."""
+    assert node_world(closed=False).w(middle(W4, NODE)).verdict is ACCEPT
+    assert node_world(closed=False).at(HERE, middle(NODE, W4)).verdict is ACCEPT
+    refused = node_world().w(middle(W4, NODE)).verdict
+    assert isinstance(refused, Drop)
+    assert isinstance(node_world(closed=False).w(middle(W4, NODE, "SA")).verdict, Drop)
+
+
+def test_between_an_endpoint_and_the_node_a_flow_begins_at_its_beginning():
+    """Only what concerns the node alone is older than we are."""
+    assert isinstance(node_world(closed=False).a(middle(A4, NODE)).verdict, Drop)
+    assert isinstance(node_world(closed=False).w(middle(W4, A4)).verdict, Drop)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_node_may_report_errors_about_flows_that_nobody_manages(workers):
+    """Time exceeded for a packet that is only forwarded here; the other way it stays a misfit."""
+    error = ip(NODE, W4) / inet.ICMP(type=11) / udp(W4, NOWHERE)
+    sent = node_world(workers=workers).at(HERE, error).verdict
+    assert sent == (ACCEPT if workers == 1 else PassOn(ACCEPT))
+    back = node_world().w(ip(W4, NODE) / inet.ICMP(type=11) / udp(NODE, NOWHERE)).verdict
+    assert isinstance(back, Drop)
