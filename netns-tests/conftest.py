@@ -1,6 +1,6 @@
 """The harness: every test gets namespaces of its own, inside one enclosure around the whole run.
 
-Run by `make netns` or `python -m lab.enclosure -- pytest netns-tests`. What the kernel or the
+Run by `make netns-test` or `python -m lab.enclosure -- pytest netns-tests`. What the kernel or the
 machine lacks skips the tests that need it, by name; with NETNS_REQUIRED=1 it fails them.
 """
 
@@ -87,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     if enclosure.mode() is None and not session.config.option.collectonly:
         pytest.exit(
-            "netns-tests need private namespaces: run `make netns` or\n"
+            "netns-tests need private namespaces: run `make netns-test` or\n"
             "  python -m lab.enclosure -- python -m pytest netns-tests",
             returncode=enclosure.CANNOT,
         )
