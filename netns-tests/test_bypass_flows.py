@@ -5,6 +5,9 @@ and the worker's words.
 """
 
 import contextlib
+import json
+import signal
+import time
 
 import datapath_rig
 import pytest
@@ -21,8 +24,12 @@ from traffic import (
     parsed,
     tcp,
     token,
+    udp,
 )
 
+from firewall.control.messages import Hold
+from firewall.datapath.marks import Marks
+from firewall.datapath.offload import AGAIN_COUNT
 from firewall.policy.verdict import DropReason
 
 rig = datapath_rig.rig
@@ -168,3 +175,136 @@ def test_a_known_tuple_from_another_interface_is_spoofed(rig):
         assert exchange(client, server, last)
         capture.expect(carries(last), DEADLINE_S)
         assert not any(payload in data for data in capture.packets)
+
+
+# --- generations ------------------------------------------------------------------------------
+
+
+def test_a_generation_that_wraps_around_revives_no_old_permission(bypassing):
+    """A flow that is silent while the numbers go once around: its mark has gone meanwhile."""
+    around = Marks().number_count
+    with opened(bypassing) as (client, server):
+        bypassing.publish()  # nothing is allowed any more; the kernel carries the flow still
+        assert exchange(client, server, token())
+        (mark,) = marks(bypassing)
+        first = bypassing.generation + 1
+        bypassing.kernel(
+            "from dataclasses import replace",
+            f"for number in range({first}, {first + around - 1}):",
+            "    kernel.set_generation(replace(config, generation=number))",
+        )
+        assert marks(bypassing) == [mark]
+        bypassing.generation += around
+        bypassing.set_generation()
+        rules = bypassing.lab.node.run(["iptables-save", "-t", "mangle"]).stdout
+        assert f"-m connmark ! --mark {mark:#x}/0xff000000 -j RETURN" in rules  # the same number
+        assert marks(bypassing) == []
+        server.settimeout(1.0)
+        assert not exchange(client, server, token())
+        bypassing.dropped(DropReason.POLICY_DENIED)
+
+
+def test_a_mark_of_another_generation_is_not_saved(bypassing):
+    """A worker of an older snapshot cannot give the kernel anything."""
+    bypassing.generation += 1
+    bypassing.set_generation()
+    a, b = bypassing.lab.host("a"), bypassing.lab.host("b")
+    with Echo(b, 80) as server, a.connect(b.address4, 80) as client:
+        accepted = server.accept()
+        for _ in range(3 * ENOUGH):
+            assert exchange(client, accepted, token())
+        assert marks(bypassing) == []
+        bypassing.publish(Rule("a", "b"))
+        for _ in range(AGAIN_COUNT):
+            assert exchange(client, accepted, token())
+        assert marks(bypassing) == [0x0C000000]
+
+
+def test_our_own_changes_lose_no_packet_that_waits(bypassing):
+    """A slow worker, and meanwhile every kind of update that we make."""
+    a, b = bypassing.lab.host("a"), bypassing.lab.host("b")
+    for link in bypassing.links:
+        link.say(Hold(0.05))
+    with b.capture() as capture:
+        payloads = [token() for _ in range(40)]
+        for payload in payloads:
+            a.send(bytes(udp(a, b, 53, payload)))
+        for _ in range(2):
+            bypassing.generation += 1
+            bypassing.set_generation()
+            bypassing.update_sets()
+            bypassing.kernel("kernel.install(config)")
+        (depth,) = json.loads(bypassing.kernel("print([q.depth for q in kernel.read_queues()])"))
+        assert depth > 0, "the worker was not slow enough to show anything"
+        for payload in payloads:
+            capture.expect(carries(payload), DEADLINE_S)
+    assert bypassing.metric("verdict_refused_count_total") == 0
+
+
+def test_losses_by_others_changes_are_counted(bypassing):
+    """Deleting any base chain of nft makes the kernel drop what waits; the verdicts fail."""
+    a, b = bypassing.lab.host("a"), bypassing.lab.host("b")
+    for link in bypassing.links:
+        link.say(Hold(0.05))
+    for _ in range(10):
+        a.send(bytes(udp(a, b, 53, token())))
+    nft = "add table ip other; add chain ip other c { type filter hook forward priority 5; }"
+    bypassing.lab.node.run(["nft", nft], check=True)
+    bypassing.lab.node.run(["nft", "delete table ip other"], check=True)
+    for link in bypassing.links:
+        link.say(Hold(0.0))
+    eventually(lambda: bypassing.metric("verdict_refused_count_total") > 0, "it is counted")
+
+
+# --- who lives how long -----------------------------------------------------------------------
+
+
+def flags(rig) -> dict[str, list[str]]:
+    """The flags of the flows that the workers know, by destination."""
+    return {str(row["destination"]): row["flags"] for row in rig.ask("conntrack")}
+
+
+def test_a_carried_flow_lives_as_long_as_the_kernels_entry(bypassing):
+    """Not shorter, though nothing of it is seen here; not longer, though nobody says its end."""
+    node, a, b = bypassing.lab.node, bypassing.lab.host("a"), bypassing.lab.host("b")
+    path = "net.netfilter.nf_conntrack_udp_timeout"
+    node.run(["sysctl", "-w", f"{path}=4", f"{path}_stream=4"], check=True)
+    where = f"{b.address4}:53"
+    with a.datagram() as client, b.datagram(53) as server:
+        server.settimeout(DEADLINE_S)
+        for _ in range(ENOUGH):
+            client.sendto(b"question", (b.address4, 53))
+            server.sendto(b"answer", server.recvfrom(100)[1])
+        assert "OFFLOAD" in flags(bypassing)[where]
+        until = time.monotonic() + 6.0
+        while time.monotonic() < until:  # the kernel alone sees these
+            client.sendto(b"more", (b.address4, 53))
+            assert server.recv(100) == b"more"
+        assert "OFFLOAD" in flags(bypassing)[where]
+    fell_silent = time.monotonic()
+    eventually(lambda: where not in flags(bypassing), "it has ended", 10.0, every_s=0.2)
+    assert 3.0 < time.monotonic() - fell_silent < 7.0
+
+
+def test_a_flow_whose_kernel_entry_is_deleted_goes_on(bypassing):
+    """`conntrack -F` by an operator breaks nothing: the worker knows the flow."""
+    with opened(bypassing) as (client, server):
+        bypassing.lab.node.run(["conntrack", "-F"], check=True)
+        assert marks(bypassing) == []
+        for _ in range(2 * AGAIN_COUNT):
+            assert exchange(client, server, token())
+        eventually(lambda: marks(bypassing), "it is carried again")
+
+
+def test_a_new_worker_knows_which_flows_are_carried(bypassing):
+    """kill -9, and data goes on while nobody listens to the queue."""
+    with opened(bypassing) as (client, server):
+        bypassing.stop(signal.SIGKILL)
+        for _ in range(20):
+            assert exchange(client, server, token())
+        bypassing.start()
+        where = ":".join(map(str, server.getsockname()))
+        assert "OFFLOAD" in flags(bypassing)[where]
+        for _ in range(20):
+            assert exchange(client, server, token())
+    eventually(lambda: where not in flags(bypassing), "its end is noticed", 15.0, every_s=0.2)

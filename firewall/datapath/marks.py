@@ -21,7 +21,7 @@ DEFAULT_MASK = 0xFF000000
 """The bits of a mark that are ours unless configured otherwise."""
 
 KIND_BITS = 3
-"""Width of the kind: room for 8, of which 7 are used."""
+"""Width of the kind: room for 8, and all are used."""
 
 MIN_BITS = KIND_BITS + 2
 """Narrowest mask: four generations, so that a flow cannot return to its own by two changes."""
@@ -42,6 +42,8 @@ class Kind(IntEnum):
     """Set by a worker's verdict, saved to the connmark: accept this flow in the kernel."""
     PASS_ON = 5
     """Set by a worker's verdict (with repeat): worker `number` shall look at the packet too."""
+    DEFERRED = 7
+    """Set by a worker's verdict: decide again where the destination has been translated."""
     SUSPECT = 6
     """Set by our rules on the way to a worker: the kernel's conntrack calls the packet INVALID."""
 
@@ -109,9 +111,8 @@ class Marks:
         return mark & ~self.mask & 0xFFFFFFFF | self.of(kind, number).value
 
     def kind(self, mark: int) -> Kind:
-        """Return what a packet's mark means to us; kinds not in use read as NONE."""
-        field = (mark & self.mask) >> self._shift & ((1 << KIND_BITS) - 1)
-        return Kind(field) if field <= Kind.SUSPECT else Kind.NONE
+        """Return what a packet's mark means to us."""
+        return Kind((mark & self.mask) >> self._shift & ((1 << KIND_BITS) - 1))
 
     def number(self, mark: int) -> int:
         """Return the generation or worker that a packet's mark carries."""

@@ -38,6 +38,7 @@ from firewall.datapath.offload import Offloaded, is_unusual
 from firewall.datapath.ruling import Ground, Ruling
 from firewall.datapath.verdict import (
     ACCEPT,
+    DEFERRING,
     OFFLOAD,
     OFFLOADING,
     QUIETLY,
@@ -48,11 +49,13 @@ from firewall.datapath.verdict import (
     Redirect,
     Report,
 )
+from firewall.identities.reserved import Reserved
 from firewall.policy.verdict import DropReason
 from firewall.policy.view import Decision, View
 
 PREROUTING: Final = 0  # NF_INET_PRE_ROUTING, linux/netfilter.h
-OUTPUT: Final = 3  # NF_INET_LOCAL_OUT
+FORWARD: Final = 2  # NF_INET_FORWARD; INPUT is 1
+OUTPUT: Final = 3  # NF_INET_LOCAL_OUT; POSTROUTING is 4
 
 FAULT_REASON: Final = {
     Fault.TRUNCATED: DropReason.CT_TRUNCATED_OR_INVALID_HEADER,
@@ -75,6 +78,10 @@ _BESIDE_PROXY: Final = Drop(
 _UNSEEN: Final = Drop(
     DropReason.INVALID_PACKET_DROPPED, "does not fit what the kernel has seen of its flow"
 )
+_TRANSLATED: Final = Drop(
+    DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL,
+    "the destination is translated, which the proxy cannot follow",
+)
 _TABLE_FULL: Final = Drop(DropReason.CT_MAP_INSERTION_FAILED, "the table of flows is full")
 _INVALID: Final = CtState.INVALID  # a member of an enum costs 50 ns on CPython 3.11, a global 5
 _FLAG_MASK: Final = int(TcpFlag.SYN | TcpFlag.RST | TcpFlag.ACK)
@@ -87,10 +94,12 @@ class PipelineSettings(NamedTuple):
         worker_count: how many workers share the traffic; an ICMP error may belong to another's
             flow, if there are others.
         bypass: the kernel may carry flows that need no look.
+        defers: packets come again after the routing decision, if they are deferred (NAT).
     """
 
     worker_count: int = 1
     bypass: bool = False
+    defers: bool = False
 
 
 ALONE: Final = PipelineSettings()
@@ -182,7 +191,7 @@ class Pipeline:
         Args:
             payload: the packet from its IP header on, perhaps only its head.
             interface_index: where it arrived; 0 = sent by this node.
-            hook: PREROUTING or OUTPUT.
+            hook: PREROUTING or OUTPUT; of translated flows also FORWARD, INPUT, POSTROUTING.
             now: monotonic seconds.
             complete: False if `payload` was cut.
             suspect: the kernel's tracker calls it INVALID.
@@ -197,7 +206,7 @@ class Pipeline:
             return self._drop(_NOT_READY, Arrival(packet, source, interface_index, hook))
         if packet.protocol == ICMPV6 and packet.icmp_type in DISCOVERY:
             return self._link_message(ground, Arrival(packet, source, interface_index, hook))
-        if hook == PREROUTING and ground.homes.get(source) != interface_index:
+        if hook <= FORWARD and ground.homes.get(source) != interface_index:
             source, refused = ground.admission.check(packet, interface_index)
             if refused is not None:
                 return self._drop(refused, Arrival(packet, source, interface_index, hook))
@@ -279,7 +288,11 @@ class Pipeline:
         port = policy_port(packet)
         ruling = ground.rule(arrival.source, packet.destination, packet.protocol, port)
         if isinstance(ruling.verdict, Drop):
+            if self.settings.defers and _may_be_translated(ground, arrival):
+                return DEFERRING
             return self._drop(ruling.verdict, arrival, tracked, ruling.decision)
+        if isinstance(ruling.verdict, Redirect) and arrival.hook not in {PREROUTING, OUTPUT}:
+            return self._drop(_TRANSLATED, arrival, tracked, ruling.decision)
         entry = self.tracker.confirm(tracked, now)
         if entry is None:
             return self._drop(_TABLE_FULL, arrival, tracked, ruling.decision)
@@ -378,11 +391,21 @@ def _refused(ruling: Ruling, tracked: Tracked, entry: Entry, arrival: Arrival) -
         return verdict  # also for what does not fit: the lost permission is what matters
     misfit = tracked.ctstate is _INVALID
     if isinstance(verdict, Redirect):
+        if arrival.hook not in {PREROUTING, OUTPUT}:
+            return _TRANSLATED
         if arrival.packet.key == entry.key or arrival.hook == OUTPUT:
             return None
         if not misfit:
             return _BESIDE_PROXY
     return Drop(DropReason.INVALID_PACKET_DROPPED, tracked.reason) if misfit else None
+
+
+def _may_be_translated(ground: Ground, arrival: Arrival) -> bool:
+    """Say whether the nat table may give a first packet another destination yet."""
+    there = ground.view.endpoint_at(arrival.packet.destination)
+    # The node's own address often stands for others: forwarded ports.
+    fixed = there is not None and there.identity != Reserved.HOST
+    return arrival.hook == PREROUTING and not fixed
 
 
 def _report(

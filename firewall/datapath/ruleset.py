@@ -12,21 +12,41 @@ ipsets, so that adding an endpoint changes no rule. hash:net,iface holds at most
 one network (ipset(8)); the endpoints' interfaces, all under 0/0 and ::/0, are therefore spread over
 as many sets as needed, gathered in one list:set.
 
-    a packet in PREROUTING                              rule
+    a packet in PREROUTING, the node's or forwarded     rule
     loopback, unless on its way to the proxy            RETURN
     marked TO_PROXY by a worker                         TPROXY to the proxy's port (or dropped)
     marked PASS_ON by a worker                          the named worker's queue
+    marked DEFERRED by a worker                         RETURN: see FORWARD and INPUT
     marked OFFLOAD by a worker                          connmark OFFLOAD and generation; ACCEPT
     established, connmark of this generation            ACCEPT: the bypass, see below
     INVALID to the kernel's conntrack                   mark SUSPECT, then as any other
     of an established socket of the proxy               mark LOCAL (not if its source is spoofed)
+    of a flow whose destination is translated; reply    RETURN: see FORWARD and INPUT
+        to a translated source
     managed source or destination, endpoint interface   NFQUEUE, balanced by address pair
 
     a packet in OUTPUT
     loopback; sent by the proxy; on its way to it       RETURN
     marked PASS_ON by a worker                          the named worker's queue
     OFFLOAD, established, INVALID                       as above
+    to a translated destination                         RETURN: see POSTROUTING
     managed source or destination, endpoint interface   NFQUEUE
+
+    a packet in FORWARD or INPUT
+    marked PASS_ON, OFFLOAD                             as above
+    marked DEFERRED by a worker                         NFQUEUE
+    of a translated flow, see PREROUTING                the bypass, or NFQUEUE if managed as above
+
+    a packet in POSTROUTING
+    from this node to a translated destination          as in FORWARD
+
+Translation (NAT). The nat table comes after mangle in PREROUTING and OUTPUT, and translates sources
+only in POSTROUTING. In FORWARD and INPUT, both directions of a flow bear the addresses of its real
+ends, and policy is about those; so that is where translated flows are decided. Of a first packet
+nobody knows in PREROUTING whether its destination will be translated. If policy would drop it, and
+its destination is not managed, it is DEFERRED: decided in FORWARD or INPUT, whatever it is then.
+If policy accepts it and it is translated all the same, FORWARD decides once more. TPROXY works only
+in PREROUTING: a translated destination that needs the L7 proxy is dropped.
 
 The bypass. A worker marks one packet of an established flow that needs no more looking at OFFLOAD
 and repeats it; if the mark bears the present generation, it is saved to the flow's connmark (bits
@@ -56,7 +76,7 @@ from firewall.datapath.marks import Kind, Marks
 
 CHAIN_PREFIX = "BARTIZAN-"
 SET_PREFIX = "bartizan-"
-HOOKS = ("PREROUTING", "OUTPUT")
+HOOKS = ("PREROUTING", "OUTPUT", "FORWARD", "INPUT", "POSTROUTING")
 INTERFACES_PER_SET = 64
 """Elements of one network that hash:net,iface accepts (ipset(8); seen on Linux 6.18)."""
 
@@ -64,7 +84,14 @@ _SOCKET = f"{CHAIN_PREFIX}SOCKET"
 _LOCAL = f"{CHAIN_PREFIX}LOCAL"
 _OFFLOAD = f"{CHAIN_PREFIX}OFFLOAD"
 _BYPASS = f"{CHAIN_PREFIX}BYPASS"
-_CHAINS = (*(CHAIN_PREFIX + hook for hook in HOOKS), _SOCKET, _LOCAL, _OFFLOAD, _BYPASS)
+_TRANSLATED = f"{CHAIN_PREFIX}TRANSLATED"
+_DEFERRED = f"{CHAIN_PREFIX}DEFERRED"
+_CHAINS = (
+    *(CHAIN_PREFIX + hook for hook in HOOKS),
+    *(_SOCKET, _LOCAL, _OFFLOAD, _BYPASS, _TRANSLATED, _DEFERRED),
+)
+_DNAT = "-m conntrack --ctstate DNAT"
+_SNAT_REPLY = "-m conntrack --ctstate SNAT --ctdir REPLY"
 _MAX_ELEMENTS = 1 << 20  # a bound against mistakes; ipset allocates as it fills
 _LIST_SIZE = 1024  # sets in the list: 512 * 64 interfaces per family
 
@@ -159,6 +186,7 @@ def install_text(config: RulesetConfig, family: Family, saved: str) -> str:
     lines = ["*mangle", *(f":{chain} - [0:0]" for chain in _CHAINS)]
     lines += _prerouting(config, family)
     lines += _output(config, family)
+    lines += _translated(config, family)
     lines += _socket_chains(config, family)
     lines += _generation_chains(config, family)
     for hook in HOOKS:
@@ -225,15 +253,45 @@ def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
             f"--on-ip {loopback} --tproxy-mark {config.marks.of(Kind.LOCAL)}"
         )
     yield f"{rule} -m mark --mark {to_proxy} -j DROP"
+    yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j RETURN"
     yield from _passed_on(config, rule)
     yield from _offloaded(config, rule)
     yield f"{rule} -p tcp -m tcp ! --syn -m socket --transparent -j {_SOCKET}"
     for message in _path_messages(family):
         yield f"{rule} {message} -m socket --transparent -j {_SOCKET}"
+    yield f"{rule} {_DNAT} -j RETURN"
+    yield f"{rule} {_SNAT_REPLY} -j RETURN"
+    yield from _queued(config, family, rule)
+
+
+def _queued(config: RulesetConfig, family: Family, rule: str) -> Iterator[str]:
+    """Yield what queues a packet that arrived, if it concerns an endpoint."""
     queue = _queue(config)
     yield f"{rule} -m set --match-set {_managed_set(family)} src -j {queue}"
     yield f"{rule} -m set --match-set {_managed_set(family)} dst -j {queue}"
     yield f"{rule} -m set --match-set {_INTERFACES} src,src -j {queue}"
+
+
+def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
+    """Yield the rules for packets whose addresses are being translated."""
+    for hook in ("FORWARD", "INPUT"):
+        rule = f"-A {CHAIN_PREFIX}{hook}"
+        yield from _passed_on(config, rule)
+        yield f"{rule} -m mark --mark {config.marks.any_of(Kind.OFFLOAD)} -j {_OFFLOAD}"
+        yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j {_DEFERRED}"
+        yield f"{rule} {_DNAT} -j {_TRANSLATED}"
+        yield f"{rule} {_SNAT_REPLY} -j {_TRANSLATED}"
+    rule = f"-A {CHAIN_PREFIX}POSTROUTING"
+    yield f"{rule} -o lo -j RETURN"
+    yield f"{rule} -m mark --mark {config.marks.of(Kind.FROM_PROXY)} -j RETURN"
+    yield from _passed_on(config, rule)
+    yield f"{rule} -m mark --mark {config.marks.any_of(Kind.OFFLOAD)} -j {_OFFLOAD}"
+    # Of what is forwarded, FORWARD has decided already.
+    yield f"{rule} {_DNAT} --ctdir ORIGINAL -m addrtype --src-type LOCAL -j {_TRANSLATED}"
+    yield from _carried(config, f"-A {_TRANSLATED}")
+    yield from _queued(config, family, f"-A {_TRANSLATED}")
+    yield f"-A {_DEFERRED} -j MARK --set-xmark {config.marks.of(Kind.NONE)}"
+    yield f"-A {_DEFERRED} -j {_queue(config)}"
 
 
 def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
@@ -245,6 +303,7 @@ def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
     yield f"{rule} -m mark --mark {config.marks.of(Kind.TO_PROXY)} -j RETURN"
     yield from _passed_on(config, rule)
     yield from _offloaded(config, rule)
+    yield f"{rule} {_DNAT} --ctdir ORIGINAL -j RETURN"
     queue = _queue(config)
     yield f"{rule} -m set --match-set {_managed_set(family)} dst -j {queue}"
     yield f"{rule} -m set --match-set {_managed_set(family)} src -j {queue}"
@@ -269,10 +328,16 @@ def _offloaded(config: RulesetConfig, rule: str) -> Iterator[str]:
     """Yield the way of packets of flows that the kernel carries, or shall carry."""
     offload = config.marks.any_of(Kind.OFFLOAD)
     yield f"{rule} -m mark --mark {offload} -j {_OFFLOAD}"
-    yield f"{rule} -m conntrack --ctstate ESTABLISHED -m connmark --mark {offload} -j {_BYPASS}"
+    yield from _carried(config, rule)
     # For flows of which it has not seen every packet, a worker relies on the kernel's opinion.
     suspect = config.marks.of(Kind.SUSPECT)
     yield f"{rule} -m conntrack --ctstate INVALID -j MARK --set-xmark {suspect}"
+
+
+def _carried(config: RulesetConfig, rule: str) -> Iterator[str]:
+    """Yield the way of packets of flows that the kernel may carry."""
+    offload = config.marks.any_of(Kind.OFFLOAD)
+    yield f"{rule} -m conntrack --ctstate ESTABLISHED -m connmark --mark {offload} -j {_BYPASS}"
 
 
 def _generation_chains(config: RulesetConfig, family: Family) -> Iterator[str]:

@@ -38,6 +38,10 @@ class Offload(NamedTuple):
     """Let the packet go on, and have the kernel accept its flow's further packets."""
 
 
+class Defer(NamedTuple):
+    """Decide again after the routing decision, when translated addresses are known."""
+
+
 class PassOn(NamedTuple):
     """Let the next worker look: the packet may belong to a flow that only it tracks.
 
@@ -48,7 +52,7 @@ class PassOn(NamedTuple):
     otherwise: Accept | Drop
 
 
-PacketVerdict = Accept | Drop | Redirect | PassOn | Offload
+PacketVerdict = Accept | Drop | Redirect | PassOn | Offload | Defer
 
 
 class Report(NamedTuple):
@@ -93,6 +97,9 @@ OFFLOAD: Final = Offload()
 
 QUIETLY: Final = PacketDecision(ACCEPT, None)
 """One more packet of an accepted flow: shared, because nearly every packet gets it."""
+
+DEFERRING: Final = PacketDecision(Defer(), None)
+"""To be decided later; nothing has happened yet."""
 
 OFFLOADING: Final = PacketDecision(OFFLOAD, None)
 """The same, with the flow given to the kernel."""

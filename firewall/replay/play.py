@@ -28,6 +28,7 @@ from firewall.datapath.ruling import Ruling
 from firewall.datapath.verdict import (
     ACCEPT,
     Accept,
+    Defer,
     Drop,
     Offload,
     PacketDecision,
@@ -189,8 +190,8 @@ class Replay:
 
 def _final(decision: PacketDecision) -> Accept | Drop | Redirect:
     verdict = decision.verdict
-    if isinstance(verdict, Offload):
-        return ACCEPT
+    if isinstance(verdict, Offload | Defer):
+        return ACCEPT  # neither comes here: this pipeline may do neither
     return verdict.otherwise if isinstance(verdict, PassOn) else verdict
 
 
