@@ -13,7 +13,7 @@ from conntrack.keys import tuple_of_key
 from conntrack.packet import Packet
 from conntrack.sctp_states import SctpState
 from conntrack.tcp_states import TcpState
-from conntrack.tcp_window import Window
+from conntrack.tcp_window import Window, pack, unpack
 
 
 class CtState(IntEnum):
@@ -53,7 +53,8 @@ class Entry:
         reply_packets: packets confirmed, REPLY direction.
         original_bytes: their IP lengths summed.
         reply_bytes: their IP lengths summed.
-        windows: TCP only: what each side has sent and may send; None while unknown.
+        windows: TCP only: what each side has sent and may send; None while unknown or packed.
+        packed: the windows as bytes, while nobody needs them; None if they are not packed.
         memory: what the protocol's machine must remember besides; only it knows the meaning.
         decision: the caller's; the tracker never reads it.
         revision: the caller's; the tracker never reads it.
@@ -71,6 +72,7 @@ class Entry:
         "offloaded",
         "original_bytes",
         "original_packets",
+        "packed",
         "protocol",
         "rank",
         "reply_bytes",
@@ -97,10 +99,23 @@ class Entry:
         self.original_bytes = 0
         self.reply_bytes = 0
         self.windows: tuple[Window, Window] | None = None
+        self.packed: bytes | None = None
         self.memory: tuple[int, ...] | None = None
         self.decision: object | None = None
         self.revision = 0
         self.offloaded = False
+
+    def pack(self) -> None:
+        """Keep the windows as bytes until `unpack`: a flow that rests takes half the memory."""
+        if self.windows is not None:
+            self.packed = pack(self.windows)
+            self.windows = None
+
+    def unpack(self) -> None:
+        """Make the windows ready for the next segment."""
+        if self.packed is not None:
+            self.windows = unpack(self.packed)
+            self.packed = None
 
     @property
     def original(self) -> FlowTuple:

@@ -20,6 +20,7 @@ A `Window` is a value: a segment makes new ones, and they become the flow's only
 confirmed. Sequence numbers are modulo 2**32 (RFC 9293 section 3.4); windows are bytes.
 """
 
+from struct import Struct
 from typing import Final, NamedTuple
 
 MODULUS_MASK: Final = 0xFFFFFFFF  # sequence numbers have 32 bits
@@ -68,6 +69,40 @@ class Window(NamedTuple):
 
 
 UNKNOWN: Final = Window(0, 0, 0, 0, 0, 0, 0, NO_FIN)
+
+
+_SIDE: Final = Struct("!IIIIIIBB")
+_FIN_KNOWN: Final = 0x80  # in the byte of the scale, which is at most 14
+_LARGEST: Final = 0xFFFFFFFF
+
+
+def pack(windows: tuple[Window, Window]) -> bytes:
+    """Both windows (original, reply) in 26 bytes each; the second is left out while unknown.
+
+    As tuples of numbers they take 240 to 500 bytes, which is most of what a flow takes.
+    """
+    original, reply = windows
+    return _pack_side(original) + (b"" if reply == UNKNOWN else _pack_side(reply))
+
+
+def _pack_side(window: Window) -> bytes:
+    end, max_end, max_window, max_ack, scale, flags, initial, fin = window
+    if fin >= 0:
+        scale |= _FIN_KNOWN
+    max_window = min(max_window, _LARGEST)
+    return _SIDE.pack(end, max_end, max_window, max_ack, initial, fin & _LARGEST, scale, flags)
+
+
+def unpack(data: bytes) -> tuple[Window, Window]:
+    """The windows that `pack` made the bytes of."""
+    reply = UNKNOWN if len(data) == _SIDE.size else _unpack_side(data, _SIDE.size)
+    return _unpack_side(data, 0), reply
+
+
+def _unpack_side(data: bytes, at: int) -> Window:
+    end, max_end, max_window, max_ack, initial, fin, scale, flags = _SIDE.unpack_from(data, at)
+    fin = fin if scale & _FIN_KNOWN else NO_FIN
+    return make(end, max_end, max_window, max_ack, scale & ~_FIN_KNOWN, flags, initial, fin)
 
 
 def make(  # noqa: PLR0917 -- twice per segment: keywords cost

@@ -18,6 +18,7 @@ opens a flow), reassembly (packets arrive whole).
 Time is the caller's monotonic clock in seconds. One tracker serves one thread.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -46,6 +47,7 @@ __all__ = [
 DEFAULT_LIMIT_COUNT: Final = 262144  # entries; nf_conntrack_max of a host with 4 GB and more
 DEFAULT_BUDGET_COUNT: Final = 4000  # keys per sweep: about 1 ms in CPython 3.11 (measured)
 _REMOVAL_COST: Final = 20  # a removal takes as long as examining 20 keys (measured)
+READY_COUNT: Final = 4096  # flows whose windows are not packed; 2 MB
 
 _new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
 
@@ -114,6 +116,7 @@ class Tracker:
         self._limits = Limits(limit_count, source_limit_count)
         self._table = Table()
         self._shards = self._table.shards
+        self._ready: deque[Entry] = deque()
         self._strict = profile.strict
         self._follow_tcp = tcp_strict.follow if profile.strict else tcp_linux.follow
 
@@ -125,14 +128,20 @@ class Tracker:
     def track(self, packet: Packet, now: float) -> Tracked:
         """Classify one packet; nothing changes until the answer is confirmed."""
         key = packet.key
+        direction = 0  # a plain int indexes twice as fast as an enum
         entry = self._shards[hash(key) & SHARD_MASK].get(key)
+        if entry is None:
+            key = reply_key(key)
+            direction = 1
+            entry = self._shards[hash(key) & SHARD_MASK].get(key)
         if entry is None or (now >= entry.expires_at and not entry.offloaded):
             return self._track_first(packet, now, None)
         if packet.oddities and self._strict:
             return self._refused(packet, entry, _oddity(packet))
-        direction = 0 if key == entry.key else 1  # a plain int indexes twice as fast as an enum
         protocol = packet.protocol
         if protocol == TCP:
+            if entry.packed is not None:
+                self._make_ready(entry)
             finding = self._follow_tcp(entry, packet, direction, self.profile)
         elif protocol == SCTP:
             finding = sctp.follow(entry, packet, direction, self.profile)
@@ -151,6 +160,16 @@ class Tracker:
         ctstate = _CT_REPLY if direction else _CT_ESTABLISHED if entry.seen_reply else _CT_NEW
         way = _REPLY if direction else _ORIGINAL
         return _new(Tracked, (ctstate, way, entry, reason, packet, entry.serial, update, None))
+
+    def _make_ready(self, entry: Entry) -> None:
+        """Unpack a flow's windows, and pack those that have been unpacked for longest.
+
+        So memory is bounded however many flows there are, and busy ones stay as they are.
+        """
+        entry.unpack()
+        self._ready.append(entry)
+        if len(self._ready) > READY_COUNT:
+            self._ready.popleft().pack()
 
     def _track_first(self, packet: Packet, now: float, replaces: Entry | None) -> Tracked:
         """Classify a packet that has no flow, or whose flow it ends by opening another."""
@@ -214,6 +233,8 @@ class Tracker:
         entry = self._table.get(quoted.key)
         if entry is None or (now >= entry.expires_at and not entry.offloaded):
             return self._refused(packet, None, "quotes no tracked flow")
+        if entry.packed is not None:
+            self._make_ready(entry)
         fault = quote_fault(entry, packet, self._strict)
         if fault:
             return self._refused(packet, None, fault)
@@ -251,6 +272,8 @@ class Tracker:
             entry.original_bytes += packet.length
         if update is not None:
             state, timeout_s, assured, answers, windows, memory, closes = update
+            if entry.windows is None and windows is not None:
+                self._make_ready(entry)
             entry.windows = windows
             entry.memory = memory
             if timeout_s >= 0:
@@ -297,6 +320,7 @@ class Tracker:
         entry.state = update.state
         entry.expires_at = now + update.timeout_s
         entry.windows = update.windows
+        entry.pack()  # of a flood, no second segment comes
         entry.memory = update.memory
         entry.original_packets = 1
         entry.original_bytes = packet.length
@@ -414,7 +438,7 @@ class Tracker:
     @staticmethod
     def relearn(entry: Entry) -> None:
         """Learn a TCP flow's windows anew, because packets have passed that were not seen here."""
-        entry.windows = None
+        entry.windows = entry.packed = None
         entry.serial += 1
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from conntrack import keys
 from conntrack.flow import FlowTuple, reply
 from conntrack.packet import Packet, PacketError, parse, policy_port
+from conntrack.tcp_window import unpack
 from conntrack.tracker import LINUX, STRICT, CtState, Tracker
 
 ADDRESSES = st.sampled_from([bytes((10, 0, 0, n)) for n in range(1, 5)])
@@ -79,12 +80,14 @@ def picture(tracker: Tracker) -> list[tuple[Any, ...]]:
         "reply_packets",
         "original_bytes",
         "reply_bytes",
-        "windows",
         "memory",
         "created_at",
         "protocol",
     )
-    rows = [tuple(getattr(entry, name) for name in slots) for entry in tracker.entries()]
+    rows = []
+    for entry in tracker.entries():
+        windows = unpack(entry.packed) if entry.packed is not None else entry.windows
+        rows.append((*(getattr(entry, name) for name in slots), windows))
     return sorted(rows, key=lambda row: row[0])
 
 

@@ -1,14 +1,18 @@
 """The tracker as the datapath uses it: what is refused, what is related, what two packets do."""
 
 import struct
+from pathlib import Path
 
+import packet_script
 import pytest
+from packet_script import Ends
 
 from conntrack.flow import SCTP, Direction, FlowTuple
 from conntrack.packet import Packet, parse
 from conntrack.sctp_states import SctpState
 from conntrack.tcp_states import TcpState
-from conntrack.tracker import LINUX, STRICT, CtState, Profile, Tracked, Tracker
+from conntrack.tcp_window import NO_FIN, UNKNOWN, make, pack, unpack
+from conntrack.tracker import LINUX, READY_COUNT, STRICT, CtState, Profile, Tracked, Tracker
 
 A4, B4, C4 = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2)), bytes((10, 0, 0, 3))
 A6, B6 = bytes(15) + b"\1", bytes(15) + b"\2"
@@ -296,3 +300,55 @@ def test_endless_tcp_options_are_read_once() -> None:
     options = b"\x03\x00" + bytes(38)
     body = struct.pack("!HHIIBBHHH", 4000, 80, 1, 0, 0xF0, 2, 512, 0, 0) + options
     assert feed(Tracker(STRICT), v4(6, A4, B4, body)).ctstate == CtState.NEW
+
+
+def test_windows_that_are_packed_come_back_as_they_were() -> None:
+    """Every field at its edges; an unknown reply side is left out."""
+    edges = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+    for number in edges:
+        for scale, flags, fin in ((0, 0, NO_FIN), (14, 63, 0), (7, 8, 0xFFFFFFFF), (14, 1, 5)):
+            one = make(number, number, number, number, scale, flags, number, fin)
+            assert unpack(pack((one, UNKNOWN))) == (one, UNKNOWN)
+            assert unpack(pack((UNKNOWN, one))) == (UNKNOWN, one)
+            assert len(pack((one, UNKNOWN))) == 26
+
+
+def test_packing_changes_no_answer() -> None:
+    """Windows are packed between every two segments of a flow, and the flow goes on."""
+    tracker = Tracker()
+    ends = Ends()
+
+    def said(text: str) -> str:
+        step = packet_script._segment(Path("here"), 1, f"{text} -> NEW")
+        tracked = tracker.track(parse(ends.build(step)), 1.0)
+        for entry in tracker.entries():
+            entry.pack()  # between a packet and its verdict, too
+        tracker.confirm(tracked, 1.0)
+        for entry in tracker.entries():
+            entry.pack()
+            assert entry.packed is not None
+        return tracked.ctstate.name
+
+    assert said("> S 0:0") == "NEW"
+    assert said("< S. 0:0 ack 1") == "REPLY"
+    assert said("> . 1:1 ack 1") == "ESTABLISHED"
+    assert said("> . 1:1 ack 2") == "INVALID"
+    assert said("> P. 1:11 ack 1") == "ESTABLISHED"
+    assert said("< R 70000:70000") == "INVALID"
+    assert said("< R 1:1") == "REPLY"
+    assert said("> S 90000:90000") == "NEW"
+
+
+def test_only_so_many_flows_are_kept_unpacked() -> None:
+    """The others take half the memory; whoever speaks again is unpacked again."""
+    tracker = Tracker()
+    ends = Ends()
+    lines = ("> S 0:0 -> NEW", "< S. 0:0 ack 1 -> REPLY")
+    steps = [packet_script._segment(Path("here"), 1, line) for line in lines]
+    for port in range(1, READY_COUNT + 100):
+        ends.client_port = port
+        for step in steps:
+            tracker.confirm(tracker.track(parse(ends.build(step)), 1.0), 1.0)
+    ready = [entry for entry in tracker.entries() if entry.windows is not None]
+    assert len(tracker) == READY_COUNT + 99
+    assert len(ready) == READY_COUNT
