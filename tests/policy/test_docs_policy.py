@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from firewall.policy.readers import CAPABILITIES, ENFORCED, SWITCHED, read
+from firewall.policy.readers import CAPABILITIES, ENFORCED, SWITCHED, ReaderSettings, read
 from firewall.policy.readers.kinds import KINDS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/policy.md"
@@ -15,6 +15,7 @@ ACCEPTED = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 REFUSED = re.findall(
     r"^```yaml refused\n(.*?)^```\n\n```text\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL
 )
+SWITCHED_ON = re.findall(r"^```yaml host_firewall\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 TABLE_ROW = re.compile(r"^\| `([a-z-]+)` \| .* \| (yes|no|with `[a-z_.]+: on`) \|$", re.MULTILINE)
 
 
@@ -26,6 +27,15 @@ def test_the_page_has_examples():
 @pytest.mark.parametrize("example", ACCEPTED)
 def test_examples_are_accepted(example):
     result = read(example, "p.yaml")
+    assert [str(p) for p in result.problems] == []
+    assert result.objects
+
+
+@pytest.mark.parametrize("example", SWITCHED_ON)
+def test_examples_for_the_node_need_the_host_firewall(example):
+    assert [p.message for p in read(example, "p.yaml").errors][0].startswith("needs `host_firewall")
+    settings = ReaderSettings(enforceable=ENFORCED | {"host-policy"})
+    result = read(example, "p.yaml", settings=settings)
     assert [str(p) for p in result.problems] == []
     assert result.objects
 
