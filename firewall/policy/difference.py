@@ -10,7 +10,8 @@ are few and sent always.
 not in the order of their keys, as the resolver's always are, can only be sent whole.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import TypeVar
 
@@ -129,14 +130,36 @@ def moved(
     """
     if old is new:
         return {}
-    before, after = set(map(id, old)), set(map(id, new))
-    stale = {key(row): row for row in old if id(row) not in after}
-    fresh = {key(row): row for row in new if id(row) not in before}
+    stale, fresh = _unaligned(old, new)
+    earlier = {key(row): row for row in stale}
+    later = {key(row): row for row in fresh}
     found: dict[K, tuple[R | None, R | None]] = {
-        at: (stale.get(at), row) for at, row in fresh.items() if stale.get(at) != row
+        at: (earlier.get(at), row) for at, row in later.items() if earlier.get(at) != row
     }
-    found.update((at, (row, None)) for at, row in stale.items() if at not in fresh)
+    found.update((at, (row, None)) for at, row in earlier.items() if at not in later)
     return found
+
+
+def _unaligned(old: tuple[R, ...], new: tuple[R, ...]) -> tuple[list[R], list[R]]:
+    """Return the rows of either table that the other has not got as the same object there."""
+    if len(old) == len(new):
+        places = [at for at, (one, two) in enumerate(zip(old, new, strict=True)) if one is not two]
+        return [old[at] for at in places], [new[at] for at in places]
+    first = 0
+    for one, two in zip(old, new, strict=False):
+        if one is not two:
+            break
+        first += 1
+    most = min(len(old), len(new)) - first
+    last = 0
+    while last < most and old[-1 - last] is new[-1 - last]:
+        last += 1
+    before, after = old[first : len(old) - last], new[first : len(new) - last]
+    known, kept = set(map(id, before)), set(map(id, after))
+    return (
+        [row for row in before if id(row) not in kept],
+        [row for row in after if id(row) not in known],
+    )
 
 
 def _rows(
@@ -151,17 +174,21 @@ def _rows(
 def _merged(
     old: tuple[R, ...], changed: Iterable[R], gone: Iterable[K], key: Callable[[R], K]
 ) -> tuple[R, ...]:
-    rows: Mapping[K, R]
     if not changed and not gone:
         return old
-    rows = {key(row): row for row in old}
-    count = len(rows)
-    rows.update((key(row), row) for row in changed)
-    if len(rows) != count:  # a key that was there keeps its place
-        rows = {at: rows[at] for at in sorted(rows)}
-    for at in gone:
-        rows.pop(at, None)
-    return tuple(rows.values())
+    rows = list(old)
+    for row in changed:
+        wanted = key(row)
+        place = bisect_left(rows, wanted, key=key)
+        if place < len(rows) and key(rows[place]) == wanted:
+            rows[place] = row
+        else:
+            rows.insert(place, row)
+    for wanted in gone:
+        place = bisect_left(rows, wanted, key=key)
+        if place < len(rows) and key(rows[place]) == wanted:
+            del rows[place]
+    return tuple(rows)
 
 
 def _places(old: tuple[R, ...], new: tuple[R, ...]) -> Iterable[tuple[int, R]]:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from conntrack.address import Prefix
 from firewall.identities.ipcache import LongestPrefixMap
 from firewall.identities.reserved import Reserved, world_for
+from firewall.policy.difference import moved, prefix_key
 from firewall.policy.policymap import (
     LOCAL_HOST_SELECTOR,
     UNENFORCED,
@@ -321,14 +322,13 @@ def _address_map(snapshot: Snapshot, last: View | None) -> LongestPrefixMap[Ipca
     if last is not None and last.snapshot.ipcache is snapshot.ipcache:
         return last.addresses
     if last is not None and len(last.addresses) == len(last.snapshot.ipcache):
-        before, after = set(map(id, last.snapshot.ipcache)), set(map(id, snapshot.ipcache))
         found = last.addresses.copy()
-        for row in last.snapshot.ipcache:
-            if id(row) not in after:
-                found.remove(Prefix(row.network, row.length))
-        for row in snapshot.ipcache:
-            if id(row) not in before:
-                found.insert(Prefix(row.network, row.length), row)
+        for key, (_, row) in moved(last.snapshot.ipcache, snapshot.ipcache, prefix_key).items():
+            prefix = Prefix(*key[1:])
+            if row is None:
+                found.remove(prefix)
+            else:
+                found.insert(prefix, row)
         if len(found) == len(snapshot.ipcache):  # else a prefix has two rows, and order counts
             return found
     found = LongestPrefixMap()
