@@ -1,10 +1,13 @@
 """Policy tests with real packets: model and packets agree, and both say what the tables say.
 
-A seeded sample of the Kubernetes corpus and all of Cilium's connectivity tests that need nothing
-outside of the lab. Cases whose addresses fit together share one lab and one daemon.
+A seeded sample of the Kubernetes corpus, all of Cilium's connectivity tests that need nothing
+outside of the lab, and the examples of docs/testing.md. Cases whose addresses fit together share
+one lab and one daemon.
 """
 
 import random
+import re
+from pathlib import Path
 
 import policytest_connectivity
 import policytest_corpus
@@ -15,6 +18,8 @@ from policytest.field import Field, groups
 from policytest.play import play
 
 pytestmark = pytest.mark.needs("veth", "nfqueue", "nfqueue6", "tproxy", "socket", "ipset", "ipv6")
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/testing.md"
 
 SAMPLE_COUNT = 60
 SEED = 20260
@@ -55,16 +60,20 @@ def _parameters():
     if policytest_connectivity.CORPUS.exists():
         for name in policytest_connectivity.TESTS:
             named[f"cilium/{name}"] = policytest_connectivity.as_policytest(name)
-    if not named:
-        reason = f"{policytest_corpus.CORPUS} is not there"
-        return [pytest.param(None, None, marks=pytest.mark.skip(reason=reason))]
     cases = {title: case_of(text_of(document)) for title, document in named.items()}
+    examples = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    cases |= {f"docs/testing-{number}": case_of(text) for number, text in enumerate(examples)}
+    cases = {title: case for title, case in cases.items() if not case.model_only}
     titles = {id(case): title for title, case in cases.items()}
-    return [
+    found = [
         pytest.param(group, case, id=titles[id(case)])
         for group in groups(cases.values())
         for case in group
     ]
+    if not files:
+        absent = pytest.mark.skip(reason=f"{policytest_corpus.CORPUS} is not there")
+        found.append(pytest.param(None, None, marks=absent, id="corpus"))
+    return found
 
 
 def wrong(case, field):
