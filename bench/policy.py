@@ -47,7 +47,7 @@ PORTS = (80, 443, 5432, 6379, 8080, 9090, 9092)
 
 
 class Spent(NamedTuple):
-    """Seconds by the clock, and of the processor: the latter leave out the disk and other people."""
+    """Seconds by the clock, and of the processor: without the disk and whoever else computes."""
 
     wall: float
     processor: float
