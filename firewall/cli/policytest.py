@@ -160,6 +160,7 @@ class _Run:
         self.seconds = time.monotonic() - began
 
     def _play_with_packets(self) -> None:
+        from lab.laboratory import LabError
         from policytest.field import Field, FieldError, RefusedError, groups
 
         able = []
@@ -176,7 +177,7 @@ class _Run:
             for group in groups(able):
                 with Field(group) as field:
                     self._play(group, field)
-        except FieldError as error:
+        except (FieldError, LabError, OSError) as error:
             click.echo(f"packets: {error}", err=True)
             if self.mode is not None or self.results:
                 sys.exit(ExitCode.UNABLE)
