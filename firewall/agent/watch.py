@@ -1,4 +1,4 @@
-"""A watched directory: which of its files are new, changed, or gone since the last look.
+"""A watched directory: which files it has, and which are new or changed since the last look.
 
 Polled, not notified: one `stat` per file and second costs nothing at this size, works on every file
 system (network and overlay ones do not notify), and never misses an event. A file counts as changed
@@ -31,7 +31,6 @@ class Found(NamedTuple):
     """What one look found; `texts` has the changed files, `errors` those that cannot be read."""
 
     texts: dict[Path, str]
-    gone: tuple[Path, ...]
     errors: dict[Path, str]
 
 
@@ -55,11 +54,11 @@ class DirectoryWatch:
         texts: dict[Path, str] = {}
         errors: dict[Path, str] = {}
         if self.directory is None:
-            return Found({}, (), {})
+            return Found({}, {})
         try:
             present = _stamps(self.directory)
         except OSError as error:
-            return Found({}, (), {self.directory: f"cannot be read: {error.strerror}"})
+            return Found({}, {self.directory: f"cannot be read: {error.strerror}"})
         for path, stamp in sorted(present.items()):
             if self._seen.get(path) == stamp:
                 continue
@@ -72,9 +71,8 @@ class DirectoryWatch:
                 errors[path] = f"cannot be read: {error.strerror}"
             except UnicodeDecodeError as error:
                 errors[path] = f"is not UTF-8: {error.reason} at byte {error.start}"
-        gone = tuple(sorted(self._seen.keys() - present.keys()))
         self._seen = present
-        return Found(texts, gone, errors)
+        return Found(texts, errors)
 
     @property
     def paths(self) -> tuple[Path, ...]:

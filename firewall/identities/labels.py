@@ -57,9 +57,6 @@ NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels"
 CLUSTER = "io.cilium.k8s.policy.cluster"
 """Key of the label that holds the cluster's name."""
 
-SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
-"""Key of the label that holds the service account."""
-
 _FORBIDDEN = re.compile(r"[;\x00-\x20\x7f-\x9f]")
 
 

@@ -180,11 +180,6 @@ class Selector:
         """The keys of the requirements, in canonical order, doubles included."""
         return tuple(requirement.key for requirement in self.requirements)
 
-    @property
-    def label_count(self) -> int:
-        """How many requirements there are."""
-        return len(self.requirements)
-
     def describe(self) -> str:
         """Render for people in one line: `k8s:app=web, any:tier NotIn (db)`; "all" if empty."""
         return ", ".join(map(str, self.requirements)) or "all"

@@ -8,7 +8,7 @@ from firewall.agent.watch import DirectoryWatch
 def test_files_come_change_and_go(tmp_path):
     """One look after another tells the difference."""
     watch = DirectoryWatch(tmp_path)
-    assert watch.look() == ({}, (), {})
+    assert watch.look() == ({}, {})
     one = tmp_path / "one.yaml"
     one.write_text("1")
     (tmp_path / "two.json").write_text("2")
@@ -16,11 +16,12 @@ def test_files_come_change_and_go(tmp_path):
     (tmp_path / "readme.md").write_text("x")
     (tmp_path / "sub.yaml").mkdir()
     assert watch.look().texts == {one: "1", tmp_path / "two.json": "2"}
-    assert watch.look() == ({}, (), {})
+    assert watch.look() == ({}, {})
     one.write_text("changed")
     assert watch.look().texts == {one: "changed"}
     one.unlink()
-    assert watch.look() == ({}, (one,), {})
+    assert watch.look() == ({}, {})
+    assert watch.paths == (tmp_path / "two.json",)
 
 
 def test_a_rename_into_place_is_a_change_even_with_equal_size_and_time(tmp_path):
@@ -47,10 +48,10 @@ def test_a_directory_that_vanishes_takes_nothing_away(tmp_path):
     directory.rename(tmp_path / "e")
     found = watch.look()
     assert not found.texts
-    assert not found.gone
+    assert watch.paths == (directory / "p.yaml",)
     assert directory in found.errors
     (tmp_path / "e").rename(directory)
-    assert watch.look() == ({}, (), {})
+    assert watch.look() == ({}, {})
 
 
 def test_what_is_no_text_is_reported(tmp_path):
