@@ -246,5 +246,12 @@ def test_judges_mean_the_same_if_verdict_reason_and_deciders_are_the_same():
     assert not same(Answer(False, ("d",), "POLICY_DENIED"), Answer(False, ("d",), "POLICY_DENY"))
 
 
+def test_a_flow_record_that_names_the_first_policies_only_means_the_same():
+    many = tuple(f"x/p{number}" for number in range(20))
+    assert same(Answer(True, many), Answer(True, many[:16]))
+    assert not same(Answer(True, many), Answer(True, many[:15]))
+    assert not same(Answer(True, many), Answer(True, (*many[:15], "x/other")))
+
+
 def test_what_a_check_does_not_state_is_not_held_against_the_answer():
     assert differences(Expected(allowed=True), Answer(True, ("x/a",), direction="egress")) == []
