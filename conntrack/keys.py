@@ -26,6 +26,8 @@ def reply_key(key: bytes) -> bytes:
     ICMP types become their counterpart (echo request ↔ reply); a type without one stays.
     """
     size = len(key)
+    if size == 12:  # TCP over IPv4, asked for every reply
+        return key[4:8] + key[:4] + key[10:] + key[8:10]
     half = 4 if size < 32 else 16
     ends = half * 2
     addresses = key[half:ends] + key[:half]

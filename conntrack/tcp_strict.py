@@ -59,8 +59,11 @@ _ACK: Final = 0x10
 _NO_TIMER: Final = -1.0
 
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)
+_EVENT_SYN: Final = int(TcpEvent.SYN)
+_OPENED: Final = int(STRICT_TABLE[0][TcpEvent.SYN][TcpState.NONE])
 _new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
 
+_FLAGS: Final = Window._fields.index("flags")
 _ORDINARY: Final = 0x17  # SYN, FIN, RST and ACK: only ACK is set in an ordinary segment
 
 # What a flow remembers besides its windows: the acknowledgment of a challenge ACK that passed in
@@ -81,11 +84,10 @@ def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
     if packet.source_port == 0 or packet.destination_port == 0:
         return invalid("port 0 is reserved")  # RFC 6335 section 6
     timeouts = profile.timeouts
-    if event == TcpEvent.SYN:
-        state = STRICT_TABLE[0][event][TcpState.NONE]
-        return Update(
-            state, timeouts.tcp[state], False, False, (_opened(packet), UNKNOWN), None, False
-        )
+    if event == _EVENT_SYN:
+        windows = (_opened(packet), UNKNOWN)
+        timeout_s = timeouts.tcp[_OPENED]
+        return _new(Update, (_OPENED, timeout_s, False, False, windows, None, False))
     if event != TcpEvent.ACK or not loose:
         return invalid("a flow begins with SYN")
     windows = _learn(packet, Direction.ORIGINAL)
@@ -166,7 +168,7 @@ def _data(
     assured = direction != 0 or entry.seen_reply
     if not assured:
         timeout_s = _NO_TIMER  # picked up, and nobody answers: an ACK scan
-    elif (outcome[0].flags | outcome[1].flags) & UNACKNOWLEDGED:
+    elif (outcome[0][_FLAGS] | outcome[1][_FLAGS]) & UNACKNOWLEDGED:
         timeout_s = min(timeouts.tcp_unacknowledged, timeout_s)
     return _new(Update, (_ESTABLISHED, timeout_s, assured, True, outcome, None, False))
 

@@ -32,6 +32,7 @@ from conntrack.packet import Oddity, Packet
 from conntrack.profile import LINUX, STRICT, Profile
 from conntrack.quote import ICMP_ERRORS, ICMPV6_REDIRECT
 from conntrack.table import SHARD_MASK, Table
+from conntrack.tcp_window import pack
 
 __all__ = [
     "LINUX",
@@ -191,8 +192,9 @@ class Tracker:
         if self._strict:
             if packet.oddities:
                 return invalid(_oddity(packet))
-            if packet.key == reply_key(packet.key):
-                return invalid("from itself to itself")  # LAND; RFC 1122 section 3.2.1.3
+            # LAND; RFC 1122 section 3.2.1.3. An echo request to oneself is not its own answer.
+            if packet.source == packet.destination and packet.key == reply_key(packet.key):
+                return invalid("from itself to itself")
         if packet.protocol == TCP:
             tcp_first = tcp_strict.first if self._strict else tcp_linux.first
             return tcp_first(packet, self.profile, self.loose)
@@ -291,41 +293,37 @@ class Tracker:
     def _confirm_again(self, packet: Packet, now: float) -> Entry | None:
         """The entry has changed since the packet was tracked: judge it by what holds now."""
         tracked = self.track(packet, now)
-        if tracked.entry is None and tracked.ctstate == CtState.NEW:
-            return self._insert(tracked, now)
         return self.confirm(tracked, now)
 
     def _admit(self, tracked: Tracked, now: float) -> Entry | None:
         """Insert the flow of a first packet, unless another packet of it was quicker."""
-        present = self._table.get(tracked.packet.key)
-        if present is not None and present is not tracked.replaces:
-            if now < present.expires_at or present.offloaded:
-                return self._confirm_again(tracked.packet, now)
-            self._forget(present)
-        return self._insert(tracked, now)
-
-    def _insert(self, tracked: Tracked, now: float) -> Entry | None:
         packet = tracked.packet
         update = tracked.update
         assert update is not None
-        if tracked.replaces is not None:
-            self.remove(tracked.replaces)
-        stale = self._table.get(packet.key)
-        if stale is not None:
-            self._forget(stale)
-        if not self._make_room(packet.key):
+        present = self._table.get(packet.key)
+        if present is not None:
+            if present is tracked.replaces:
+                self.remove(present)
+            elif now < present.expires_at or present.offloaded:
+                return self._confirm_again(packet, now)
+            else:
+                self._forget(present)
+        limits = self._limits
+        if (
+            self._table.count >= limits.limit_count or limits.source_limit_count is not None
+        ) and not self._make_room(packet.key):
             self.counters.refused += 1
             return None
         entry = Entry(packet.key, packet.protocol, now)
         entry.state = update.state
         entry.expires_at = now + update.timeout_s
-        entry.windows = update.windows
-        entry.pack()  # of a flood, no second segment comes
+        if update.windows is not None:
+            entry.packed = pack(update.windows)  # of a flood, no second segment comes
         entry.memory = update.memory
         entry.original_packets = 1
         entry.original_bytes = packet.length
         self._table.insert(entry)
-        self._limits.inserted(entry)
+        limits.inserted(entry)
         self.counters.inserted += 1
         return entry
 
