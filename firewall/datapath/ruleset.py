@@ -297,8 +297,15 @@ def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
 def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
     """Yield the rules for packets of the node itself."""
     rule = f"-A {CHAIN_PREFIX}OUTPUT"
+    # A server of this very node answers the proxy at its client's address, which is elsewhere.
+    ours = config.marks.of(Kind.FROM_PROXY)
+    yield (
+        f"{rule} -o lo -m mark --mark {ours} -j CONNMARK --save-mark "
+        f"--nfmask {ours.mask:#x} --ctmask {ours.mask:#x}"
+    )
     yield f"{rule} -o lo -j RETURN"
-    yield f"{rule} -m mark --mark {config.marks.of(Kind.FROM_PROXY)} -j RETURN"
+    yield f"{rule} -m mark --mark {ours} -j RETURN"
+    yield f"{rule} -m conntrack --ctdir REPLY -m connmark --mark {ours} -g {_LOCAL}"
     # The kernel routes again after the verdict, and the mark leads to loopback and PREROUTING.
     yield f"{rule} -m mark --mark {config.marks.of(Kind.TO_PROXY)} -j RETURN"
     yield from _passed_on(config, rule)
