@@ -13,7 +13,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Raw
-from traffic import V4, V6, curl, echo, eventually, ip, tcp, token, udp
+from traffic import V4, V6, Echo, curl, echo, eventually, exchange, ip, tcp, token, udp
 
 from lab import daemon
 from lab.daemon import ApiRefused
@@ -261,6 +261,24 @@ def test_a_connection_older_than_the_policy_goes_on_where_policy_allows_it(world
     assert world.says("w", packet) == "DROPPED"
 
 
+@pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
+def test_connections_with_the_node_carry_data_both_ways(world, family):
+    """Either end may open it; what follows needs no rule."""
+    a, node = world.host("a"), world.host("node")
+    world.host_policy(
+        "nodeSelector: {}\n"
+        "ingress: [{fromEndpoints: [{matchLabels: {app: a}}],"
+        " toPorts: [{ports: [{port: '8022', protocol: TCP}]}]}]\n"
+        "egress: [{toEndpoints: [{matchLabels: {app: a}}],"
+        " toPorts: [{ports: [{port: '8023', protocol: TCP}]}]}]"
+    )
+    for client, server, port in ((a, node, 8022), (node, a, 8023)):
+        address = server.address(family)
+        with Echo(server, port, family) as echoing, client.connect(address, port) as connection:
+            assert exchange(connection, echoing.accept(), token() * 20_000)
+    assert world.says("a", tcp(a, node, 8023, family=family)) == "DROPPED"
+
+
 def test_the_agent_is_not_cut_off_by_a_host_policy_that_denies_all(world):
     """Its API is a unix socket; loopback is never queued."""
     world.host_policy(
@@ -269,6 +287,25 @@ def test_the_agent_is_not_cut_off_by_a_host_policy_that_denies_all(world):
     assert world.firewall.get("/v1/healthz") == {"status": "ok"}
     assert world.lab.node.run(["ping", "-c1", "-W5", "127.0.0.1"]).returncode == 0
     assert world.lab.node.run(["ping", "-c1", "-W5", NODE4]).returncode == 0
+
+
+@pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
+def test_requests_to_a_server_of_the_node_are_judged(world, family):
+    """L7 egress of an endpoint and L4 ingress of the node, on one connection."""
+    a, node = world.host("a"), world.host("node")
+    address = node.address(family)
+    node.start(["python3", "-m", "http.server", "--bind", address, "8080"])
+    eventually(lambda: _listens(node, address, 8080), "the server listens")
+    url = f"http://[{address}]:8080/" if family == V6 else f"http://{address}:8080/"
+    world.apply(
+        "endpointSelector: {matchLabels: {app: a}}\n"
+        "egress: [{toEntities: [host], toPorts: [{ports: [{port: '8080', protocol: TCP}],"
+        " rules: {http: [{method: GET}]}}]}]"
+    )
+    assert curl(a, url)[1] == "200"
+    assert curl(a, url, "-X", "PUT")[1] == "403"
+    world.host_policy("nodeSelector: {}\ningress: [{fromEntities: [world]}]")
+    assert curl(a, url, timeout_s=1.0)[1] == "000"
 
 
 def test_allow_localhost_is_not_applied_to_host_policies(world):
@@ -452,12 +489,17 @@ def test_enable_default_deny_off_only_denies_what_is_denied_and_watches_l7(world
     assert world.says("b", udp(b, a, 5, token())) == "FORWARDED"
     assert world.says("b", udp(b, c, 5, token())) == "DROPPED"
     b.start(["python3", "-m", "http.server", "--bind", b.address4, "80"])
-    eventually(lambda: _listens(b, 80), "the server listens")
+    eventually(lambda: _listens(b, b.address4, 80), "the server listens")
     assert curl(a, f"http://{b.address4}/")[1] == "200"
-    watched = [
-        f for f in world.firewall.flows() if f["Type"] == "L7" and f["l7"]["type"] == "REQUEST"
-    ]
-    assert watched[-1]["verdict"] in ("FORWARDED", "REDIRECTED")
+    watched = eventually(
+        lambda: [
+            flow["verdict"]
+            for flow in world.firewall.flows()
+            if flow["Type"] == "L7" and flow["l7"]["type"] == "REQUEST"
+        ],
+        "a record of the request",
+    )
+    assert watched[-1] in ("FORWARDED", "REDIRECTED")
     world.apply(
         "endpointSelector: {matchLabels: {app: b}}\n"
         "ingress: [{fromEndpoints: [{matchLabels: {app: a}}], toPorts: [{ports:"
@@ -466,12 +508,9 @@ def test_enable_default_deny_off_only_denies_what_is_denied_and_watches_l7(world
     assert curl(a, f"http://{b.address4}/")[1] == "403"
 
 
-def _listens(host, port):
-    listed = host.run(["ss", "-ltn"])
-    if listed.returncode == 0:
-        return f":{port} " in listed.stdout
+def _listens(host, address, port):
     try:
-        host.connect(host.address4, port, timeout_s=0.2).close()
+        host.connect(address, port, timeout_s=0.2).close()
     except OSError:
         return False
     return True
@@ -661,4 +700,8 @@ def test_a_daemon_without_the_host_firewall_starts_and_says_what_is_not_enforced
     finally:
         world.firewall.stop()
         world.firewall.config_path.write_text(before)
-        world.firewall.start()
+    with Echo(node, 8024) as echoing, w.connect(NODE4, 8024) as login:
+        served = echoing.accept()
+        assert exchange(login, served, token())
+        world.firewall.start()  # the connection is older than the firewall that now sees it
+        assert exchange(login, served, token() * 1000)

@@ -1,9 +1,11 @@
 """The nodes: this one as an endpoint of its own, and the others by address and labels.
 
 With `host_firewall` on, the node itself is an endpoint: its addresses, the identity `host`, and the
-labels that `nodeSelector` asks about. It is no member of the roster, because nobody declares it and
-nobody can take it away. Without a policy that selects it, it is not isolated, whatever the
-enforcement mode, and `allow_localhost` never concerns it (Cilium: host firewall).
+labels that `nodeSelector` asks about; its packets are queued as any endpoint's, because its
+addresses join the set of managed ones (`firewall.datapath.ruleset`). It is no member of the roster,
+because nobody declares it and nobody can take it away. Without a policy that selects it, it is not
+isolated, whatever the enforcement mode, and `allow_localhost` never concerns it (Cilium: host
+firewall).
 
 Other nodes come from the configuration. Each label set gets a number of its own in Cilium's
 remote-node scope, so that `fromNodes` and `toNodes` can tell nodes apart; all of them are the

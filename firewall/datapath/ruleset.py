@@ -26,7 +26,9 @@ as many sets as needed, gathered in one list:set.
     managed source or destination, endpoint interface   NFQUEUE, balanced by address pair
 
     a packet in OUTPUT
+    sent by the proxy over loopback                     connmark FROM_PROXY
     loopback; sent by the proxy; on its way to it       RETURN
+    reply, connmark FROM_PROXY                          mark LOCAL: a server of this node answers
     marked PASS_ON by a worker                          the named worker's queue
     OFFLOAD, established, INVALID                       as above
     to a translated destination                         RETURN: see POSTROUTING

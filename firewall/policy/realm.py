@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from conntrack.address import Prefix, format_address, parse_address, prefix_contains
+from conntrack.address import (
+    Prefix,
+    format_address,
+    is_link_local,
+    is_loopback,
+    parse_address,
+    prefix_contains,
+)
 from firewall.identities.labels import (
     K8S,
     POD_NAMESPACE,
@@ -309,8 +316,11 @@ def _addresses(realm: Realm, text: str) -> tuple[bytes, ...]:
         wanted = {"world": (4, 16), "world-ipv4": (4,), "world-ipv6": (16,)}[entity]
         return tuple(address for address in WORLD_ADDRESSES if len(address) in wanted)
     if entity == "host":
-        if realm.view.snapshot.settings.local_addresses:
-            return realm.view.snapshot.settings.local_addresses
+        own = realm.view.snapshot.settings.local_addresses
+        # Others see the node by these; loopback is nobody's peer and under no host policy.
+        seen = tuple(a for a in own if not is_loopback(a) and not is_link_local(a))
+        if seen or own:
+            return seen or own
         raise QuestionError("host: the node's addresses are not known")
     labels = _labels(realm.view.snapshot)
     known = [

@@ -101,6 +101,15 @@ def test_loopback_goes_by_first_except_on_its_way_to_the_proxy(family):
 
 
 @pytest.mark.parametrize("family", Family)
+def test_a_server_of_this_node_answers_the_proxy_here(family):
+    """The proxy asks in its client's name; the answer would leave for that client."""
+    first, *_ = found = rules(install_text(RulesetConfig(), family, EMPTY), "OUTPUT")
+    assert first.startswith("-o lo -m mark --mark 0x3000000/0xff000000 -j CONNMARK --save-mark")
+    back = "-m conntrack --ctdir REPLY -m connmark --mark 0x3000000/0xff000000 -g BARTIZAN-LOCAL"
+    assert found.index(back) < next(at for at, rule in enumerate(found) if "NFQUEUE" in rule)
+
+
+@pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("port", [0, 15006])
 def test_no_queue_can_be_bypassed(family, port):
     config = RulesetConfig(http_proxy_port=port, queue_count=3)

@@ -33,7 +33,8 @@ def test_examples_are_accepted(example):
 
 @pytest.mark.parametrize("example", SWITCHED_ON)
 def test_examples_for_the_node_need_the_host_firewall(example):
-    assert [p.message for p in read(example, "p.yaml").errors][0].startswith("needs `host_firewall")
+    (error,) = read(example, "p.yaml").errors
+    assert error.message.startswith("needs `host_firewall: on`")
     settings = ReaderSettings(enforceable=ENFORCED | {"host-policy"})
     result = read(example, "p.yaml", settings=settings)
     assert [str(p) for p in result.problems] == []
