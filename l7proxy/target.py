@@ -26,7 +26,7 @@ from l7proxy import grammar, refusals
 from l7proxy.limits import Limits
 from l7proxy.refusals import RequestRefused
 
-_PLAIN = re.compile(rb"(?:/(?!\.)[0-9A-Za-z_~!$&'()*+,=:@.-]++)++/?+")
+_PLAIN = re.compile(rb"(?>(?:/(?!\.)[0-9A-Za-z_~!$&'()*+,=:@.-]++)+)/?+")
 """Paths that need no work: without escape, empty segment, segment that begins with a dot, `;`."""
 
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
