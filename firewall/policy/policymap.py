@@ -376,7 +376,7 @@ class PolicyMap:
     def _allow(self, level: list[EntryRow]) -> DirectionVerdict:
         for row in level:
             if row.authentication:
-                if row.authentication in _UNAUTHENTICATED:
+                if row.authentication in _UNAUTHENTICATED and not _lets_host_in(level):
                     return self._deny([row], DropReason.AUTH_REQUIRED)
                 break
         l7, unrestricted = None, False
@@ -404,6 +404,10 @@ class PolicyMap:
 
     def _origin(self, index: int) -> OriginRow:
         return self._origins[index] if index >= 0 else LOCAL_HOST_ORIGIN
+
+
+def _lets_host_in(level: Iterable[EntryRow]) -> bool:
+    return any(row is LOCAL_HOST_ENTRY for row in level)
 
 
 def _log(level: Iterable[EntryRow]) -> tuple[str, ...]:

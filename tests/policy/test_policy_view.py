@@ -4,6 +4,16 @@ import pytest
 from policy.stage import Stage
 
 from conntrack.address import Prefix, parse_address
+from firewall.identities.selector import EVERYTHING
+from firewall.policy.model import (
+    Action,
+    LabelPeer,
+    ObjectKey,
+    Origin,
+    PolicyEntry,
+    PolicyObject,
+    PortRange,
+)
 from firewall.policy.policymap import LOCAL_HOST_ORIGIN
 from firewall.policy.readers import CAPABILITIES, ReaderSettings, read
 from firewall.policy.snapshot import (
@@ -384,3 +394,25 @@ def test_a_service_without_selector_means_its_addresses():
     assert Prefix(parse_address("198.51.100.9"), 32) in made.resolver.prefixes()
     assert ask(made, "web -> 198.51.100.9:80/TCP").verdict is Verdict.ACCEPT
     assert ask(made, "web -> 198.51.100.8:80/TCP").verdict is Verdict.DROP
+
+
+def test_the_local_host_need_not_authenticate_whatever_rule_lets_it_in_as_well():
+    """`allow_localhost` is an allow of its own, and asks for nothing."""
+    origin = Origin(kind="T", namespace="", name="n", path="0")
+    stage = Stage()
+    stage.host("10.9.9.9")
+    stage.endpoint("a", "10.0.0.1", ["k8s:app=a"])
+    stage.endpoint("b", "10.0.0.2", ["k8s:app=b"])
+    demand = PolicyEntry(
+        origin=origin,
+        direction=TrafficDirection.INGRESS,
+        action=Action.ALLOW,
+        subject=EVERYTHING,
+        peers=(LabelPeer(EVERYTHING),),
+        ports=(PortRange(6, 80, 80),),
+        authentication="required",
+    )
+    key = ObjectKey(kind="T", namespace="", name="p")
+    stage.apply(PolicyObject(key=key, entries=(demand,)))
+    assert stage.decide("host", "a", "TCP", 80).verdict is Verdict.ACCEPT
+    assert stage.decide("b", "a", "TCP", 80).reason is DropReason.AUTH_REQUIRED
