@@ -51,6 +51,17 @@ class Downstream:
         self._reset_count = 0
         self._resets_end_at = now
 
+    def waits_until(self, *, busy: bool) -> float:
+        """Return until when the rest of a frame or header block may come, infinity if none began.
+
+        `busy`: there are streams, so that it may be a part of a slow body.
+        """
+        since, limits = self.frames.waits_since, self._limits
+        if since is None:
+            return float("inf")
+        slow = busy and not self.frames.in_block
+        return since + (limits.body_timeout_s if slow else limits.head_timeout_s)
+
     def count_resets(self, count: int, now: float) -> None:
         """Count streams that were reset before they were answered.
 

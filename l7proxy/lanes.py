@@ -278,6 +278,9 @@ class H2Lane:
         """Give up the request."""
         if stream in self._waiting:
             self._waiting.remove(stream)
+            if not self.spoken and not self._waiting:  # it never answered; another one may
+                self.leaving = True
+                self.link.drop(commands, reset=True)
             return
         if self._streams.get(stream.upstream_number) is stream and self.link.state is not (
             LinkState.NONE

@@ -105,9 +105,7 @@ class Multiplex:
         deadlines = [stream.timer.deadline for stream in self._streams.values()]
         if not deadlines:
             deadlines.append(self._timer.deadline)
-        if self._down.frames.waits_since is not None:
-            deadlines.append(self._down.frames.waits_since + self._limits.head_timeout_s)
-        return min(deadlines)
+        return min(self._down.waits_until(busy=bool(self._streams)), *deadlines)
 
     def _over(self) -> bool:
         return not self._phase.reads_requests
@@ -469,8 +467,7 @@ class Multiplex:
         if self._phase is Phase.LINGER:
             self._close_client(reset=False)
             return
-        waits_since = self._down.frames.waits_since
-        if waits_since is not None and now >= waits_since + self._limits.head_timeout_s:
+        if now >= self._down.waits_until(busy=bool(self._streams)):
             self._send(goaway(self._down.last_number, ErrorCode.ENHANCE_YOUR_CALM))
             self._break(refusals.HEAD_TIMEOUT)
             return

@@ -15,6 +15,7 @@ the second word, never the only one. Source: h11 0.16, docs/source/api.rst.
 
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 
 import h11
 
@@ -66,6 +67,14 @@ def check_request(head: RequestHead, framing: Framing) -> h11.Connection:
     return connection
 
 
+_END = h11.EndOfMessage()
+
+
+@lru_cache(maxsize=32)  # methods are few; making the event costs as much as reading an answer
+def _any_request(method: bytes) -> h11.Request:
+    return h11.Request(method=method, target=b"/", headers=[(b"Host", b"h")])
+
+
 def check_response(head: ResponseHead, method: bytes, framing: Framing | None) -> h11.Connection:
     """Have h11 read a response head to a request with `method`.
 
@@ -76,8 +85,8 @@ def check_response(head: ResponseHead, method: bytes, framing: Framing | None) -
     """
     connection = _connection(h11.CLIENT)
     # h11 only reads answers to what it has sent; of the request, the method decides the framing.
-    connection.send(h11.Request(method=method, target=b"/", headers=[(b"Host", b"h")]))
-    connection.send(h11.EndOfMessage())
+    connection.send(_any_request(method))
+    connection.send(_END)
     kind = h11.InformationalResponse if framing is None else h11.Response
     try:
         connection.receive_data(head.raw)

@@ -144,6 +144,45 @@ def test_host_may_stand_for_the_authority_and_cookies_are_joined():
     assert dict(peers.seen[0][2]) == {b"host": b"h", b"cookie": b"a=1; b=2"}
 
 
+@pytest.mark.parametrize(
+    "trailer", [(b"content-length", b"3"), (b"host", b"h"), (b"x", b"\x7f"), (b"te", b"trailers")]
+)
+def test_trailers_that_could_change_the_request_end_it(trailer):
+    """RFC 9110 6.5.1; nothing of the request may look complete to the server."""
+    peers = Peers(H2Server, source=snapshot(rules=CALLS))
+    peers.request(1, b"/demo/A", GRPC, method=b"POST", end=False)
+    peers.client.send_data(1, b"m")
+    peers.flush()
+    block = peers.client.encoder.encode([trailer])
+    peers.raw(frame(1, 1, block, 0x5))
+    assert peers.details[-1] in {"http1.invalid_trailer", "downstream_remote_disconnect"}
+    assert "trailers" not in peers.answers[1]
+    assert not [detail for detail in peers.details if detail.startswith("internal")]
+
+
+def test_trailers_of_the_request_are_passed_on():
+    peers = Peers(H2Server, source=snapshot(rules=CALLS))
+    peers.request(1, b"/demo/A", GRPC, method=b"POST", end=False).flush()
+    peers.client.send_headers(1, [(b"x-sum", b"1")], end_stream=True)
+    peers.flush()
+    assert peers.status(1) == 200
+
+
+def test_server_that_never_speaks_is_given_up_after_the_connect_timeout():
+    class Silent(H2Server):
+        def receive(self, data):
+            return b""
+
+    peers = Peers(Silent, source=snapshot(rules=CALLS))
+    peers.request(1, b"/demo/A", GRPC, method=b"POST").flush()
+    peers.tick(6.0)
+    assert peers.answers[1]["head"][b"grpc-status"] == b"14"
+    assert peers.servers == {}
+    peers.server = H2Server
+    peers.request(3, b"/demo/A", GRPC, method=b"POST").flush()
+    assert peers.status(3) == 200
+
+
 # --- ways to the server --------------------------------------------------------------------------
 
 
