@@ -495,11 +495,24 @@ def test_enable_default_deny_off_only_denies_what_is_denied_and_watches_l7(world
         lambda: [
             flow["verdict"]
             for flow in world.firewall.flows()
-            if flow["Type"] == "L7" and flow["l7"]["type"] == "REQUEST"
+            if flow["Type"] == "L7"
+            and flow["l7"]["type"] == "REQUEST"
+            and flow["IP"]["destination"] == b.address4
         ],
         "a record of the request",
     )
     assert watched[-1] in ("FORWARDED", "REDIRECTED")
+    only_put = (
+        "endpointSelector: {matchLabels: {app: a}}\n%s"
+        "egress: [{toEndpoints: [{matchLabels: {app: b}}], toPorts: [{ports:"
+        " [{port: '80', protocol: TCP}], rules: {http: [{method: PUT}]}}]}]"
+    )
+    world.apply(only_put % "enableDefaultDeny: {egress: false}\n")
+    assert curl(a, f"http://{b.address4}/")[1] == "200"
+    assert world.says("a", udp(a, c, 5, token())) == "FORWARDED"
+    world.apply(only_put % "")
+    assert curl(a, f"http://{b.address4}/")[1] == "403"
+    assert world.says("a", udp(a, c, 6, token())) == "DROPPED"
     world.apply(
         "endpointSelector: {matchLabels: {app: b}}\n"
         "ingress: [{fromEndpoints: [{matchLabels: {app: a}}], toPorts: [{ports:"
@@ -528,6 +541,23 @@ def test_audit_mode_of_the_daemon_lets_pass_and_says_so(world):
     assert flow["verdict"] == "AUDIT"
     world.configure()
     assert world.says("a", udp(a, b, 5, token())) == "DROPPED"
+
+
+def test_audit_mode_lets_requests_pass_too(world):
+    """Research c says not for L7; here it is (docs/compatibility.md), and ends with the mode."""
+    a, b = world.host("a"), world.host("b")
+    b.start(["python3", "-m", "http.server", "--bind", b.address4, "81"])
+    eventually(lambda: _listens(b, b.address4, 81), "the server listens")
+    world.configure(audit=True)
+    world.apply(
+        "endpointSelector: {matchLabels: {app: b}}\n"
+        "ingress: [{toPorts: [{ports: [{port: '81', protocol: TCP}],"
+        " rules: {http: [{method: PUT}]}}]}]"
+    )
+    assert curl(a, f"http://{b.address4}:81/")[1] == "200"
+    assert world.says("a", tcp(a, b, 82)) == "AUDIT"
+    world.configure()
+    assert curl(a, f"http://{b.address4}:81/")[1] == "403"
 
 
 def test_audit_mode_of_one_endpoint_concerns_it_alone(world):
