@@ -41,7 +41,14 @@ def command_line() -> str:
 
 
 def _commands(command: click.Command, path: str) -> Iterator[str]:
-    context = click.Context(command, info_name=path, terminal_width=92, max_content_width=92)
+    context = click.Context(
+        command,
+        info_name=path,
+        terminal_width=92,
+        max_content_width=92,
+        # As if called through `bartizan`, which also takes -h.
+        help_option_names=main.context_settings["help_option_names"],
+    )
     yield f"## {path}"
     yield f"```\n{command.get_help(context)}\n```"
     if isinstance(command, click.Group):
