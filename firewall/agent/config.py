@@ -312,7 +312,7 @@ class Config:
         metadata=_meaning("take large segments whole; off = the kernel splits them first"),
     )
     bypass: bool = field(
-        default=False,
+        default=True,
         metadata=_meaning(
             "have the kernel carry established flows that need no look; off = every packet is "
             "decided in userspace"
