@@ -112,7 +112,7 @@ def _offline(question: "Question", options: dict[str, Any]) -> "Plan":
     from firewall.policy.model import ObjectKey
     from firewall.policy.plan import Source, make_plan
     from firewall.policy.question import QuestionError
-    from firewall.policy.readers import ReaderSettings
+    from firewall.policy.readers import SWITCHED, ReaderSettings
     from firewall.policy.realm import ask
     from firewall.policy.remedy import NoRemedyError
     from firewall.policy.remedy import suggest as find
@@ -120,7 +120,7 @@ def _offline(question: "Question", options: dict[str, Any]) -> "Plan":
     cluster = options["cluster_name"]
     realm = offline_realm(options["paths"], options["endpoints"], cluster)
     files = {one.key: one.file for one in realm.objects}
-    settings = ReaderSettings(cluster_name=cluster)
+    settings = ReaderSettings(cluster_name=cluster, assumed=frozenset(SWITCHED))
 
     def source_of(key: ObjectKey) -> Source | None:
         file = files.get(key)

@@ -108,7 +108,11 @@ def make_realm(
     settings: Settings | None = None,
     cluster: str = "default",
 ) -> Realm:
-    """Resolve policies for endpoints that no agent knows."""
+    """Resolve policies for endpoints that no agent knows.
+
+    If a policy selects nodes, the node is one of them, with no label but `reserved:host`, unless
+    the actors say more of it.
+    """
     settings = settings or Settings(local_addresses=NODE_ADDRESSES)
     resolver = Resolver(cluster=cluster)
     given, known = tuple(objects), tuple(resources)
@@ -116,8 +120,10 @@ def make_realm(
     numbers: dict[LabelSet, int] = {labels: int(n) for n, labels in RESERVED_LABELS.items()}
     rows = []
     addresses: dict[Prefix, int] = {}
-    for at, actor in enumerate(actors, start=1):
+    for at, actor in enumerate(_with_node(actors, given, settings), start=1):
         number = numbers.setdefault(actor.labels, CLUSTER_MIN + len(numbers))
+        if _is_node(actor):
+            number = int(Reserved.HOST)
         resolver.upsert_identity(number, actor.labels)
         rows.append(_row(at, actor, number))
     resolver.apply(Repository().apply(given))
@@ -214,6 +220,24 @@ def _labels(snapshot: Snapshot, wanted: set[int] | None = None) -> dict[int, Lab
         for row in snapshot.identities
         if wanted is None or row.number in wanted
     }
+
+
+def _with_node(
+    actors: Iterable[Actor], objects: Iterable[PolicyObject], settings: Settings
+) -> list[Actor]:
+    """Return the actors, and the node if a policy is about nodes and it is not among them."""
+    found = list(actors)
+    about_nodes = any(entry.subject_is_node for one in objects for entry in one.entries)
+    if about_nodes and settings.local_addresses and not any(map(_is_node, found)):
+        host, addresses = RESERVED_LABELS[Reserved.HOST], settings.local_addresses
+        found.append(
+            Actor(name=Reserved.HOST.label, namespace="", labels=host, addresses=addresses)
+        )
+    return found
+
+
+def _is_node(actor: Actor) -> bool:
+    return actor.labels.get(RESERVED, Reserved.HOST.label) is not None
 
 
 def _row(at: int, actor: Actor, number: int) -> EndpointRow:

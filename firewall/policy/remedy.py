@@ -17,7 +17,7 @@ from firewall.policy.edits import Edit, EditError, applied
 from firewall.policy.explain import Explanation, Walk
 from firewall.policy.model import ObjectKey, PolicyObject
 from firewall.policy.patch import written
-from firewall.policy.readers import ReaderSettings, read
+from firewall.policy.readers import SWITCHED, ReaderSettings, read
 from firewall.policy.realm import Asked, rehearsed
 
 _ROUNDS = 24  # both directions, and as many overlapping deny rules as anybody would write
@@ -72,7 +72,9 @@ def suggest(asked: Asked, settings: ReaderSettings | None = None) -> Suggestion:
     Raises:
         NoRemedyError: nothing helps.
     """
-    settings = settings or ReaderSettings(cluster_name=asked.realm.cluster)
+    settings = settings or ReaderSettings(
+        cluster_name=asked.realm.cluster, assumed=frozenset(SWITCHED)
+    )
     objects = {one.key: one for one in asked.realm.objects}
     first = before = asked.answer()
     remedies: list[Remedy] = []

@@ -4,6 +4,7 @@ import pytest
 
 from conntrack.address import format_address, parse_address
 from firewall.identities.labels import LabelFilter, LabelSet
+from firewall.identities.reserved import Reserved
 from firewall.policy.question import (
     Question,
     QuestionError,
@@ -11,9 +12,10 @@ from firewall.policy.question import (
     port_number,
     split_destination,
 )
-from firewall.policy.readers import read
-from firewall.policy.realm import Actor, actor_labels, ask, make_realm
+from firewall.policy.readers import SWITCHED, ReaderSettings, read
+from firewall.policy.realm import Actor, actor_labels, ask, joined, make_realm
 from firewall.policy.snapshot import NamedPortRow
+from firewall.policy.verdict import Verdict
 
 WEB = NamedPortRow("web", 6, 8080)
 DNS = NamedPortRow("dns", 17, 53)
@@ -217,3 +219,23 @@ def test_icmp_is_asked_by_the_name_of_its_type(realm, source, verdict, ipv6):
     """One word for both families."""
     question = Question(source=source, destination="b", port="EchoRequest/ICMP", ipv6=ipv6)
     assert ask(realm, question).answer().verdict == verdict
+
+
+def test_a_policy_for_nodes_makes_the_node_one_of_them():
+    """Asked without a daemon; joining further endpoints keeps it the host."""
+    text = (
+        "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: n}\n"
+        "spec: {nodeSelector: {}, ingress: [{fromEntities: [cluster]}]}"
+    )
+    found = read(text, "n.yaml", settings=ReaderSettings(assumed=frozenset(SWITCHED)))
+    asked = make_realm((), found.objects)
+    for world in (
+        asked,
+        joined(
+            asked, [Actor("x", "y", LabelSet.parse(["k8s:app=x"]), (parse_address("10.0.0.9"),))]
+        ),
+    ):
+        (node,) = [row for row in world.view.snapshot.endpoints if row.identity == Reserved.HOST]
+        denied = world.view.decide(parse_address("203.0.113.1"), node.addresses[0], 6, 22)
+        assert denied.verdict is Verdict.DROP
+    assert make_realm((), ()).view.snapshot.endpoints == ()
