@@ -229,12 +229,7 @@ def test_a_policy_for_nodes_makes_the_node_one_of_them():
     )
     found = read(text, "n.yaml", settings=ReaderSettings(assumed=frozenset(SWITCHED)))
     asked = make_realm((), found.objects)
-    for world in (
-        asked,
-        joined(
-            asked, [Actor("x", "y", LabelSet.parse(["k8s:app=x"]), (parse_address("10.0.0.9"),))]
-        ),
-    ):
+    for world in (asked, joined(asked, [actor("a", "x", "10.0.0.9")])):
         (node,) = [row for row in world.view.snapshot.endpoints if row.identity == Reserved.HOST]
         denied = world.view.decide(parse_address("203.0.113.1"), node.addresses[0], 6, 22)
         assert denied.verdict is Verdict.DROP
