@@ -5,9 +5,12 @@ The other half of the vocabulary, what the world tells an exchange, are the meth
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from l7proxy.judgement import Judgement
+
+if TYPE_CHECKING:
+    from l7proxy.ongoing import Ongoing
 
 
 class RecordKind(IntEnum):
@@ -107,6 +110,17 @@ class ResumeUpstream(NamedTuple):
     link: int = 0
 
 
+class HandOver(NamedTuple):
+    """Go on with a `tunnel.Tunnel` for this request, which is allowed and has not been sent.
+
+    `head` is what to send, `early` what the client has sent after it. No event comes here again.
+    """
+
+    ongoing: "Ongoing"
+    head: bytes
+    early: bytes
+
+
 class Log(NamedTuple):
     """Report this."""
 
@@ -130,6 +144,7 @@ Command = (
     | ResumeClient
     | PauseUpstream
     | ResumeUpstream
+    | HandOver
     | Log
     | Count
 )

@@ -22,6 +22,7 @@ from l7proxy.commands import (
     Command,
     ConnectFailure,
     Count,
+    HandOver,
     Log,
     OpenUpstream,
     PauseClient,
@@ -39,6 +40,8 @@ from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
 from l7proxy.metrics import Metrics
 from l7proxy.multiplex import Multiplex
+from l7proxy.ongoing import Ongoing
+from l7proxy.tunnel import Tunnel
 from l7proxy.upstream import SocketAddress
 
 log = logging.getLogger(__name__)
@@ -105,7 +108,7 @@ class ClientConnection(asyncio.Protocol):
         self.client: SocketAddress = ("", 0)
         self.server: SocketAddress = ("", 0)
         self.ends = Ends(b"", 0, b"", 0)
-        self.exchange: Exchange | Multiplex | None = None
+        self.exchange: Exchange | Multiplex | Tunnel | None = None
 
     # --- the client's socket ---------------------------------------------------------------------
 
@@ -247,10 +250,18 @@ class ClientConnection(asyncio.Protocol):
             case ResumeUpstream(link):
                 if (connection := self._upstreams.get(link)) is not None:
                     connection.resume()
+            case HandOver(ongoing, head, early):
+                self._hand_over(ongoing, head, early)
             case Count(name):
                 self._host.metrics.add(name)
             case _:
                 assert_never(command)
+
+    def _hand_over(self, ongoing: Ongoing, head: bytes, early: bytes) -> None:
+        assert self._judge is not None
+        now = time.monotonic()
+        self.exchange = tunnel = Tunnel(self._judge, self._host.limits, ongoing, early, now)
+        self._queue.extend(tunnel.start(head, now))
 
     def _close(self, *, reset: bool) -> None:
         transport = self._transport
@@ -315,7 +326,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._closed = False
 
     @property
-    def _exchange(self) -> Exchange | Multiplex | None:
+    def _exchange(self) -> Exchange | Multiplex | Tunnel | None:
         return None if self._closed else self._owner.exchange
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

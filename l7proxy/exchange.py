@@ -42,6 +42,7 @@ from l7proxy.refusals import Refusal, RequestRefused, ResponseRefused
 from l7proxy.reply import Reply
 from l7proxy.request import admit, has_underscore
 from l7proxy.timer import Timer
+from l7proxy.tunnel import is_websocket
 
 _P = ParamSpec("_P")
 
@@ -73,9 +74,7 @@ class Exchange:
         judge: policy for this connection.
         limits: what a connection may use.
         new_request_id: gives a value for X-Request-Id.
-        now: monotonic seconds.
-
-    Events about the server name the link that they happened to; here there is only one, 0.
+        now: monotonic seconds. Events about the server name their link; here it is always 0.
     """
 
     __slots__ = (
@@ -191,7 +190,7 @@ class Exchange:
             self._reset(refusals.DENIED_CONNECTION, now)
         elif not judgement.allowed:
             self._deny(refusals.DENIED, now)
-        elif request.upgrade:
+        elif request.upgrade and (self._client_ended or not is_websocket(request)):
             self._closing = True  # what follows may already be in the other protocol
             self._deny(refusals.UPGRADE, now)
         elif judgement.uses_headers and has_underscore(request.fields):
@@ -209,6 +208,12 @@ class Exchange:
             self._deny(refused.refusal, now)
             return
         self._log(current.record(commands.RecordKind.REQUEST, self._limits, now))
+        if request.upgrade:  # a tunnel has the connection from now on, and what came early
+            self._drop_upstream(reset=False)
+            self._commands.append(commands.HandOver(current, data, self._inbox.data))
+            self._phase = Phase.CLOSED
+            self._timer.stop()
+            return
         if request.expects_continue:
             self._commands.append(commands.SendClient(responses.CONTINUE))
         if self._link.state is LinkState.NONE:

@@ -71,12 +71,17 @@ _END = h11.EndOfMessage()
 
 
 @lru_cache(maxsize=32)  # methods are few; making the event costs as much as reading an answer
-def _any_request(method: bytes) -> h11.Request:
-    return h11.Request(method=method, target=b"/", headers=[(b"Host", b"h")])
+def _any_request(method: bytes, *, upgrade: bool) -> h11.Request:
+    headers = [(b"Host", b"h")]
+    if upgrade:
+        headers += [(b"Connection", b"upgrade"), (b"Upgrade", b"websocket")]
+    return h11.Request(method=method, target=b"/", headers=headers)
 
 
-def check_response(head: ResponseHead, method: bytes, framing: Framing | None) -> h11.Connection:
-    """Have h11 read a response head to a request with `method`.
+def check_response(
+    head: ResponseHead, method: bytes, framing: Framing | None, *, upgrade: bool = False
+) -> h11.Connection:
+    """Have h11 read a response head to a request with `method`, and for `upgrade` if it was.
 
     `framing` is our own reading of where the body ends, None for an interim (1xx) response.
 
@@ -85,7 +90,7 @@ def check_response(head: ResponseHead, method: bytes, framing: Framing | None) -
     """
     connection = _connection(h11.CLIENT)
     # h11 only reads answers to what it has sent; of the request, the method decides the framing.
-    connection.send(_any_request(method))
+    connection.send(_any_request(method, upgrade=upgrade))
     connection.send(_END)
     kind = h11.InformationalResponse if framing is None else h11.Response
     try:

@@ -5,9 +5,9 @@
 writes that reading, never the bytes that came. Hop-by-hop fields are removed before rules see the
 request, so that a rule cannot be satisfied by a field that the server will not get.
 
-Not supported, and answered so: CONNECT, upgrades (WebSocket too), trailers (dropped), expectations
-other than 100-continue. `Upgrade: h2c` is dropped and the request goes on in HTTP/1.1, as RFC 9110
-7.8 lets any server do.
+Not supported, and answered so: CONNECT, upgrades other than WebSocket, trailers (dropped),
+expectations other than 100-continue. `Upgrade: h2c` is dropped and the request goes on in HTTP/1.1,
+as RFC 9110 7.8 lets any server do.
 Source: RFC 9110 7, 10.1.1; RFC 9112 3.2, 6, 9.
 """
 
@@ -60,9 +60,9 @@ class Request(NamedTuple):
     """A request with one reading.
 
     `fields` are those that rules see and the server gets, without Host and framing. `upgrade`: the
-    client asked to leave HTTP/1.1. `keep_alive`: the client's connection may serve more requests.
-    `minor` of HTTP/1.`minor`, or 2 for HTTP/2. `reference`: h11 after it has read the head, to go
-    on with the body; None if it was not asked.
+    protocols for which the client wants to leave HTTP/1.1, or empty. `keep_alive`: the client's
+    connection may serve more requests. `minor` of HTTP/1.`minor`, or 2 for HTTP/2. `reference`: h11
+    after it has read the head, to go on with the body; None if it was not asked.
     """
 
     method: bytes
@@ -72,7 +72,7 @@ class Request(NamedTuple):
     framing: Framing
     keep_alive: bool
     expects_continue: bool
-    upgrade: bool
+    upgrade: bytes
     reference: h11.Connection | None = None
 
     @property
@@ -132,7 +132,9 @@ def admit(head: RequestHead, limits: Limits) -> Request:
         # RFC 9112 9.3; an HTTP/1.0 connection is never kept, keep-alive there was no standard.
         head.minor == 1 and b"close" not in options,
         _EXPECT in special and _expects_continue(special[_EXPECT], head.minor),
-        _UPGRADE in special and b"upgrade" in options and _leaves_http1(special[_UPGRADE]),
+        _wanted_protocol(special[_UPGRADE])
+        if _UPGRADE in special and b"upgrade" in options
+        else b"",
         check_request(head, framing) if head.raw else None,
     )
 
@@ -185,12 +187,12 @@ def _expects_continue(values: list[bytes], minor: int) -> bool:
     return True
 
 
-def _leaves_http1(values: list[bytes]) -> bool:
-    """Whether an Upgrade asks for more than h2c, which a server may simply ignore."""
+def _wanted_protocol(values: list[bytes]) -> bytes:
+    """Return what an Upgrade asks for, or nothing for h2c, which a server may simply ignore."""
     protocols = {
         part.strip(b" \t").lower() for value in values for part in value.split(b",") if part
     }
-    return protocols != {b"h2c"}
+    return b"" if protocols == {b"h2c"} else b",".join(sorted(protocols)) or b","
 
 
 def edited(fields: list[Field], edits: tuple[HeaderEdit, ...]) -> list[Field]:

@@ -138,6 +138,12 @@ def serialise_response(response: Response, *, close: bool) -> bytes:
     return b"".join(parts)
 
 
+def serialise_switch(head: ResponseHead) -> bytes:
+    """Write a 101 that opens a WebSocket."""
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    return serialise_informational(head).removesuffix(b"\r\n") + upgrade
+
+
 def serialise_informational(head: ResponseHead) -> bytes:
     """Write a 1xx response (RFC 9110 15.2: a proxy must forward them, but it may drop fields)."""
     lines = [

@@ -29,6 +29,7 @@ from l7proxy.commands import (
     CloseUpstream,
     ConnectFailure,
     Count,
+    HandOver,
     Log,
     OpenUpstream,
     PauseClient,
@@ -196,6 +197,8 @@ def written(command) -> str:
             return "pause-upstream"
         case ResumeUpstream():
             return "resume-upstream"
+        case HandOver(_, head, early):
+            return f"hand-over {_quoted(head)} {_quoted(early)}"
         case Count(name):
             return f"count {name}"
         case Log(record):
