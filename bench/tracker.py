@@ -145,7 +145,7 @@ def pauses() -> dict[str, list[int]]:
     collections on.
     """
     chance = random.Random(3)
-    tracker = Tracker(STRICT, limit_count=ENTRIES + 1)
+    tracker = Tracker(STRICT, limit_count=2 * ENTRIES)
     worker_freezes()
     growing, sweeps = [], []
     for number in range(ENTRIES):
