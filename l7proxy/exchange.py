@@ -210,6 +210,8 @@ class Exchange:
         self._log(current.record(commands.RecordKind.REQUEST, self._limits, now))
         if request.upgrade:  # a tunnel has the connection from now on, and what came early
             self._drop_upstream(reset=False)
+            if self._client_paused:
+                self._commands.append(commands.ResumeClient())
             self._commands.append(commands.HandOver(current, data, self._inbox.data))
             self._phase = Phase.CLOSED
             self._timer.stop()

@@ -3,7 +3,7 @@
 # ruff: noqa: E501 - a message is one line
 
 import pytest
-from http_transcript import Script, snapshot
+from http_transcript import Script, snapshot, written
 
 from l7proxy.commands import HandOver
 from l7proxy.tunnel import Tunnel
@@ -146,3 +146,14 @@ def test_tunnel_is_idle_for_a_bounded_time_and_buffers_are_bounded():
         << close-upstream reset
         << close reset
     """)
+
+
+def test_client_that_was_paused_is_read_again_after_the_hand_over():
+    """The tunnel pauses by its own count, and would never resume what it has not paused."""
+    script = Script(snapshot(), buffer_bytes=10)
+    script.perform("client_data", b"GET /public/a HTTP/1.1\r\nHost: s\r\n\r\n" + REQUEST + b"x")
+    script.perform("upstream_opened")
+    assert "pause-client" in map(written, script.commands)
+    script.perform("upstream_data", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    last = [written(command).split()[0] for command in script.commands[-3:]]
+    assert last == ["close-upstream", "resume-client", "hand-over"]
