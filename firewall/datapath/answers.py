@@ -89,7 +89,7 @@ def _flow_row(entry: Entry, now: float, worker: int) -> Row:
         "destination_address": format_address(original.destination),
         "source_port": original.source_port,
         "destination_port": original.destination_port,
-        "state": entry.state_name or _liveliness(entry),
+        "state": _state(entry),
         "flags": _flags(entry),
         "age_s": max(0.0, now - entry.created_at),
         "expires_s": max(0.0, entry.expires_at - now),
@@ -114,15 +114,25 @@ def _ends(flow: FlowTuple) -> tuple[str, str]:
     return f"{source}:{flow.source_port}", f"{destination}:{flow.destination_port}"
 
 
+def _is_proxied(entry: Entry) -> bool:
+    return isinstance(entry.decision, Ruling) and isinstance(entry.decision.verdict, Redirect)
+
+
+def _state(entry: Entry) -> str:
+    """Name the state; what follows the first segment of a proxied flow goes past the worker."""
+    return "PROXIED" if _is_proxied(entry) else entry.state_name or _liveliness(entry)
+
+
 def _flags(entry: Entry) -> list[str]:
     flags = []
+    proxied = _is_proxied(entry)
     if entry.assured:
         flags.append("ASSURED")
-    elif not entry.seen_reply:
+    elif not entry.seen_reply and not proxied:
         flags.append("UNREPLIED")
     if entry.offloaded:
         flags.append("OFFLOAD")
-    if isinstance(entry.decision, Ruling) and isinstance(entry.decision.verdict, Redirect):
+    if proxied:
         flags.append("PROXY")
     return flags
 
