@@ -119,7 +119,7 @@ def _port(row: NamedPortRow) -> Json:
 
 
 def identities(engine: Engine) -> list[Json]:
-    """Return every identity known here, by number."""
+    """Return every identity known here, by number; 0 is nobody's, and Cilium does not list it."""
     users: dict[int, list[str]] = {}
     for member in engine.roster:
         if member.endpoint.identity is not None:
@@ -132,6 +132,7 @@ def identities(engine: Engine) -> list[Json]:
             "endpoints": users.get(number, []),
         }
         for number, labels in sorted(engine.registry.known().items())
+        if number != Reserved.UNKNOWN
     ]
 
 
