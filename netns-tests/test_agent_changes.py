@@ -30,6 +30,7 @@ def directories(lab, bartizan):
         "proxy": {"workers": 0},
         "policy": {"directory": str(made.policies)},
         "endpoint_directory": str(made.endpoints),
+        "flows": {"per_second": 500},  # so that a flood is one on a slow machine as well
     }
     made.firewall = bartizan(made, config)
     return made
