@@ -55,7 +55,7 @@ def apply(client: Client, paths: tuple[str, ...], wait_s: float, output: str) ->
     ]
     for answer in answers:
         for problem in answer.get("problems", []):
-            click.echo(problem, err=True)
+            click.echo(f"warning: {problem}", err=True)
     show(output, answers, lambda: "\n".join(_changes(answers)))
 
 
