@@ -37,6 +37,7 @@ def measure() -> list[Figure]:
         with Lab(hosts(a="app=a", b="app=b")) as lab:
             for what in ("http", "datagrams"):
                 lab.host("b").start([sys.executable, "-m", "bench.exchanges", f"serve-{what}"])
+            _await_listeners(lab)
             samples["plain"].append(_sample(lab))
             for bypass in ("off", "on"):
                 firewall = daemon.start(lab, {"workers": 1, "bypass": bypass == "on"})
@@ -67,6 +68,16 @@ def measure() -> list[Figure]:
             for share in ("p50", "p99")
         ]
     return figures
+
+
+def _await_listeners(lab: Lab) -> None:
+    """Wait until both servers can be reached."""
+    for option in ("-ltnH", "-lunH"):
+        for _ in range(500):
+            if f":{PORT}" in lab.host("b").run(["ss", option]).stdout:
+                break
+        else:
+            raise TimeoutError("the servers do not listen")
 
 
 def _sample(lab: Lab) -> Sample:
