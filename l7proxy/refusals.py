@@ -103,8 +103,8 @@ FLUSH_TIMEOUT = Refusal(0, "client_flush_timeout", "SI")
 # --- the server's side ---------------------------------------------------------------------------
 
 CONNECT_TIMEOUT = Refusal(504, "upstream_connect_timeout", "UF")
-CONNECT_FAILED = Refusal(503, "upstream_reset_before_response_started{connection_failure}", "UF")
-UPSTREAM_CLOSED = Refusal(503, "upstream_reset_before_response_started{termination}", "UC")
+CONNECT_FAILED = Refusal(502, "upstream_reset_before_response_started{connection_failure}", "UF")
+UPSTREAM_CLOSED = Refusal(502, "upstream_reset_before_response_started{termination}", "UC")
 UPSTREAM_TRUNCATED = Refusal(0, "upstream_reset_after_response_started{termination}", "UC")
 UPSTREAM_PROTOCOL = Refusal(502, "upstream_reset_before_response_started{protocol_error}", "UPE")
 UPSTREAM_HEAD_TOO_LARGE = Refusal(502, "upstream_response_headers_too_large", "UPE")

@@ -207,11 +207,11 @@ def test_proxys_own_port_is_not_served(lab, tmp_path):
         assert "connection from" in world.live.log()
 
 
-def test_server_that_refuses_is_told_as_503(lab, tmp_path):
+def test_server_that_refuses_is_told_as_502(lab, tmp_path):
     world = World(lab, tmp_path)
     with world.live, world.connect() as client:
         client.sendall(GET)
-        assert receive(client, b"Unavailable\r\n").startswith(b"HTTP/1.1 503 ")
+        assert receive(client, b"Bad Gateway\r\n").startswith(b"HTTP/1.1 502 ")
 
 
 def test_large_bodies_arrive_whole_through_a_slow_reader_in_bounded_memory(lab, tmp_path):

@@ -420,7 +420,7 @@ def test_answer_cut_short_resets_the_client_so_that_it_cannot_look_complete(even
     """)
 
 
-def test_server_that_closes_instead_of_answering_gives_503_and_the_client_stays():
+def test_server_that_closes_instead_of_answering_gives_502_and_the_client_stays():
     Script(snapshot()).check(rf"""
         >> client {GET}
         << log request GET /public/a
@@ -428,9 +428,9 @@ def test_server_that_closes_instead_of_answering_gives_503_and_the_client_stays(
         >> opened
         << upstream {GET}
         >> upstream-ended
-        << log response GET /public/a 503 UC upstream_reset_before_response_started{{termination}}
+        << log response GET /public/a 502 UC upstream_reset_before_response_started{{termination}}
         << close-upstream reset
-        << client "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 21\r\n\r\nService Unavailable\r\n"
+        << client "HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nBad Gateway\r\n"
     """)
 
 
@@ -455,9 +455,9 @@ def test_request_lost_in_a_kept_connection_is_sent_once_more():
         >> opened
         << upstream {GET}
         >> upstream-lost
-        << log response GET /public/a 503 UC upstream_reset_before_response_started{{termination}}
+        << log response GET /public/a 502 UC upstream_reset_before_response_started{{termination}}
         << close-upstream reset
-        << client "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 21\r\n\r\nService Unavailable\r\n"
+        << client "HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nBad Gateway\r\n"
     """)
 
 
@@ -498,7 +498,7 @@ def test_unsolicited_bytes_of_the_server_reset_its_connection():
 @pytest.mark.parametrize(
     ("failure", "status", "reason", "length", "detail"),
     [
-        ("refused", 503, "Service Unavailable", 21,
+        ("refused", 502, "Bad Gateway", 13,
          "upstream_reset_before_response_started{connection_failure}"),
         ("timeout", 504, "Gateway Timeout", 17, "upstream_connect_timeout"),
     ],

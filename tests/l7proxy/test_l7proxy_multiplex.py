@@ -255,11 +255,11 @@ def test_server_without_http2_gets_the_requests_by_http1():
     assert peers.answers[5]["head"][b"grpc-status"] == b"14"
 
 
-def test_server_that_refuses_is_told_of_as_503():
+def test_server_that_refuses_is_told_of_as_502():
     peers = Peers()
     peers.refuse = True
     peers.request(1).flush()
-    assert peers.status(1) == 503
+    assert peers.status(1) == 502
     assert not peers.end
 
 
