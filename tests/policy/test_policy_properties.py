@@ -296,7 +296,8 @@ def permitted(decision):
     return passed | {"connect"}
 
 
-HISTORY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# About 2,000 (policies, flow) pairs an example: more than 100,000 in a run.
+HISTORY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @HISTORY
