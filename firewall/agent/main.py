@@ -77,11 +77,6 @@ def cleanup(config_path: Path | None, overrides: Mapping[str, str]) -> int:
     return OK if _remove_api_socket(loaded.config) else FAILED
 
 
-def validate(config_path: Path | None, overrides: Mapping[str, str]) -> int:
-    """Check the configuration and print everything that is wrong with it."""
-    return USAGE if _loaded(config_path, overrides) is None else OK
-
-
 def _loaded(path: Path | None, overrides: Mapping[str, str]) -> Loaded | None:
     """Return the configuration, or None after printing what is wrong."""
     try:
