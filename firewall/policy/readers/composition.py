@@ -23,6 +23,11 @@ MAX_NODES = 1_000_000
 MAX_DEPTH = 100
 """Nested lists and mappings; the deepest field of any policy format is 14 deep."""
 
+_TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
+
+_LIBYAML_TOO_DEEP = "exceeded maximum nesting depth"
+"""Said by libyaml's scanner (PyYAML 6.0.4) at 1,000 open brackets, before the composer counts."""
+
 _TAG = "tag:yaml.org,2002:"
 _STRING_TAGS = {"!", f"{_TAG}str"}
 _PLAIN_TAGS = {f"{_TAG}{name}" for name in ("int", "bool", "float", "null")}
@@ -119,7 +124,8 @@ def compose(text: str, file: str, problems: list[Problem]) -> Iterator[Node]:
     except yaml.MarkedYAMLError as error:
         mark = _mark(error.problem_mark or error.context_mark)
         about = ": ".join(part for part in (error.context, error.problem) if part)
-        problems.append(Problem.error(file, *mark, "", f"not YAML: {about}"))
+        message = _TOO_DEEP if error.problem == _LIBYAML_TOO_DEEP else f"not YAML: {about}"
+        problems.append(Problem.error(file, *mark, "", message))
     except yaml.reader.ReaderError as error:
         mark = _mark_of_offset(text, error.position)
         problems.append(Problem.error(file, *mark, "", f"not YAML: {error.reason}"))
@@ -162,7 +168,7 @@ class _Composer:
             self.grow(mark, 1)
             node = Scalar(mark, event.value, _is_plain(event, mark))
         elif depth >= MAX_DEPTH:
-            raise CompositionError(mark, f"nested more than {MAX_DEPTH} deep", ends_file=True)
+            raise CompositionError(mark, _TOO_DEEP, ends_file=True)
         elif isinstance(event, yaml.SequenceStartEvent):
             _refuse_tag(event, mark, "seq")
             node = self.sequence(mark, depth)
