@@ -20,8 +20,8 @@ $(VENV)/.stamp: pyproject.toml .ci/packages
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: setup ## Play the Star Wars demo in throw-away namespaces
-	@$(BIN)/bartizan demo
+demo: setup ## Play every chapter of the demo in throw-away namespaces
+	@$(BIN)/bartizan demo all
 
 test: unit-test netns-test ## Run every test
 

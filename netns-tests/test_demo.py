@@ -58,7 +58,7 @@ def test_a_shot_is_answered_with_the_panic_and_two_seconds_later_the_process_is_
 
 def _play(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lab.demo.starwars", str(folder), *arguments],
+        [sys.executable, "-m", "lab.demo.play", "--folder", str(folder), *arguments],
         check=False, cwd=ROOT, capture_output=True, text=True, timeout=110,
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
 def test_a_missing_program_is_named_with_exit_3(tmp_path):
     """curl is the one that people lack."""
     play = subprocess.run(
-        [sys.executable, "-m", "lab.demo.starwars", str(tmp_path)],
+        [sys.executable, "-m", "lab.demo.play", "--folder", str(tmp_path)],
         check=False, cwd=ROOT, capture_output=True, text=True, timeout=60,
         env={**os.environ, "PATH": str(tmp_path)},
     )  # fmt: skip

@@ -19,7 +19,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "completion": ("completion", "Print the completion script for a shell."),
     "config": ("daemon", "Show the configuration and where each value came from."),
     "conntrack": ("conntrack", "Show tracked flows."),
-    "demo": ("laboratory", "Play the Star Wars demo in throw-away namespaces."),
+    "demo": ("laboratory", "Play the demo, or chapters of it, in throw-away namespaces."),
     "doctor": ("doctor", "Probe this machine: what is missing, what it costs, how to mend it."),
     "endpoint": ("endpoint", "Manage endpoints."),
     "identity": ("identity", "Show identities."),

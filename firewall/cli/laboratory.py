@@ -55,7 +55,8 @@ def list_labs() -> None:
 
 
 @click.command()
-@click.option("--step", type=click.IntRange(min=1), help="Stop after this step.")
+@click.argument("chapters", nargs=-1, metavar="[CHAPTER|all]...")
+@click.option("--step", type=click.IntRange(min=1), help="Stop each chapter after this step.")
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -63,8 +64,15 @@ def list_labs() -> None:
     show_default=True,
     help="Where the policy files are written, for you to edit.",
 )
-def demo(step: int | None, folder: Path) -> None:
-    """Play the Star Wars demo: real packets, throw-away namespaces, under a minute."""
-    from lab.demo.starwars import main
+def demo(chapters: tuple[str, ...], step: int | None, folder: Path) -> None:
+    """Play chapters of the demo: real packets, throw-away namespaces, under a minute.
 
-    sys.exit(main(step, folder))
+    "starwars" is played if none is named, "all" plays every one.
+    """
+    from lab.demo import play
+
+    for name in chapters:
+        if name not in (*play.CHAPTERS, play.ALL):
+            known = ", ".join((*play.CHAPTERS, play.ALL))
+            raise click.BadParameter(f"no chapter {name!r}; there are {known}")
+    sys.exit(play.main(chapters, step, folder))

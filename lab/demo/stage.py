@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from lab.daemon import Bartizan, command
@@ -159,14 +158,11 @@ class Stage:
 
     # --- end ----------------------------------------------------------------------------------
 
-    def curtain(self, seconds: float, folder: Path) -> int:
-        """Say how it went: 0 if everything came as it should, else 1 with all that differed."""
-        self.line()
+    def curtain(self) -> bool:
+        """Say what differed, if anything did; return whether everything came as it should."""
         if not self.differences:
-            verdict = self._paint("Everything came as it should", f"{_BOLD};{_GREEN}")
-            self.line(f"{verdict}, in {seconds:.0f} s; nothing is left on this machine.")
-            self.line(f"The policies are in {folder}/: change them and play again.")
-            return 0
+            return True
+        self.line()
         self.line(self._paint("Not everything came as it should:", f"{_BOLD};{_RED}"))
         for difference in self.differences:
             self.line(f"  {difference}")
@@ -174,7 +170,7 @@ class Stage:
         if log:
             self.line(self._paint("The end of bartizan's log:", _DIM))
             self._output("\n".join(log[-20:]))
-        return 1
+        return False
 
 
 def _quoted(argv: Sequence[str]) -> str:

@@ -1,92 +1,22 @@
 r"""The Star Wars demo: who may land on the deathstar, and what may be said to it.
 
 Five steps with real packets between throw-away hosts. Each shows a command, its output and the
-flows that the firewall reports for it, and is checked; the exit code is 0 only if every answer,
-HTTP status and flow came as it should.
+flows that the firewall reports for it, and is checked.
 
 Story and hosts follow Cilium's demo of the same name, so that its readers can compare.
 """
 
-import argparse
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from lab import daemon, enclosure, topology
-from lab.commands import python_environment
+from lab.demo.chapter import CURL_TIMED_OUT, PACKET, REQUEST, Chapter, Story, curl, packet, request
 from lab.demo.stage import Stage
-from lab.laboratory import Lab, LabError
-
-STEPS = 5
+from lab.laboratory import Lab
 
 POLICIES = ("rule1-l4.yaml", "rule1-l7.yaml")
 
-PACKET, REQUEST = "policy-verdict", "l7"
-"""Kinds of flows, as `bartizan observe --type` names them."""
-
-CURL_TIMED_OUT = 28
-"""curl(1): the time-out was reached."""
-
-_CONNECT_TIMEOUT_S = "3"
-_HERE = Path(__file__).parent
 _DEATHSTAR = "deathstar.default.svc.cluster.local"
 _RESTART_S = 15.0
-
-
-def main(step: int | None, folder: Path) -> int:
-    """Play the demo up to `step` (None = all) in an enclosure; policies go to `folder`.
-
-    Returns:
-        0, 1 if something differed, 2 if the folder cannot be written, 3 if this machine cannot.
-    """
-    lacking = daemon.missing_programs(("ip", "nsenter", "iptables", "ip6tables", "ipset", "curl"))
-    if lacking:
-        print(f"the demo needs {', '.join(lacking)}: install them first", file=sys.stderr)
-        return enclosure.CANNOT
-    try:
-        _write_policies(folder)
-    except OSError as error:
-        print(f"cannot write the policies to {folder}: {error.strerror}", file=sys.stderr)
-        return 2
-    if enclosure.mode() is not None:
-        return _play(step or STEPS, folder)
-    inside = [sys.executable, "-m", "lab.demo.starwars", str(folder), "--step", str(step or STEPS)]
-    argv = [sys.executable, "-m", "lab.enclosure", "--quiet", "--", *inside]
-    # ^C is for what plays inside, which takes its lab away and then ends.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    return subprocess.run(argv, check=False, env=python_environment()).returncode
-
-
-def _write_policies(folder: Path) -> None:
-    """Put the policies there; what is there already may have been edited, and stays."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in POLICIES:
-        if not (folder / name).exists():
-            shutil.copyfile(_HERE / name, folder / name)
-
-
-def _play(last: int, folder: Path) -> int:
-    began = time.monotonic()
-    try:
-        with Lab(topology.read(_HERE / "starwars.yaml")) as lab:
-            lab.host("deathstar").start([sys.executable, "-m", "lab.demo.deathstar"])
-            firewall = daemon.start(lab, endpoints=False)
-            story = _Story(lab, Stage(lab, firewall), folder)
-            story.prologue()
-            for step in story.steps[:last]:
-                # Each step stands on those before it: after a difference the rest says nothing.
-                if not story.stage.differences:
-                    step()
-            return story.stage.curtain(time.monotonic() - began, folder)
-    except LabError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
 
 
 def _landing() -> list[str]:
@@ -94,64 +24,33 @@ def _landing() -> list[str]:
 
 
 def _curl(method: str, path: str) -> list[str]:
-    # curl prints nothing about a drop or a status by itself; -w does.
-    return [
-        "curl", "-s", "--connect-timeout", _CONNECT_TIMEOUT_S, "-w", r"HTTP %{http_code}\n",
-        "-X", method, f"{_DEATHSTAR}{path}",
-    ]  # fmt: skip
+    return curl(method, f"{_DEATHSTAR}{path}")
 
 
 def _packet(ship: str, verdict: str) -> str:
     """A pattern for the flow of a ship's first packet."""
-    ends = rf"default/{ship}:\d+ \(ID:\d+\) \S+ default/deathstar:80 \(ID:\d+\)"
-    return rf"{ends} {verdict} .*TCP Flags: SYN\b"
+    return packet(ship, "deathstar:80", verdict)
 
 
-def _request(verdict: str, request: str) -> str:
-    """A pattern for the flow of an HTTP request."""
-    return rf"http-request {verdict}.* \(HTTP/1\.1 {request}\)"
-
-
-class _Story:
-    """The five steps, in order; each stands on what those before it left."""
+class _Story(Story):
+    title = "Star Wars"
 
     def __init__(self, lab: Lab, stage: Stage, folder: Path) -> None:
-        self.stage = stage
-        self._lab = lab
-        self._folder = folder
+        super().__init__(lab, stage, folder)
         self._deathstar, self._tiefighter, self._xwing = (
             lab.host(name) for name in ("deathstar", "tiefighter", "xwing")
         )
         self.steps = (self.step1, self.step2, self.step3, self.step4, self.step5)
 
-    def prologue(self) -> None:
-        """Say where we are, and put the ships under policy."""
-        stage = self.stage
-        stage.line(f"Star Wars, {enclosure.describe()}.")
-        stage.line("Three hosts, one link each to the node, where bartizan runs:")
-        for host in self._lab.hosts.values():
-            labels = [
-                word
-                for key, value in host.plan.labels.items()
-                for word in ("--label", f"{key}={value}")
-            ]
-            stage.bartizan(
-                "endpoint", "add", host.name, "--ip", host.address4, *labels, "--netns", host.name,
-                quiet=True,
-            )  # fmt: skip
-
     def _lands(self, ship: str, kind: str, flow: str) -> str:
-        self.stage.run(self._lab.host(ship), _landing(), output=r"Ship landed\nHTTP 200")
+        self.stage.run(self.lab.host(ship), _landing(), output=r"Ship landed\nHTTP 200")
         return self.stage.flow(f"default/{ship}", kind, flow)
 
     def _is_dropped(self, ship: str) -> str:
-        self.stage.run(self._lab.host(ship), _landing(), code=CURL_TIMED_OUT, output=r"^HTTP 000")
+        self.stage.run(self.lab.host(ship), _landing(), code=CURL_TIMED_OUT, output=r"^HTTP 000")
         return self.stage.flow(
             f"default/{ship}", PACKET, _packet(ship, "policy-verdict:none INGRESS DENIED")
         )
-
-    def _apply(self, name: str, change: str) -> None:
-        self.stage.bartizan("policy", "apply", "-f", str(self._folder / name), output=change)
 
     def step1(self) -> None:
         """No policy."""
@@ -169,7 +68,7 @@ class _Story:
             "The rule speaks of identities, not addresses: org=empire may reach port 80. The "
             "xwing's packets end at the node; its curl waits until it gives up (exit 28).",
         )  # fmt: skip
-        self._apply(POLICIES[0], r"rule1.*created")
+        self.apply(POLICIES[0], r"rule1.*created")
         self._lands(
             "tiefighter", PACKET, _packet("tiefighter", "policy-verdict:L3-L4 INGRESS ALLOWED")
         )
@@ -208,14 +107,14 @@ class _Story:
             "The same rule, now with what may be said: POST /v1/request-landing. Another request "
             "is answered by the proxy with 403 and never reaches the deathstar.",
         )  # fmt: skip
-        self._apply(POLICIES[1], r"rule1.*configured")
+        self.apply(POLICIES[1], r"rule1.*configured")
         landing = rf"POST http://{re.escape(_DEATHSTAR)}/v1/request-landing"
-        self._lands("tiefighter", REQUEST, _request("FORWARDED", landing))
+        self._lands("tiefighter", REQUEST, request("FORWARDED", landing))
         self.stage.run(
             self._tiefighter, _curl("PUT", "/v1/exhaust-port"), output=r"Access denied\r?\nHTTP 403"
         )
         shot = rf"PUT http://{re.escape(_DEATHSTAR)}/v1/exhaust-port"
-        self.stage.flow("default/tiefighter", REQUEST, _request("DROPPED", shot))
+        self.stage.flow("default/tiefighter", REQUEST, request("DROPPED", shot))
         self._is_dropped("xwing")
 
     def step5(self) -> None:
@@ -246,9 +145,10 @@ def _restarts(log: str) -> list[str]:
     return re.findall(r"deathstar: .* restarting", log)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m lab.demo.starwars", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("bartizan-demo"))
-    parser.add_argument("--step", type=int, choices=range(1, STEPS + 1), help="the last step")
-    chosen = parser.parse_args()
-    sys.exit(main(chosen.step, chosen.folder))
+CHAPTER = Chapter(
+    name="starwars",
+    topology="starwars.yaml",
+    policies=POLICIES,
+    story=_Story,
+    servers={"deathstar": ("-m", "lab.demo.deathstar")},
+)
