@@ -70,6 +70,14 @@ class StoredMember(msgspec.Struct, frozen=True, kw_only=True):
     link: str = ""
 
 
+class _Kept(NamedTuple):
+    """What was persisted of a member, and from what it was made."""
+
+    member: Member
+    link: tuple[str, int]
+    row: StoredMember
+
+
 class Roster:
     """The members by name.
 
@@ -86,6 +94,7 @@ class Roster:
         self._members: dict[str, Member] = {}
         self._owners: dict[bytes, str] = {}
         self._by_id: dict[int, Member] = {}
+        self._rows: dict[str, _Kept] = {}
         self._last_id = 0
         self._held = False
 
@@ -274,12 +283,20 @@ class Roster:
     def _save(self, members: dict[str, Member], interfaces: dict[str, tuple[str, int]]) -> None:
         """Persist, then believe it; within `together`, only believe it."""
         if not self._held:
-            rows = [
-                _stored(members[name], interfaces.get(name, _link(members[name])))
+            kept = {
+                name: self._kept(members[name], interfaces.get(name, _link(members[name])))
                 for name in sorted(members)
-            ]
-            statefile.write(self._path, "endpoints", rows)
+            }
+            statefile.write(self._path, "endpoints", [one.row for one in kept.values()])
+            self._rows = kept
         self._adopt(members)
+
+    def _kept(self, member: Member, link: tuple[str, int]) -> "_Kept":
+        """Return what is persisted of a member; most are as they were at the last change."""
+        kept = self._rows.get(member.declaration.name)
+        if kept is not None and kept.member is member and kept.link == link:
+            return kept
+        return _Kept(member, link, _stored(member, link))
 
     def _adopt(self, members: dict[str, Member]) -> None:
         self._members = members
