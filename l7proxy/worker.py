@@ -34,7 +34,16 @@ from typing import IO
 from conntrack.address import format_address
 from firewall.control import journal
 from firewall.control.channel import ChannelError, WorkerChannel
-from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hold
+from firewall.control.messages import (
+    Acknowledged,
+    Announce,
+    Answer,
+    Ask,
+    Drain,
+    Events,
+    Forget,
+    Hold,
+)
 from firewall.control.snapshots import SnapshotReader
 from firewall.flows.event import HttpEvent
 from firewall.policy.snapshot import SnapshotError
@@ -209,7 +218,7 @@ class Worker:
                     self._answer(message)
                 case Drain():
                     self.drain(message.deadline_s)
-                case Hold():
+                case Forget() | Hold():
                     pass  # for verdict workers
 
     def _announced(self, message: Announce) -> None:

@@ -149,6 +149,51 @@ def test_conntrack_list_shows_what_the_kernel_has_carried(three):
     assert "established flows pass in the kernel" in status
 
 
+def test_flush_ends_the_chosen_flows_and_no_others(three):
+    """Tracker and kernel forget them, and say how many; what follows belongs to no flow."""
+    a, b, firewall = three.host("a"), three.host("b"), three.firewall
+    with (
+        Echo(b, 80) as server,
+        a.connect(b.address4, 80) as first,
+        a.connect(b.address4, 80) as second,
+    ):
+        one, two = server.accept(), server.accept()
+        for _ in range(20):
+            assert exchange(first, one, token())
+            assert exchange(second, two, token())
+        assert len(offloaded(three)) == 2
+        assert json.loads(
+            firewall.cli("conntrack", "flush", "--from", "c", "-o", "json").stdout
+        ) == {
+            "flows": 0,
+            "kernel": 0,
+        }
+        end = f"{a.address4}:{first.getsockname()[1]}"
+        said = firewall.cli("conntrack", "flush", "--from", end, "--to", "b").stdout
+        assert said == "1 flows forgotten, 1 of them by the kernel too\n"
+        assert f"sport={second.getsockname()[1]}" in "".join(offloaded(three))
+        assert len(offloaded(three)) == 1
+        first.sendall(b"lost")
+        eventually(
+            lambda: any(
+                flow["l4"].get("TCP", {}).get("source_port") == first.getsockname()[1]
+                for flow in firewall.flows(verdict="DROPPED", protocol="tcp")
+            ),
+            "the segment is dropped",
+        )
+        assert exchange(second, two, token())
+        with a.connect(b.address4, 80) as third:
+            assert exchange(third, server.accept(), token())
+        assert json.loads(firewall.cli("conntrack", "flush", "--all", "-o", "json").stdout)[
+            "kernel"
+        ]
+        assert offloaded(three) == []
+        assert json.loads(firewall.cli("conntrack", "list", "-o", "json").stdout) == []
+    refused = firewall.cli("conntrack", "flush", "--from", "nobody")
+    assert (refused.returncode, refused.stderr) == (1, "Error: no endpoint 'nobody'\n")
+    assert firewall.cli("conntrack", "flush").returncode == 2
+
+
 def test_a_worker_that_hangs_does_not_hold_a_revocation_up(three):
     """Its flows come to a queue that nobody reads, until it follows."""
     a, b = three.host("a"), three.host("b")

@@ -24,6 +24,7 @@ import msgspec
 from aiohttp import web
 
 from conntrack.address import Prefix, format_prefix
+from conntrack.flow import FlowTuple
 from firewall.agent import views
 from firewall.agent.collector import Collector
 from firewall.agent.config import Loaded, value
@@ -40,7 +41,10 @@ from firewall.agent.policies import InvalidPolicyError, Key, key_row
 from firewall.agent.roster import RosterError, UnknownEndpointError
 from firewall.agent.status import Status
 from firewall.agent.supervisor import WorkerState
-from firewall.control.channel import ChannelClosedError, listen
+from firewall.control.channel import AgentChannel, ChannelClosedError, listen
+from firewall.datapath.choice import Ends, choose
+from firewall.datapath.kernel_flows import KernelFlow, delete_flows
+from firewall.datapath.marks import Kind
 from firewall.flows.filters import FilterError
 from firewall.identities.labels import ANY, K8S, POD_NAMESPACE, LabelError, parse_label
 from firewall.identities.registry import KvStoreError
@@ -143,6 +147,7 @@ class Api:
                 web.get("/v1/ipcache", self._get_ipcache),
                 web.get("/v1/snapshot", self._get_snapshot),
                 web.get("/v1/conntrack", self._get_conntrack),
+                web.delete("/v1/conntrack", self._delete_conntrack),
                 web.get("/v1/flows", self._get_flows),
                 web.get("/v1/flows/{uuid}/why", self._get_why),
                 web.get("/v1/flows/{uuid}/suggest", self._get_suggestion),
@@ -304,21 +309,49 @@ class Api:
     # --- traffic ------------------------------------------------------------------------------
 
     async def _get_conntrack(self, request: web.Request) -> web.Response:
-        running = [
-            worker
+        choice = choose(*self._ends(request))
+        answers = await asyncio.gather(
+            *(channel.ask("conntrack", ASK_TIMEOUT_S) for channel in self._trackers())
+        )
+        rows = views.conntrack_rows((row for answer in answers for row in answer), choice)
+        return web.json_response(body=_encode(rows))
+
+    async def _delete_conntrack(self, request: web.Request) -> web.Response:
+        """Forget flows: first the workers, or they would mark a flow again that the kernel drops.
+
+        What the kernel holds goes too, or a worker that starts would take it over from there.
+        """
+        sources, destinations = self._ends(request)
+        everything = request.query.get("all", "") in ("1", "true", "yes")
+        if sources is None and destinations is None and not everything:
+            raise RequestError("say which flows: from, to, or all=1")
+        answers = await asyncio.gather(
+            *(ch.forget(sources, destinations, ASK_TIMEOUT_S) for ch in self._trackers())
+        )
+        forgotten = {FlowTuple(*row["original"]) for rows in answers for row in rows}  # type: ignore[misc]
+        choice = choose(sources, destinations)
+        carried = self._engine.bypass.rules.marks.any_of(Kind.OFFLOAD)
+
+        def goes(flow: KernelFlow) -> bool:
+            ours = flow.mark & carried.mask == carried.value
+            return flow.original in forgotten or (ours and choice.includes(flow.original))
+
+        kernel_count = await asyncio.to_thread(delete_flows, goes)
+        return web.json_response({"flows": len(forgotten), "kernel": kernel_count})
+
+    def _ends(self, request: web.Request) -> tuple[Ends | None, Ends | None]:
+        """Return what `from` and `to` of a query stand for; raises UnknownEndpointError."""
+        names = (request.query.getall(key, []) for key in ("from", "to"))
+        sources, destinations = (views.ends(self._engine, listed) for listed in names)
+        return sources, destinations
+
+    def _trackers(self) -> list[AgentChannel]:
+        """Return the way to every datapath worker that runs."""
+        return [
+            worker.channel
             for worker in self._engine.workers
             if worker.spec.kind == "datapath" and worker.state is WorkerState.RUNNING
         ]
-        answers = await asyncio.gather(
-            *(worker.channel.ask("conntrack", ASK_TIMEOUT_S) for worker in running)
-        )
-        rows = views.conntrack_rows(
-            (row for answer in answers for row in answer),
-            self._engine,
-            request.query.getall("from", []),
-            request.query.getall("to", []),
-        )
-        return web.json_response(body=_encode(rows))
 
     async def _get_flows(self, request: web.Request) -> web.StreamResponse:
         query = self._collector.query(dict.fromkeys(request.query.keys()), request.query.getall)

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from conntrack.address import format_address
+from conntrack.address import format_address, parse_address
+from conntrack.flow import FlowTuple
 from firewall.agent.engine import Engine
 from firewall.agent.policies import BookChange, Key, key_row
-from firewall.agent.roster import Member
+from firewall.agent.roster import Member, UnknownEndpointError
 from firewall.agent.supervisor import Worker
+from firewall.datapath.choice import Choice, Ends
 from firewall.datapath.kernel import QueueCounters
 from firewall.identities.labels import NO_LABELS
 from firewall.identities.reserved import CLUSTER_MAX, CLUSTER_MIN, Reserved
@@ -241,36 +243,49 @@ def timestamp(time_ns: int) -> str:
     return f"{whole:%Y-%m-%dT%H:%M:%S}.{time_ns % 1_000_000_000:09d}Z"
 
 
-def conntrack_rows(rows: Iterable[Mapping[str, Any]], engine: Engine, sources: list[str],
-                   destinations: list[str]) -> list[Json]:  # fmt: skip
-    """Return the flows between these endpoints or addresses; no name = any."""
-    wanted_sources = _texts(engine, sources)
-    wanted_destinations = _texts(engine, destinations)
-    return [
-        dict(row)
-        for row in rows
-        if _among(str(row.get("source", "")), wanted_sources)
-        and _among(str(row.get("destination", "")), wanted_destinations)
-    ]
+def conntrack_rows(rows: Iterable[Mapping[str, Any]], choice: Choice) -> list[Json]:
+    """Return the rows of the flows of a choice."""
+    return [dict(row) for row in rows if choice.includes(_tuple_of(row))]
 
 
-def _texts(engine: Engine, names: list[str]) -> set[str] | None:
-    """Return the addresses that endpoint names or addresses stand for, None = any."""
+def _tuple_of(row: Mapping[str, Any]) -> FlowTuple:
+    """Return whose flow a row shows; the protocol's number is not told."""
+    return FlowTuple(
+        parse_address(row["source_address"]),
+        parse_address(row["destination_address"]),
+        0,
+        row["source_port"],
+        row["destination_port"],
+    )
+
+
+def ends(engine: Engine, names: list[str]) -> Ends | None:
+    """Return what endpoint names, addresses or `address:port` stand for; no name: None, anybody.
+
+    Raises:
+        UnknownEndpointError: a name is none of them.
+    """
     if not names:
         return None
-    texts: set[str] = set()
+    found: list[tuple[bytes, int]] = []
     for name in names:
         member = engine.roster.find(name.rpartition("/")[2])
-        if member is None:
-            texts.add(name)
-        else:
-            texts.update(format_address(address) for address in member.endpoint.addresses)
-    return texts
+        if member is not None:
+            found += ((address, 0) for address in member.endpoint.addresses)
+            continue
+        try:
+            found.append(_end(name))
+        except ValueError:
+            raise UnknownEndpointError(name) from None
+    return tuple(found)
 
 
-def _among(text: str, wanted: set[str] | None) -> bool:
-    """Say whether `address`, `address:port` or `[address]:port` is one of the wanted."""
-    if wanted is None or text in wanted:
-        return True
-    host = text.rpartition(":")[0]
-    return host in wanted or host.strip("[]") in wanted
+def _end(text: str) -> tuple[bytes, int]:
+    """Read `address`, `address:port` or `[address]:port`; raises ValueError."""
+    if text.count(":") == 1 or text.startswith("["):
+        host, _, port = text.rpartition(":")
+        number = int(port)
+        if not 0 < number < 65536:
+            raise ValueError(f"{number} is not a port")
+        return parse_address(host.removeprefix("[").removesuffix("]")), number
+    return parse_address(text), 0

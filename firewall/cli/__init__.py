@@ -18,7 +18,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "cleanup": ("daemon", "Remove every trace of a daemon that died in this namespace."),
     "completion": ("completion", "Print the completion script for a shell."),
     "config": ("daemon", "Show the configuration and where each value came from."),
-    "conntrack": ("conntrack", "Show tracked flows."),
+    "conntrack": ("conntrack", "Show and forget tracked flows."),
     "demo": ("laboratory", "Play the demo, or chapters of it, in throw-away namespaces."),
     "doctor": ("doctor", "Probe this machine: what is missing, what it costs, how to mend it."),
     "endpoint": ("endpoint", "Manage endpoints."),

@@ -44,6 +44,7 @@ from firewall.control.messages import (
     Ask,
     Drain,
     Events,
+    Forget,
     FromWorker,
     Hello,
     ToWorker,
@@ -283,7 +284,7 @@ class AgentChannel:
         self.peer_pid = 0
         self._socket: socket.socket | None = None
         self._asked: dict[int, tuple[list[dict[str, object]], asyncio.Future[None]]] = {}
-        self._next_request = 1
+        self._next_request = 0
         self._sending = asyncio.Lock()
         self._waiting: set[asyncio.Future[None]] = set()
 
@@ -352,17 +353,38 @@ class AgentChannel:
             ChannelClosedError: the worker is gone, or went while answering.
             TimeoutError: it did not answer within `timeout_s`.
         """
-        request = self._next_request
+        return await self._answer_to(Ask(self._number(), what), timeout_s)
+
+    async def forget(
+        self,
+        sources: tuple[tuple[bytes, int], ...] | None,
+        destinations: tuple[tuple[bytes, int], ...] | None,
+        timeout_s: float = 5.0,
+    ) -> list[dict[str, object]]:
+        """Have the worker forget flows (see `messages.Forget`); return one row for each.
+
+        Raises:
+            ChannelClosedError: the worker is gone, or went while answering.
+            TimeoutError: it did not answer within `timeout_s`; it may have forgotten them.
+        """
+        return await self._answer_to(Forget(self._number(), sources, destinations), timeout_s)
+
+    def _number(self) -> int:
+        """Return a number that no request of ours has."""
         self._next_request += 1
+        return self._next_request
+
+    async def _answer_to(self, question: Ask | Forget, timeout_s: float) -> list[dict[str, object]]:
+        """Send a question and gather its answer."""
         rows: list[dict[str, object]] = []
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._asked[request] = (rows, done)
+        self._asked[question.request] = (rows, done)
         try:
             async with asyncio.timeout(timeout_s):
-                await self.send(Ask(request, what))
+                await self.send(question)
                 await done
         finally:
-            self._asked.pop(request, None)
+            self._asked.pop(question.request, None)
         return rows
 
     async def send(self, message: ToWorker) -> None:

@@ -30,6 +30,17 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     what: str
 
 
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """Take the flows between these ends out of the table; answer with `Answer`s of `request`.
+
+    An end is (packed address, port), port 0 = any. `sources` opened the flow. None: anybody.
+    """
+
+    request: int
+    sources: tuple[tuple[bytes, int], ...] | None = None
+    destinations: tuple[tuple[bytes, int], ...] | None = None
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Finish what is begun, accept nothing new, then exit."""
 
@@ -42,7 +53,7 @@ class Hold(msgspec.Struct, frozen=True, tag="hold"):
     delay_s: float
 
 
-ToWorker = Announce | Ask | Drain | Hold
+ToWorker = Announce | Ask | Forget | Drain | Hold
 
 # --- worker to agent --------------------------------------------------------------------------
 
@@ -72,7 +83,7 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
-    """A part of the answer to `Ask`; rows are JSON-able mappings; `last` ends it."""
+    """A part of the answer to `Ask` or `Forget`; rows are JSON-able mappings; `last` ends it."""
 
     request: int
     rows: tuple[dict[str, object], ...]

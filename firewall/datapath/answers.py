@@ -12,6 +12,8 @@ from typing import NamedTuple
 from conntrack.address import format_address
 from conntrack.flow import FlowTuple, protocol_name
 from conntrack.tracker import Entry, Tracker
+from firewall.datapath.choice import Choice
+from firewall.datapath.offload import Offloaded
 from firewall.datapath.pipeline import Counts
 from firewall.datapath.ruling import Ruling
 from firewall.datapath.verdict import Accept, Drop, Redirect
@@ -42,6 +44,24 @@ def conntrack_rows(tracker: Tracker, now: float, worker: int) -> Iterator[Row | 
     for entry in list(tracker.entries()):
         if entry.serial >= 0:  # else it left the table meanwhile
             yield _flow_row(entry, now, worker)
+
+
+def forget_rows(
+    tracker: Tracker, offloaded: Offloaded, choice: Choice, worker: int
+) -> Iterator[Row | None]:
+    """Take the flows of a choice out of the table; yield one row for each.
+
+    What follows of a forgotten flow is the packet of a stranger: a TCP connection has to be opened
+    anew. `original` has the fields of `FlowTuple`.
+    """
+    for index, entry in enumerate(list(tracker.entries())):
+        if entry.serial >= 0 and choice.includes(entry.original):
+            carried = entry.offloaded
+            offloaded.take_back(entry)
+            tracker.remove(entry)
+            yield {"worker": worker, "original": tuple(entry.original), "offloaded": carried}
+        if index % _ENTRIES_PER_STEP == _ENTRIES_PER_STEP - 1:
+            yield None
 
 
 def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iterator[Row | None]:

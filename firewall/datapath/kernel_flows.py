@@ -23,7 +23,7 @@ the source of the reply tuple as destination.
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, FlowTuple
@@ -35,7 +35,9 @@ from firewall.datapath.marks import MaskedMark
 _NETLINK_NETFILTER = 12  # linux/netlink.h
 _GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _NEW = 1 << 8  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
+_DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
 _REQUEST = 0x1  # NLM_F_REQUEST
+_REQUEST_ACK = _REQUEST | 0x4  # NLM_F_ACK
 _REQUEST_DUMP = _REQUEST | 0x300  # NLM_F_DUMP
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
@@ -163,6 +165,33 @@ def read_flows() -> Iterator[KernelFlow]:
         dump.close()
 
 
+def delete_flows(chosen: Callable[[KernelFlow], bool]) -> int:
+    """Take flows out of the kernel's table; return how many.
+
+    Raises:
+        OSError: no permission, or the kernel has no ctnetlink.
+    """
+    count = 0
+    dump = Dump()
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as changing:
+            changing.settimeout(_TIMEOUT_S)
+            while not dump.ended:
+                for family, message in dump.messages():
+                    flow = decode(message)
+                    if flow is None or not chosen(flow):
+                        continue
+                    body = bytes((family, 0, 0, 0)) + _identity(message)
+                    changing.send(_message(_DELETE, _REQUEST_ACK, body))
+                    code = struct.unpack_from("=i", changing.recv(_RECEIVE_BYTES), _HEADER.size)[0]
+                    if code not in (0, -errno.ENOENT):  # it may have ended meanwhile
+                        raise OSError(-code, "ctnetlink refuses to delete a flow")
+                    count += not code
+    finally:
+        dump.close()
+    return count
+
+
 def clear_marks(mark: MaskedMark, ours: int) -> int:
     """Take our bits out of every connmark that is `mark`; return how many there were.
 
@@ -195,14 +224,19 @@ def _marked(mark: MaskedMark) -> list[tuple[int, bytes]]:
     try:
         while not dump.ended:
             for family, message in dump.messages():
-                attributes = _attributes(message)
-                identity = _attribute(_ORIGINAL | _NESTED, attributes.get(_ORIGINAL, b""))
-                if _ZONE in attributes:
-                    identity += _attribute(_ZONE, attributes[_ZONE])
-                found.append((family, identity))
+                found.append((family, _identity(message)))
     finally:
         dump.close()
     return found
+
+
+def _identity(message: bytes) -> bytes:
+    """Return the attributes that name a flow to the kernel: its first packet's tuple, its zone."""
+    attributes = _attributes(message)
+    identity = _attribute(_ORIGINAL | _NESTED, attributes.get(_ORIGINAL, b""))
+    if _ZONE in attributes:
+        identity += _attribute(_ZONE, attributes[_ZONE])
+    return identity
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:

@@ -33,10 +33,26 @@ from typing import NamedTuple
 from conntrack.tracker import LINUX, STRICT, Tracker
 from firewall.control import journal
 from firewall.control.channel import ChannelError, WorkerChannel
-from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hold
+from firewall.control.messages import (
+    Acknowledged,
+    Announce,
+    Answer,
+    Ask,
+    Drain,
+    Events,
+    Forget,
+    Hold,
+)
 from firewall.control.snapshots import SnapshotReader
 from firewall.datapath import nfqueue
-from firewall.datapath.answers import Row, WorkerCounts, conntrack_rows, metric_rows
+from firewall.datapath.answers import (
+    Row,
+    WorkerCounts,
+    conntrack_rows,
+    forget_rows,
+    metric_rows,
+)
+from firewall.datapath.choice import choose
 from firewall.datapath.events import packet_event
 from firewall.datapath.kernel_flows import Dump, read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
@@ -282,6 +298,8 @@ class Worker:
                     self._announced(message)
                 case Ask():
                     self._asked(message)
+                case Forget():
+                    self._questions.append(_Question(message.request, self._forget_rows(message)))
                 case Drain():
                     self.stop(message.deadline_s)
                 case Hold():
@@ -354,6 +372,11 @@ class Worker:
             while self._dumped_count < awaited and self._offloaded:
                 yield None
         yield from conntrack_rows(self._pipeline.tracker, self._now, self._number)
+
+    def _forget_rows(self, message: Forget) -> Iterator[Row | None]:
+        """Forget flows, and say which."""
+        choice = choose(message.sources, message.destinations)
+        return forget_rows(self._pipeline.tracker, self._offloaded, choice, self._number)
 
     def _answer(self) -> None:
         """Write some more rows of the oldest answer."""

@@ -7,7 +7,8 @@ from scapy.layers.inet import IP
 from conntrack.address import parse_address
 from firewall.control.framing import datagrams, decode_from_worker
 from firewall.control.messages import Answer, Events
-from firewall.datapath.answers import WorkerCounts, conntrack_rows, metric_rows
+from firewall.datapath.answers import WorkerCounts, conntrack_rows, forget_rows, metric_rows
+from firewall.datapath.choice import choose
 from firewall.datapath.events import packet_event
 from firewall.policy.verdict import DropReason, PolicyMatch, TrafficDirection, Verdict
 
@@ -108,6 +109,35 @@ def test_a_flow_that_ends_while_it_is_written_down_is_left_out():
     for entry in list(world.tracker.entries()):
         world.tracker.remove(entry)
     assert list(rows) == []
+
+
+def test_only_chosen_flows_are_forgotten():
+    world = World(Rule(1001, 1002, UDP))
+    for port in (1, 2, 3):
+        world.a(IP(src=A4, dst=B4) / inet.UDP(sport=port, dport=53))
+    a, b = parse_address(A4), parse_address(B4)
+
+    def forgotten(sources, destinations):
+        choice = choose(sources, destinations)
+        rows = forget_rows(world.tracker, world.pipeline.offloaded, choice, 0)
+        return [row["original"] for row in rows]
+
+    assert forgotten(((b, 0),), None) == []
+    assert forgotten(((a, 9),), None) == []
+    assert forgotten(((a, 2),), ((b, 53),)) == [(a, b, UDP, 2, 53)]
+    assert len(world.tracker) == 2
+    assert len(forgotten(None, ((b, 0),))) == 2
+    assert len(world.tracker) == 0
+
+
+def test_a_forgotten_flow_is_no_longer_counted_as_offloaded():
+    world = World(Rule(1001, 1002, UDP))
+    world.a(IP(src=A4, dst=B4) / inet.UDP(sport=1, dport=53))
+    (entry,) = world.tracker.entries()
+    world.pipeline.offloaded.give(entry, world.now)
+    (row,) = forget_rows(world.tracker, world.pipeline.offloaded, choose(None, None), 0)
+    assert row["offloaded"] is True
+    assert len(world.pipeline.offloaded) == 0
 
 
 def test_counters_have_names_labels_and_values():
