@@ -80,7 +80,7 @@ def read_case_text(text: str, file: str, folder: Path) -> CaseRead:
     """
     report = Report(file)
     told: list[Problem] = []
-    roots = [Value(node, "", report) for node in compose(text, file, report.problems)]
+    roots = [Value(one.root, "", report) for one in compose(text, file, report.problems)]
     case = None
     if len(roots) == 1:
         reader = _Reader(report, folder, told)

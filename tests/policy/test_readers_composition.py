@@ -9,8 +9,10 @@ from firewall.policy.readers.composition import MAX_DEPTH, Mapping, Scalar, Sequ
 
 def one(text):
     problems = []
-    roots = list(compose(text, "f", problems))
-    return roots, [str(problem) for problem in problems]
+    documents = list(compose(text, "f", problems))
+    return [one.root for one in documents if not one.spoiled], [
+        str(problem) for problem in problems
+    ]
 
 
 def test_places_count_from_one():
@@ -38,10 +40,26 @@ def test_double_keys_are_refused_where_the_second_stands():
     assert len(roots) == 1
 
 
+def test_other_faults_of_a_document_with_a_double_key_are_told_too():
+    spec = "endpointSelector: {}\ningress: [{fromEntities: [wrold]}]\ningress: [{}]"
+    result = read_text(cnp(spec))
+    assert [str(problem).split(": ", 1)[1] for problem in result.errors] == [
+        'spec.ingress[0].fromEntities[0]: unsupported entity: wrold; did you mean "world"?',
+        'key "ingress" given twice; first in line 6',
+    ]
+    assert result.objects == ()
+
+
+def test_a_bare_rule_with_a_double_key_is_no_rule():
+    result = read_text("endpointSelector: {}\ningress: [{}]\ningress: [{frm: []}]\n")
+    assert result.objects == ()
+    assert [problem.line for problem in result.errors] == [3]
+
+
 def test_a_double_key_spoils_its_own_document_only():
     result = read_text(cnp("endpointSelector: {}\ningress: [{}]") + "---\na: 1\na: 2\n")
     assert len(result.objects) == 1
-    assert len(result.errors) == 1
+    assert 'key "a" given twice; first in line 8' in str(result.errors[1])
 
 
 def test_broken_syntax_keeps_what_came_before():

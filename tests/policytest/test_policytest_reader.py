@@ -239,10 +239,10 @@ def test_a_part_written_anew_means_the_same_and_stands_in_its_lines(text):
     from firewall.policy.readers.composition import compose
 
     shifted = "\n\n\n" + "".join(f"    {line}" for line in text.splitlines(keepends=True))
-    [node] = compose(shifted, "t", [])
+    [(node, _)] = compose(shifted, "t", [])
     again = placed(node)
     assert yaml.safe_load(again) == yaml.safe_load(text)
-    [other] = compose(again, "t", [])
+    [(other, _)] = compose(again, "t", [])
     assert other.mark == node.mark
     if "&" not in text:
         assert list(_lines(other)) == list(_lines(node))

@@ -85,14 +85,18 @@ def read(text: str, file: str, *, settings: ReaderSettings | None = None) -> Rea
     report = Report(file)
     found: list[_Found] = []
     rules: list[Value] = []
-    for root in compose(text, file, report.problems):
-        for value in _objects_of(Value(root, "", report)):
+    for document in compose(text, file, report.problems):
+        for value in _objects_of(Value(document.root, "", report)):
             if _is_rule(value):
-                rules.append(value)
+                if document.spoiled:
+                    read_bare_rules(rule_name(value), [value], chosen)
+                else:
+                    rules.append(value)
                 continue
             before = report.error_count
             read_value = read_object(value, chosen)
-            if read_value is not None and report.error_count == before:
+            is_good = report.error_count == before and not document.spoiled
+            if read_value is not None and is_good:
                 found.append(_Found(value=read_value, mark=value.mark))
     found += _read_rules(rules, chosen, report)
     kept = _refuse_doubles(found, report)

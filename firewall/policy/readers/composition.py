@@ -79,6 +79,13 @@ class Mapping:
 Node = Scalar | Sequence | Mapping
 
 
+class Document(NamedTuple):
+    """One document; `spoiled`: a key stands twice in it, so nothing of it may take effect."""
+
+    root: Node
+    spoiled: bool
+
+
 class CompositionError(Exception):
     """The document cannot be read as values.
 
@@ -95,11 +102,12 @@ class CompositionError(Exception):
         self.ends_file = ends_file
 
 
-def compose(text: str, file: str, problems: list[Problem]) -> Iterator[Node]:
-    """Yield the root node of every document that can be read.
+def compose(text: str, file: str, problems: list[Problem]) -> Iterator[Document]:
+    """Yield every document that can be read.
 
-    A double key spoils its own document only. Broken syntax ends the file, because nothing after it
-    can be trusted, and so does an exceeded bound (libyaml's time grows with the square of depth).
+    A double key spoils its own document only, whose other faults can still be found. Broken syntax
+    ends the file, because nothing after it can be trusted, and so does an exceeded bound (libyaml's
+    time grows with the square of depth).
 
     Args:
         text: YAML or JSON, any number of documents.
@@ -119,8 +127,12 @@ def compose(text: str, file: str, problems: list[Problem]) -> Iterator[Node]:
                         return
                     _skip_document(events)
                     continue
+                problems += (
+                    Problem.error(file, *double.mark, "", double.message)
+                    for double in composer.doubles
+                )
                 if not (isinstance(root, Scalar) and root.plain and not root.text):
-                    yield root
+                    yield Document(root, spoiled=bool(composer.doubles))
     except yaml.MarkedYAMLError as error:
         mark = _mark(error.problem_mark or error.context_mark)
         about = ": ".join(part for part in (error.context, error.problem) if part)
@@ -154,6 +166,7 @@ class _Composer:
     def __init__(self, events: Iterator[yaml.Event]) -> None:
         self.events = events
         self.anchors: dict[str, Node | None] = {}
+        self.doubles: list[CompositionError] = []
         self.count = 0
 
     def node(self, event: yaml.Event, depth: int) -> Node:
@@ -220,9 +233,9 @@ class _Composer:
                 continue
             first = pairs.get(key.text)
             if first is not None:
-                raise CompositionError(
-                    key.mark, f'key "{key.text}" given twice; first in line {first.mark.line}'
-                )
+                message = f'key "{key.text}" given twice; first in line {first.mark.line}'
+                self.doubles.append(CompositionError(key.mark, message))
+                continue
             pairs[key.text] = Pair(key.mark, value)
         for merge in merges:
             self.merge(pairs, merge)
