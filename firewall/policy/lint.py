@@ -6,7 +6,7 @@ them covers one with more. That misses some cases and never claims a false one.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import combinations
 from typing import NamedTuple
 
 from conntrack.address import prefix_contains
@@ -19,7 +19,7 @@ from firewall.identities.labels import (
     LabelFilter,
     LabelSet,
 )
-from firewall.identities.selector import Operator, Selector
+from firewall.identities.selector import Operator, Requirement, Selector
 from firewall.policy.lint_http import lint_http
 from firewall.policy.model import (
     Action,
@@ -267,20 +267,35 @@ def _selects_nothing(scene: _Scene) -> Iterator[Problem]:
 
 
 def _contradictions(scene: _Scene) -> Iterator[Problem]:
-    """Find selectors that demand two values of one key, which no endpoint can have."""
+    """Find selectors that no endpoint can match, whatever its labels."""
     for entry in scene.entries:
         selectors = [p.selector for p in entry.peers or () if isinstance(p, LabelPeer)]
         for selector in (entry.subject, *selectors):
-            demands = [r for r in selector.requirements if r.operator is Operator.IN]
-            for one, other in pairwise(sorted(demands)):
-                if (
-                    one.key == other.key
-                    and one.key.name != POD_NAMESPACE
-                    and not set(one.values) & set(other.values)
-                ):
+            for one, other in combinations(selector.requirements, 2):
+                if one.key.name != POD_NAMESPACE and _exclude(one, other):
                     yield _warn(
                         entry.origin, f"matches nothing: {one} and {other} exclude each other"
                     )
+
+
+def _exclude(one: Requirement, other: Requirement) -> bool:
+    """Say whether no label can meet both.
+
+    Keys must be the same, source included: of `any:app` and `k8s:app` two labels may meet one each.
+    """
+    if one.key != other.key:
+        return False
+    for demand, refusal in ((one, other), (other, one)):
+        match demand.operator, refusal.operator:
+            case Operator.IN | Operator.EXISTS, Operator.DOES_NOT_EXIST:
+                return True
+            case Operator.IN, Operator.NOT_IN:
+                return set(demand.values) <= set(refusal.values)
+            case Operator.IN, Operator.IN:
+                return not set(demand.values) & set(refusal.values)
+            case _:
+                continue
+    return False
 
 
 _CHECKS = (
