@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.pass_obj
 def suggest(client: Client, /, uuid: str | None, last_drop: bool, output: str, **options: Any) -> None:  # noqa: E501  # fmt: skip
-    r"""Print the smallest change of policy that lets refused traffic pass.
+    """Print the smallest change of policy that lets refused traffic pass.
 
     It has been tried: with the change, the same question is answered by "allowed". A policy whose
     file is here and unchanged since it was applied is patched, any other is printed whole:

@@ -136,7 +136,7 @@ def print_explanation(
 @text_output
 @click.pass_obj
 def trace(client: Client, /, verbose: bool, output: str, **options: Any) -> None:
-    r"""Say what policy does with traffic, and why.
+    """Say what policy does with traffic, and why.
 
     Exit code 0: allowed, or redirected to the proxy; 1: denied.
 
