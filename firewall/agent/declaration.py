@@ -3,7 +3,7 @@
 A declaration is what is wanted; `roster` makes an endpoint of it. Written as YAML or JSON:
 
     name: deathstar
-    addresses: [10.0.1.2, fd00::2]
+    addresses: [10.0.1.2, fd00::2]              # or ips: [...], or ip: 10.0.1.2
     labels: [org=empire, k8s:class=deathstar]   # or a mapping; without a source it is k8s
     namespace: default
     netns: deathstar          # or interface: veth7; neither = the address alone is known
@@ -33,8 +33,11 @@ from firewall.identities.reserved import RESERVED_LABELS, Reserved
 from firewall.policy.snapshot import NamedPortRow
 
 _KEYS = (
-    "name", "namespace", "addresses", "labels", "netns", "interface", "ports", "audit",
+    "name", "namespace", "addresses", "ip", "ips", "labels", "netns", "interface", "ports", "audit",
 )  # fmt: skip
+
+_ADDRESS_KEYS = ("addresses", "ips", "ip")
+"""Words for one thing: ours, and those of policy tests and of the command line."""
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 """Protocols that have ports, by IANA number."""
@@ -71,8 +74,14 @@ class Declaration:
     place: Place = NOWHERE
 
 
-def read_declarations(text: str, file: str) -> tuple[Declaration, ...]:
+def read_declarations(text: str, file: str, *, parts: bool = False) -> tuple[Declaration, ...]:
     """Read a file: any number of documents, each one declaration or a list of them.
+
+    Args:
+        text: YAML or JSON.
+        file: the name that problems and places carry.
+        parts: a document may also be a mapping whose key `endpoints` has the list, as in a
+            configuration or a policy test; what stands beside it is not looked at.
 
     Raises:
         DocumentError: with every problem of the file.
@@ -80,8 +89,9 @@ def read_declarations(text: str, file: str) -> tuple[Declaration, ...]:
     reader = Reader()
     declarations: list[Declaration] = []
     for document in reader.compose(text, file):
-        if isinstance(document.node, yaml.SequenceNode):
-            found = [read_declaration(reader, item) for item in reader.items(document)]
+        listed = (reader.entry(document, "endpoints") if parts else None) or document
+        if isinstance(listed.node, yaml.SequenceNode):
+            found = [read_declaration(reader, item) for item in reader.items(listed)]
         else:
             found = [read_declaration(reader, document)]
         declarations.extend(item for item in found if item is not None)
@@ -120,7 +130,7 @@ def read_declaration(reader: Reader, value: Value, name: str = "") -> Declaratio
     elif name and said != name:
         reader.note(entries["name"].place, f"is {said!r}, but the endpoint is called {name!r}")
     namespace = reader.text(entries["namespace"]) if "namespace" in entries else "default"
-    addresses = _addresses(reader, value, entries.get("addresses"))
+    addresses = _addresses(reader, value, [entries[k] for k in _ADDRESS_KEYS if k in entries])
     labels = _labels(reader, entries.get("labels"), namespace)
     ports = _ports(reader, entries["ports"]) if "ports" in entries else ()
     if "netns" in entries and "interface" in entries:
@@ -169,13 +179,17 @@ def parse_port(text: str) -> NamedPortRow:
     return NamedPortRow(name.lower(), PROTOCOLS[(protocol or "tcp").lower()], int(number))
 
 
-def _addresses(reader: Reader, whole: Value, value: Value | None) -> tuple[bytes, ...]:
-    """Read the addresses; at least one, each once."""
-    if value is None:
+def _addresses(reader: Reader, whole: Value, given: list[Value]) -> tuple[bytes, ...]:
+    """Read the addresses; at least one, each once, under one of the words for them."""
+    if not given:
         reader.note(whole.place, "addresses is missing: an endpoint has at least one")
         return ()
+    value, *others = given
+    for other in others:
+        reader.note(other.place, f"says the same as {value.place.path}: give one")
+    is_one = value.place.path.endswith("ip")
     addresses: list[bytes] = []
-    for item in reader.items(value):
+    for item in (value,) if is_one else reader.items(value):
         text = reader.text(item)
         try:
             address = parse_address(text)

@@ -119,6 +119,14 @@ class Reader:
                 entries[key] = Value(node, _place(node, value.place.file, path))
         return entries
 
+    def entry(self, value: Value, key: str) -> Value | None:
+        """Return one entry of a mapping whose others are not looked at, None if it is not there."""
+        if isinstance(value.node, yaml.MappingNode):
+            for key_node, node in value.node.value:
+                if key_node.value == key:
+                    return Value(node, _place(node, value.place.file, key))
+        return None
+
     def items(self, value: Value) -> Iterator[Value]:
         """Yield the items of a sequence."""
         if not isinstance(value.node, yaml.SequenceNode):

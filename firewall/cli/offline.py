@@ -42,7 +42,7 @@ def read_policies(paths: Iterable[str], cluster: str = "default") -> ReadResult:
 
 
 def read_endpoints(paths: Iterable[str]) -> tuple[Declaration, ...]:
-    """Read endpoint declarations, in the form of the configuration and the endpoint directory.
+    """Read endpoint declarations: files of the endpoint directory, configurations, policy tests.
 
     Raises:
         InvalidFileError: one of them is invalid. UsageError: one cannot be read.
@@ -51,7 +51,8 @@ def read_endpoints(paths: Iterable[str]) -> tuple[Declaration, ...]:
     for path in paths:
         for file in files_of(Path(path)):
             try:
-                found += read_declarations(file.read_text(encoding="utf-8"), str(file))
+                text = file.read_text(encoding="utf-8")
+                found += read_declarations(text, str(file), parts=True)
             except DocumentError as error:
                 raise InvalidFileError(error.problems) from error
             except (OSError, UnicodeDecodeError) as error:

@@ -26,7 +26,7 @@ _ROWS_PER_PIECE = 200  # of a table: columns are as wide as these need, and long
 @click.command()
 @click.argument("capture", type=click.Path(allow_dash=True, dir_okay=False, path_type=Path))
 @click.option("--endpoints", multiple=True, type=click.Path(exists=True), metavar="PATH",
-              help="Endpoints, as in endpoint_directory; repeatable.")  # fmt: skip
+              help="Files that declare endpoints; repeatable.")  # fmt: skip
 @click.option("--policies", multiple=True, type=click.Path(exists=True), metavar="PATH",
               help="A policy file or directory; repeatable.")  # fmt: skip
 @click.option("--profile", type=click.Choice(["strict", "linux"]), default="strict",

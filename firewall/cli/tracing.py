@@ -67,7 +67,7 @@ _OPTIONS = (
     ),
     click.option(
         "--endpoints", multiple=True, metavar="FILE",
-        help="With -f: endpoint declarations, a file or directory.",
+        help="With -f: files that declare endpoints; a configuration or a policy test will do.",
     ),
     click.option("--cluster-name", default="default", help="With -f: name of the own cluster."),
 )  # fmt: skip
@@ -96,7 +96,8 @@ def question_of(options: dict[str, Any]) -> "Question":
         if destination and not port:
             destination, port = split_destination(destination)
     except QuestionError as error:
-        raise click.UsageError(str(error)) from error
+        hint = "" if options["endpoints"] else " (without --endpoints there are none)"
+        raise click.UsageError(f"{error}{hint}") from error
     if options["src_k8s_pod"]:
         source = options["src_k8s_pod"].replace(":", "/", 1)
     if options["dst_k8s_pod"]:

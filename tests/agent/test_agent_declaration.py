@@ -48,9 +48,23 @@ def test_labels_without_source_are_the_workloads_and_the_namespace_is_one():
     assert labels.strings() == ("k8s:app=web", "k8s:io.kubernetes.pod.namespace=empire")
 
 
+@pytest.mark.parametrize("said", ["addresses: [10.0.0.1]", "ips: [10.0.0.1]", "ip: 10.0.0.1"])
+def test_addresses_go_by_the_words_of_policy_tests_too(said):
+    assert one(f"name: a\n{said}").addresses == (parse_address("10.0.0.1"),)
+
+
+def test_endpoints_of_a_larger_document_are_read_if_asked_for():
+    text = "workers: 2\nendpoints:\n- {name: a, ip: 10.0.0.1}\n---\n- {name: b, ip: 10.0.0.2}\n"
+    found = read_declarations(text, "bartizan.yaml", parts=True)
+    assert [(one.name, one.place.line) for one in found] == [("a", 3), ("b", 5)]
+    with pytest.raises(DocumentError, match="unknown setting 'workers'"):
+        read_declarations(text, "endpoints/all.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("name: a\naddresses: [10.0.0.1]\nip: 10.0.0.2", "says the same as addresses"),
         ("name: a", "addresses is missing"),
         ("name: a\naddresses: []", "at least one address"),
         ("name: a\naddresses: [10.0.0.1, 10.0.0.1]", "is given twice"),
