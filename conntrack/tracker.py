@@ -80,15 +80,17 @@ class Counters:
         expired: entries that died of silence and were swept.
         evicted: entries that left for a newer flow.
         refused: flows that found the table full of assured ones.
+        lag_s: how long the entry had been dead that the last sweep found too late by most; seconds.
     """
 
-    __slots__ = ("evicted", "expired", "inserted", "refused")
+    __slots__ = ("evicted", "expired", "inserted", "lag_s", "refused")
 
     def __init__(self) -> None:
         self.inserted = 0
         self.expired = 0
         self.evicted = 0
         self.refused = 0
+        self.lag_s = 0.0
 
 
 class Tracker:
@@ -373,15 +375,18 @@ class Tracker:
             Number of entries removed.
         """
         count = 0
+        oldest = now
         for entry in self._table.sweep():
             if entry.serial >= 0 and now >= entry.expires_at and not entry.offloaded:
                 self.remove(entry)
+                oldest = min(oldest, entry.expires_at)
                 count += 1
                 budget -= _REMOVAL_COST
             budget -= 1
             if budget <= 0:
                 break
         self.counters.expired += count
+        self.counters.lag_s = now - oldest
         return count
 
     def entries(self) -> Iterator[Entry]:

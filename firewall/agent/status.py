@@ -13,7 +13,7 @@ from typing import Any
 from firewall.agent import views
 from firewall.agent.collector import Collector
 from firewall.agent.engine import Engine
-from firewall.agent.supervisor import VERSION, WorkerState
+from firewall.agent.supervisor import VERSION, Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.datapath.kernel import KernelError, QueueCounters, read_queues
 
@@ -41,6 +41,7 @@ class Status:
         """Return everything, JSON-able."""
         engine = self._engine
         queues, trouble = await asyncio.to_thread(_queues)
+        metrics = await self._ask_workers()
         kvstore = engine.problems.get("kvstore", "")
         return {
             "agent": {
@@ -61,7 +62,7 @@ class Status:
                 "generation": engine.bypass.generation,
                 "error": engine.bypass.problem,
             },
-            "workers": [views.worker(worker) for worker in engine.workers],
+            "workers": [views.worker(worker, metrics.get(worker, ())) for worker in engine.workers],
             "endpoints": views.endpoint_counts(engine),
             "identities": views.identity_counts(engine),
             "policies": len(engine.book.repository.objects),
@@ -126,33 +127,44 @@ class Status:
             add("bartizan_worker_up", int(worker.state is WorkerState.RUNNING), **labels)
             add("bartizan_worker_restarts_total", worker.restarts_count, **labels)
             add("bartizan_worker_snapshot_revision", worker.revision, **labels)
+        first = engine.bypass.rules.first_queue
         for queue in (await asyncio.to_thread(_queues))[0]:
-            number = str(queue.queue)
-            add("bartizan_nfqueue_depth", queue.depth, queue=number)
-            add("bartizan_nfqueue_kernel_dropped_total", queue.kernel_dropped, queue=number)
-            add("bartizan_nfqueue_user_dropped_total", queue.user_dropped, queue=number)
+            labels = {"queue": str(queue.queue), "worker": f"datapath-{queue.queue - first}"}
+            if not 0 <= queue.queue - first < engine.bypass.rules.queue_count:
+                labels["worker"] = ""  # another program's
+            add("bartizan_nfqueue_depth", queue.depth, **labels)
+            add("bartizan_nfqueue_packets_total", queue.packet_count, **labels)
+            add("bartizan_nfqueue_kernel_dropped_total", queue.kernel_dropped, **labels)
+            add("bartizan_nfqueue_user_dropped_total", queue.user_dropped, **labels)
         add("bartizan_errors", len(self.errors()))
         for name, value, labels in await self._of_workers():
             add(name, value, **labels)
         return exposition.text() + self._collector.metrics()
 
     async def _of_workers(self) -> list[tuple[str, float, dict[str, str]]]:
-        """Ask every worker; one that does not answer in time is left out."""
+        """Return every worker's metrics, with its name as a label."""
+        found: list[tuple[str, float, dict[str, str]]] = []
+        for worker, rows in (await self._ask_workers()).items():
+            for row in rows:
+                labels = {str(k): str(v) for k, v in _mapping(row.get("labels")).items()}
+                labels["worker"] = worker.spec.name
+                found.append((f"cilium_{row['name']}", float(str(row["value"])), labels))
+        return found
+
+    async def _ask_workers(self) -> dict[Worker, list[dict[str, object]]]:
+        """Ask every worker for its metrics; one that does not answer in time is left out."""
         running = [w for w in self._engine.workers if w.state is WorkerState.RUNNING]
         answers = await asyncio.gather(
             *(worker.channel.ask("metrics", ASK_TIMEOUT_S) for worker in running),
             return_exceptions=True,
         )
-        found: list[tuple[str, float, dict[str, str]]] = []
+        found: dict[Worker, list[dict[str, object]]] = {}
         for worker, answer in zip(running, answers, strict=True):
             if isinstance(answer, (ChannelClosedError, TimeoutError)):
                 continue
             if isinstance(answer, BaseException):
                 raise answer
-            for row in answer:
-                labels = {str(k): str(v) for k, v in _mapping(row.get("labels")).items()}
-                labels["worker"] = worker.spec.name
-                found.append((f"cilium_{row['name']}", float(str(row["value"])), labels))
+            found[worker] = answer
         return found
 
 

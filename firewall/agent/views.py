@@ -185,8 +185,8 @@ def _key(key: Key) -> Json:
     return {"kind": kind, "namespace": namespace, "name": name}
 
 
-def worker(one: Worker) -> Json:
-    """Return one worker."""
+def worker(one: Worker, metrics: Iterable[Mapping[str, Any]] = ()) -> Json:
+    """Return one worker; `metrics` are the rows that it answers about itself."""
     return {
         "kind": one.spec.kind,
         "number": one.spec.number,
@@ -197,7 +197,39 @@ def worker(one: Worker) -> Json:
         "adopted": one.adopted,
         "restarts": one.restarts_count,
         "error": one.error,
+        **({"traffic": _traffic(metrics)} if one.spec.kind == "datapath" else {}),
     }
+
+
+_TRAFFIC = {
+    "forward_count_total": "accepted",
+    "proxy_redirected_count_total": "redirected",
+    "passed_on_count_total": "passed_on",
+    "verdict_refused_count_total": "verdicts_refused",
+    "datapath_conntrack_inserted_total": "flows_opened",
+    "datapath_conntrack_expired_total": "flows_expired",
+    "datapath_conntrack_evicted_total": "flows_evicted",
+    "datapath_conntrack_refused_total": "flows_refused",
+    "datapath_conntrack_offloaded": "flows_offloaded",
+    "datapath_conntrack_expiry_lag_seconds": "expiry_lag_s",
+}
+"""Metric of a datapath worker -> its name in the status."""
+
+
+def _traffic(metrics: Iterable[Mapping[str, Any]]) -> Json | None:
+    """Return what a datapath worker did and holds; None if it did not answer."""
+    document: Json = {}
+    dropped: dict[str, int] = {}
+    flows: dict[str, int] = {}
+    for row in metrics:
+        name, value, labels = row["name"], row["value"], row["labels"]
+        if name in _TRAFFIC:
+            document[_TRAFFIC[name]] = value
+        elif name == "drop_count_total" and value:
+            dropped[labels["reason"]] = value
+        elif name == "datapath_conntrack_entries":
+            flows[f"{labels['protocol']} {labels['state']}"] = value
+    return {**document, "dropped": dropped, "flows": flows} if document else None
 
 
 def queue(counters: QueueCounters) -> Json:

@@ -1,6 +1,7 @@
 """`bartizan status` and `bartizan metrics`: is everything well?"""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -57,7 +58,7 @@ def _lines(document: dict[str, Any], errors: list[str]) -> str:
             ),
         ),
         ("Bypass", _bypass(document.get("bypass", {}))),
-        *(_worker(worker, document["revision"]) for worker in document["workers"]),
+        *(row for worker in document["workers"] for row in _worker(worker, document["revision"])),
         *(
             (
                 f"Queue {queue['queue']}",
@@ -92,17 +93,39 @@ def _lines(document: dict[str, Any], errors: list[str]) -> str:
             + (f", LOST: {flows['lost']:,}" if flows.get("lost") else ""),
         ),
     ]
-    text = [f"{name + ':':<24}{value}" for name, value in rows]
+    text = [f"{f'{name}:':<24}{value}" for name, value in rows]
     text += [f"{'Error:':<24}{error}" for error in errors]
     return "\n".join(text)
 
 
-def _worker(worker: dict[str, Any], revision: int) -> tuple[str, str]:
+def _worker(worker: dict[str, Any], revision: int) -> Iterator[tuple[str, str]]:
     lag = "" if worker["revision"] == revision else f" (snapshot {worker['revision']})"
-    return (
-        f"Worker {worker['kind']}-{worker['number']}",
-        f"{worker['state']}   pid {worker['pid']}{lag}",
-    )
+    name = f"Worker {worker['kind']}-{worker['number']}"
+    yield name, f"{worker['state']}   pid {worker['pid']}{lag}"
+    traffic = worker.get("traffic")
+    if traffic is None:
+        return
+    dropped, flows = traffic["dropped"], traffic["flows"]
+    packets = [
+        f"{traffic['accepted']:,} accepted",
+        f"{traffic['redirected']:,} to the proxy",
+        f"{sum(dropped.values()):,} dropped{_each(dropped)}",
+    ]
+    yield "  packets", ", ".join(packets)
+    entries = [
+        f"{sum(flows.values()):,} tracked{_each(flows)}",
+        f"{traffic['flows_offloaded']:,} carried by the kernel",
+        f"{traffic['flows_evicted']:,} evicted early",
+        f"{traffic['flows_refused']:,} found no room",
+        f"expiry lags by {traffic['expiry_lag_s']:.1f} s",
+    ]
+    yield "  flows", ", ".join(entries)
+
+
+def _each(counts: dict[str, int]) -> str:
+    """Return counts by name in brackets, the largest first; nothing if there are none."""
+    listed = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return f" ({', '.join(f'{name} {count:,}' for name, count in listed)})" if listed else ""
 
 
 def _bypass(bypass: dict[str, Any]) -> str:

@@ -30,13 +30,13 @@ class WorkerCounts(NamedTuple):
         internal_count: packets dropped because the pipeline raised: bugs.
         refused_count: verdicts that the kernel refused, since it had dropped the packet before.
         lost_event_count: events that no agent has seen.
-        expired_count: entries removed because their time was over.
+        lag_s: the longest that an entry lay dead before it was removed, lately; seconds.
     """
 
     internal_count: int
     refused_count: int
     lost_event_count: int
-    expired_count: int
+    lag_s: float
 
 
 def conntrack_rows(tracker: Tracker, now: float, worker: int) -> Iterator[Row | None]:
@@ -79,7 +79,11 @@ def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iter
     yield _metric("drop_count_total", process.internal_count, reason="INTERNAL")
     yield _metric("verdict_refused_count_total", process.refused_count)
     yield _metric("lost_events_total", process.lost_event_count, source="worker")
-    yield _metric("datapath_conntrack_expired_total", process.expired_count)
+    yield _metric("datapath_conntrack_inserted_total", tracker.counters.inserted)
+    yield _metric("datapath_conntrack_expired_total", tracker.counters.expired)
+    yield _metric("datapath_conntrack_evicted_total", tracker.counters.evicted)
+    yield _metric("datapath_conntrack_refused_total", tracker.counters.refused)
+    yield _metric("datapath_conntrack_expiry_lag_seconds", round(process.lag_s, 3))
     states: Counter[tuple[str, str]] = Counter()
     offloaded_count = 0
     for index, entry in enumerate(list(tracker.entries())):
@@ -92,7 +96,7 @@ def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iter
     yield _metric("datapath_conntrack_offloaded", offloaded_count)
 
 
-def _metric(name: str, value: int, **labels: str) -> Row:
+def _metric(name: str, value: float, **labels: str) -> Row:
     return {"name": name, "labels": labels, "value": value}
 
 

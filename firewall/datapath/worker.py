@@ -79,6 +79,9 @@ EXPIRY_S = 0.1
 EXPIRY_BUDGET_COUNT = 1000
 """Entries examined per round: well under 1 ms; 262,144 entries are passed in 26 s."""
 
+LAG_S = 60.0
+"""How long the worst lag of the expiry is shown: longer than most scrapers' interval."""
+
 ROWS_PER_TURN = 100
 """Rows of an answer between two looks at the queue: about 1 ms."""
 
@@ -127,7 +130,7 @@ class Worker:
         self._hold_s = 0.0
         self._stop_at: float | None = None
         self._internal_count = 0
-        self._expired_count = 0
+        self._lag_s = self._lag_at = 0.0
         self._complained_at = 0.0
         self._events: list[Event] = []
         self._event_room = EVENTS_PER_FLUSH
@@ -401,7 +404,7 @@ class Worker:
             internal_count=self._internal_count,
             refused_count=self._queue.refused_count,
             lost_event_count=self._channel.lost_total_count + self._lost_count,
-            expired_count=self._expired_count,
+            lag_s=self._lag_s,
         )
 
     def _status(self) -> Row:
@@ -460,7 +463,11 @@ class Worker:
             log.warning("the kernel's flows cannot be read: %s", error)
 
     def _expire(self, now: float) -> None:
-        self._expired_count += self._pipeline.tracker.expire(now, budget=EXPIRY_BUDGET_COUNT)
+        """Sweep some of the table; keep the worst lag of the last while."""
+        tracker = self._pipeline.tracker
+        tracker.expire(now, budget=EXPIRY_BUDGET_COUNT)
+        if tracker.counters.lag_s >= self._lag_s or now >= self._lag_at + LAG_S:
+            self._lag_s, self._lag_at = tracker.counters.lag_s, now
 
     def _complain(self, error: Exception) -> None:
         """Log a bug, but not a flood of them."""

@@ -159,6 +159,18 @@ def test_expiry_does_a_bounded_share_of_the_work() -> None:
     assert tracker.counters.expired == 2000
 
 
+def test_a_sweep_says_how_late_it_came() -> None:
+    """The longest that something lay dead; 0 where nothing did."""
+    tracker = Tracker(STRICT)
+    feed(tracker, segment(host(1), 1, 2, 1, 0), 0.0)
+    feed(tracker, segment(host(2), 2, 2, 1, 0), 5.0)
+    silence_s = STRICT.timeouts.tcp[TcpState.SYN_SENT]
+    assert tracker.expire(silence_s + 9.0) == 2
+    assert tracker.counters.lag_s == 9.0
+    assert tracker.expire(silence_s + 9.0) == 0
+    assert tracker.counters.lag_s == 0.0
+
+
 def test_what_is_dead_does_not_exist_before_it_is_swept() -> None:
     """Lookup checks the time, so the sweep may take as long as it wants."""
     tracker = Tracker(STRICT)
