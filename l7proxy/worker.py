@@ -43,6 +43,7 @@ from firewall.control.messages import (
     Events,
     Forget,
     Hold,
+    Watch,
 )
 from firewall.control.snapshots import SnapshotReader
 from firewall.flows.event import HttpEvent
@@ -218,7 +219,7 @@ class Worker:
                     self._answer(message)
                 case Drain():
                     self.drain(message.deadline_s)
-                case Forget() | Hold():
+                case Forget() | Watch() | Hold():
                     pass  # for verdict workers
 
     def _announced(self, message: Announce) -> None:

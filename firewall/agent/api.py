@@ -10,13 +10,14 @@ the header `Bartizan-Enforced: yes|no` tells which.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import grp
 import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ class Api:
                 web.get("/v1/conntrack", self._get_conntrack),
                 web.delete("/v1/conntrack", self._delete_conntrack),
                 web.get("/v1/flows", self._get_flows),
+                web.get("/v1/packets", self._get_packets),
                 web.get("/v1/flows/{uuid}/why", self._get_why),
                 web.get("/v1/flows/{uuid}/suggest", self._get_suggestion),
                 web.get("/v1/metrics", self._get_metrics),
@@ -355,9 +357,25 @@ class Api:
 
     async def _get_flows(self, request: web.Request) -> web.StreamResponse:
         query = self._collector.query(dict.fromkeys(request.query.keys()), request.query.getall)
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        async for lines in self._collector.stream(query, self._ending):
+        return await _streamed(request, self._collector.stream(query, self._ending))
+
+    async def _get_packets(self, request: web.Request) -> web.StreamResponse:
+        """Stream packets as they are decided, with their flows; `drops=1`: dropped ones only."""
+        keys = dict.fromkeys(key for key in request.query if key != "drops")
+        query = self._collector.query(keys, request.query.getall)
+        drops_only = request.query.get("drops", "") in ("1", "true", "yes")
+        stream = self._collector.monitor.stream(query.matches, self._ending, drops_only=drops_only)
+        return await _streamed(request, stream)
+
+
+async def _streamed(
+    request: web.Request, stream: AsyncGenerator[bytes, None]
+) -> web.StreamResponse:
+    """Answer with lines as they come, until they end or the reader has left."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    async with contextlib.aclosing(stream) as pieces:
+        async for lines in pieces:
             if request.transport is None or request.transport.is_closing():
                 break
             if lines:

@@ -10,12 +10,13 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, NamedTuple
 
 from firewall.agent.config import FlowSettings
 from firewall.agent.engine import Engine
 from firewall.agent.exporter import Exporter
+from firewall.agent.monitor import Monitor
 from firewall.agent.supervisor import Worker
 from firewall.control.messages import Events
 from firewall.flows.filters import Filter, FilterError, Term
@@ -124,6 +125,7 @@ class Collector:
 
     Attributes:
         annotate: adds the whole explanation to a flow, for readers that ask for it.
+        monitor: hands the packets themselves to whoever watches.
     """
 
     def __init__(self, engine: Engine, settings: FlowSettings) -> None:
@@ -134,6 +136,7 @@ class Collector:
         self._followers: set[asyncio.Event] = set()
         self._exporter: Exporter | None = None
         self._lines: list[bytes] = []
+        self.monitor = Monitor(engine.workers)
         self.annotate: Callable[[Flow], Flow] | None = None
         if settings.export.path is not None:
             export = settings.export
@@ -148,13 +151,16 @@ class Collector:
         for start in range(0, len(taken), EVENTS_PER_TURN):
             for event in taken[start : start + EVENTS_PER_TURN]:
                 try:
-                    self._add(build(event, self._names))
+                    flow = build(event, self._names)
+                    self._add(flow)
+                    self.monitor.saw(event, flow)
                 except Exception:
                     log.exception("event without a record: %r", event)
             self.wake()
             await asyncio.sleep(0)
         lost_count = message.lost_count + len(message.events) - len(taken)
         if lost_count:
+            self.monitor.lost(lost_count)
             self._ring.append_lost(lost_count, time.time_ns())
             self._metrics.lost(QUEUE_SOURCE, lost_count)
             self.wake()
@@ -234,7 +240,7 @@ class Collector:
         matches = Filter(terms) if terms else None
         return Query(matches, first, last, since_ns, until_ns, follow, why)
 
-    async def stream(self, query: Query, ending: asyncio.Event) -> AsyncIterator[bytes]:
+    async def stream(self, query: Query, ending: asyncio.Event) -> AsyncGenerator[bytes, None]:
         """Yield lines: what the ring holds, then, if followed, what comes, until `ending`.
 
         Nothing (b"") is yielded from time to time, so that a reader who left is noticed.

@@ -68,6 +68,7 @@ class Status:
             "policies": len(engine.book.repository.objects),
             "queues": [views.queue(counters) for counters in queues],
             "flows": self._collector.counts(),
+            "packet_readers": self._collector.monitor.reader_count,
             "kvstore": {"kind": self._store, "ok": not kvstore, "error": kvstore},
             "errors": self.errors() + ([trouble] if trouble else []),
         }

@@ -25,6 +25,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "identity": ("identity", "Show identities."),
     "lab": ("laboratory", "Throw-away hosts in private namespaces."),
     "metrics": ("status", "Print the metrics in Prometheus form."),
+    "monitor": ("monitor", "Show packets as they are decided, or write them to a capture."),
     "observe": ("observe", "Show decisions as they are made."),
     "policy": ("policy", "Apply, show, check and delete policies."),
     "replay": ("replay", "Run a capture through tracker and policy, packet by packet."),

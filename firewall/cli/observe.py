@@ -35,7 +35,7 @@ _HELP = {
 }
 
 
-class _Ordered(click.Command):
+class Ordered(click.Command):
     """A command in which `--not` negates the filter that follows it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -61,7 +61,8 @@ class _Ordered(click.Command):
         return super().parse_args(ctx, folded)
 
 
-def _filter_options(function: F) -> F:
+def filter_options(function: F) -> F:
+    """Add the filters of `hubble observe`, each with its negation."""
     for flag in reversed(flags()):
         base = flag.removeprefix("from-").removeprefix("to-")
         names = [f"--{flag}", *([_SHORT[flag]] if flag in _SHORT else [])]
@@ -71,14 +72,14 @@ def _filter_options(function: F) -> F:
     return function
 
 
-@click.command(cls=_Ordered)
+@click.command(cls=Ordered)
 @click.option("-f", "--follow", is_flag=True, help="Go on showing flows as they come.")
 @click.option("--last", type=click.IntRange(min=0), help="The newest N flows. [default: 20]")
 @click.option("--first", type=click.IntRange(min=0), help="The oldest N flows.")
 @click.option("--all", "everything", is_flag=True, help="Every flow that is kept.")
 @click.option("--since", help="From then on: 3s, 4m, 1h43, or RFC 3339.")
 @click.option("--until", help="Up to then; as --since.")
-@_filter_options
+@filter_options
 @click.option("--not", "negation", is_flag=True, help="Negate the next filter.")
 @click.option(
     "-o",
@@ -116,14 +117,12 @@ def observe(client: Client, /, **options: Any) -> None:
         query["all"] = "1"
     if options["why"]:
         query["why"] = "1"
-    terms = list(_terms(options))
+    terms = list(terms_of(options))
     try:
         chosen = Filter(terms)
     except FilterError as error:
         raise click.UsageError(str(error)) from error
-    for term in terms:
-        name = f"not-{term.flag}" if term.negated else term.flag
-        query[name] = [t.value for t in terms if (t.flag, t.negated) == (term.flag, term.negated)]
+    query |= query_of(terms)
     style = Style(
         colour=_colour(options["color"]),
         numeric=options["numeric"],
@@ -143,11 +142,20 @@ def observe(client: Client, /, **options: Any) -> None:
         sys.stderr.close()
 
 
-def _terms(options: dict[str, Any]) -> Iterator[Term]:
+def terms_of(options: dict[str, Any]) -> Iterator[Term]:
+    """Yield the filters that were given."""
     for flag in flags():
         name = flag.replace("-", "_")
         yield from (Term(flag, value) for value in options[name])
         yield from (Term(flag, value, negated=True) for value in options[f"not_{name}"])
+
+
+def query_of(terms: list[Term]) -> Query:
+    """Return the filters as parameters of a request."""
+    query: dict[str, list[str]] = {}
+    for term in terms:
+        query.setdefault(f"not-{term.flag}" if term.negated else term.flag, []).append(term.value)
+    return dict(query)
 
 
 def _colour(choice: str) -> bool:

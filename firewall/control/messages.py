@@ -41,6 +41,12 @@ class Forget(msgspec.Struct, frozen=True, tag="forget"):
     destinations: tuple[tuple[bytes, int], ...] | None = None
 
 
+class Watch(msgspec.Struct, frozen=True, tag="watch"):
+    """Put the packets themselves into their events for the next `for_s` seconds; 0 ends it."""
+
+    for_s: float
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Finish what is begun, accept nothing new, then exit."""
 
@@ -53,7 +59,7 @@ class Hold(msgspec.Struct, frozen=True, tag="hold"):
     delay_s: float
 
 
-ToWorker = Announce | Ask | Forget | Drain | Hold
+ToWorker = Announce | Ask | Forget | Watch | Drain | Hold
 
 # --- worker to agent --------------------------------------------------------------------------
 

@@ -12,13 +12,14 @@ from firewall.policy.view import Decision, Peer, View
 _UNKNOWN: Final = Peer(0, frozenset(), None)
 
 
-def packet_event(report: Report, view: View, time_ns: int) -> PacketEvent:
+def packet_event(report: Report, view: View, time_ns: int, payload: bytes = b"") -> PacketEvent:
     """Return the event of one report.
 
     Args:
         report: what the pipeline said.
         view: the snapshot by which it was decided.
         time_ns: nanoseconds since the epoch, wall clock.
+        payload: the packet itself, if somebody wants to see it.
     """
     packet, decision = report.packet, report.decision
     source, destination = _peers(report, view)
@@ -53,6 +54,7 @@ def packet_event(report: Report, view: View, time_ns: int) -> PacketEvent:
         isolated_by=side.isolated_by if side is not None and blamed else (),
         policy_log=_log(egress, ingress),
         detail=report.verdict.detail if isinstance(report.verdict, Drop) else "",
+        packet=payload,
     )
 
 

@@ -42,6 +42,7 @@ from firewall.control.messages import (
     Events,
     Forget,
     Hold,
+    Watch,
 )
 from firewall.control.snapshots import SnapshotReader
 from firewall.datapath import nfqueue
@@ -134,6 +135,7 @@ class Worker:
         self._complained_at = 0.0
         self._events: list[Event] = []
         self._event_room = EVENTS_PER_FLUSH
+        self._watched_until = 0.0
         self._lost_count = 0
         self._questions: deque[_Question] = deque()
         self._snapshots = SnapshotReader()
@@ -255,7 +257,7 @@ class Worker:
         elif isinstance(verdict, PassOn) and not self._pass_on(packet, verdict):
             report = None
         if report is not None:
-            self._report(report)
+            self._report(report, payload)
 
     def _pass_on(self, packet: QueuedPacket, verdict: PassOn) -> bool:
         """Send a packet to the next worker that has not seen it; say whether it ended here."""
@@ -274,14 +276,15 @@ class Worker:
             self._queue.accept(packet)
         return True
 
-    def _report(self, report: Report) -> None:
+    def _report(self, report: Report, payload: bytes) -> None:
         """Make an event, if there is somebody to read it and room for it."""
         view = self._pipeline.view
         if view is None or not self._channel.connected or self._event_room <= 0:
             self._lost_count += 1
             return
         self._event_room -= 1
-        self._events.append(packet_event(report, view, time.time_ns()))
+        shown = payload if self._now < self._watched_until else b""
+        self._events.append(packet_event(report, view, time.time_ns(), shown))
 
     # --- the agent ----------------------------------------------------------------------------
 
@@ -303,6 +306,8 @@ class Worker:
                     self._asked(message)
                 case Forget():
                     self._questions.append(_Question(message.request, self._forget_rows(message)))
+                case Watch():
+                    self._watched_until = self._now + message.for_s
                 case Drain():
                     self.stop(message.deadline_s)
                 case Hold():

@@ -18,6 +18,7 @@ class PacketEvent(msgspec.Struct, frozen=True, array_like=True, tag=1):
     host order; for ICMP `icmp_type`/`icmp_code` are set. `audited`: would have been dropped.
     `allowed_by`/`denied_by` of each direction name the deciding rules; `isolated_by` who switched
     default deny on. `reply` None = unknown. `detail` says more than the drop reason, or "".
+    `packet` is its head, from the IP header on, while somebody watches; else empty.
     """
 
     time_ns: int
@@ -51,6 +52,7 @@ class PacketEvent(msgspec.Struct, frozen=True, array_like=True, tag=1):
     isolated_by: tuple[OriginRow, ...] = ()
     policy_log: tuple[str, ...] = ()
     detail: str = ""
+    packet: bytes = b""
 
 
 class HttpEvent(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -1,0 +1,128 @@
+"""What an operator sees of the datapath: counters of every worker, and the packets themselves."""
+
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+from evidence import workers
+from rules import peers, policy, ports
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.utils import PcapNgReader
+from traffic import V4, V6, Echo, delivered, eventually, exchange, token, udp
+
+from firewall.datapath.offload import AFTER_COUNT
+from lab.daemon import command
+
+pytestmark = pytest.mark.needs("nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset")
+
+OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "53/UDP")}])
+
+
+@pytest.fixture
+def three(lab, bartizan):
+    """a may reach b, c may not; two workers; the kernel carries established flows."""
+    made = lab(a="app=a", b="app=b", c="app=c")
+    made.firewall = bartizan(made, {"workers": 2})
+    made.firewall.apply(OPEN)
+    return made
+
+
+def metrics(firewall, name, **labels):
+    """The values of a metric's series that have these labels."""
+    values = []
+    for line in firewall.request("GET", "/v1/metrics")[1].decode().splitlines():
+        found = re.fullmatch(rf"{name}(?:{{(.*)}})? (\S+)", line)
+        if found and all(f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()):
+            values.append(float(found[2]))
+    return values
+
+
+def test_every_worker_tells_what_it_did_and_holds(three):
+    """What was sent is found in the sums; status and metrics agree; both queues are named."""
+    a, b, c, firewall = three.host("a"), three.host("b"), three.host("c"), three.firewall
+    with Echo(b, 80) as server, a.connect(b.address4, 80) as client:
+        connection = server.accept()
+        for _ in range(20):
+            assert exchange(client, connection, token())
+        for _ in range(7):
+            c.send(bytes(udp(c, b, 53, token())))
+
+        def told():
+            rows = firewall.get("/v1/status")["workers"]
+            traffic = [row["traffic"] for row in rows if row["kind"] == "datapath"]
+            dropped = sum(one["dropped"].get("POLICY_DENIED", 0) for one in traffic)
+            return traffic if dropped == 7 else None
+
+        traffic = eventually(told, "seven drops")
+        assert len(traffic) == 2
+        assert sum(one["flows"].get("tcp ESTABLISHED", 0) for one in traffic) == 1
+        assert sum(one["flows_offloaded"] for one in traffic) == 1
+        assert sum(one["flows_evicted"] + one["flows_refused"] for one in traffic) == 0
+        assert sum(one["accepted"] for one in traffic) >= AFTER_COUNT
+        shown = firewall.cli("status").stdout
+        assert "dropped (POLICY_DENIED 7" in shown
+        assert "tcp ESTABLISHED 1" in shown
+    assert sum(metrics(firewall, "cilium_drop_count_total", reason="POLICY_DENIED")) == 7
+    for number in (0, 1):
+        worker = f"datapath-{number}"
+        for name in ("depth", "packets_total", "kernel_dropped_total", "user_dropped_total"):
+            assert len(metrics(firewall, f"bartizan_nfqueue_{name}", worker=worker)) == 1
+        for name in ("evicted_total", "refused_total", "expiry_lag_seconds", "offloaded"):
+            (value,) = metrics(firewall, f"cilium_datapath_conntrack_{name}", worker=worker)
+            assert value >= 0
+    kernel = sum(metrics(firewall, "bartizan_nfqueue_packets_total"))
+    assert kernel >= sum(metrics(firewall, "cilium_forward_count_total")) + 7
+
+
+def watching(firewall):
+    """The reader has said that every worker watches."""
+    return firewall.get("/v1/status")["packet_readers"] == 1
+
+
+def test_dropped_packets_become_a_capture_with_the_reason(three, tmp_path):
+    """Both families, byte for byte; what passes is not among them; ^C ends the file well."""
+    a, b, c, firewall = three.host("a"), three.host("b"), three.host("c"), three.firewall
+    file = tmp_path / "drops.pcapng"
+    argv = [*command(), "monitor", "--drops", "--pcap", file, "--protocol", "udp"]
+    process = three.node.popen(argv, stderr=subprocess.PIPE, env=firewall.environment)
+    eventually(lambda: watching(firewall), "somebody watches", 10)
+    sent = [bytes(udp(c, b, 53, token(), family=family)) for family in (V4, V6, V4)]
+    for packet in sent:
+        c.send(packet)
+    payload = token()
+    delivered(a, b, udp(a, b, 53, payload), payload)
+    whole = 3
+    eventually(lambda: len(_read(file)) == whole, "three packets are written")
+    # A worker that starts while somebody watches is told so.
+    pid = workers(firewall)["datapath", 0], workers(firewall)["datapath", 1]
+    for one in pid:
+        os.kill(one, signal.SIGKILL)
+
+    def again():
+        c.send(bytes(udp(c, b, 53, b"again")))
+        return any(packet[UDP].load == b"again" for packet in _read(file))
+
+    eventually(again, "the next workers' packets are written", 15, every_s=0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=10)[1]
+    assert process.returncode == 0
+    assert re.fullmatch(r"\d+ packets, \d+ lost\n", said), said
+    packets = _read(file)
+    assert [bytes(packet) for packet in packets[:whole]] == sent
+    assert {IP in packet or IPv6 in packet for packet in packets} == {True}
+    for packet in packets:
+        assert packet.comment.startswith(b"DENIED: POLICY_DENIED: no ingress rule allows it")
+        assert b"default/c:" in packet.comment
+    assert file.stat().st_mode & 0o777 == 0o600
+    eventually(lambda: firewall.get("/v1/status")["packet_readers"] == 0, "nobody watches", 10)
+
+
+def _read(file):
+    """The packets of a capture as far as it is written, as scapy reads them."""
+    if not file.exists() or not file.stat().st_size:
+        return []
+    with PcapNgReader(str(file)) as packets:
+        return list(packets)
