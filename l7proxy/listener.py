@@ -10,6 +10,9 @@ not redirected again. Source: ip(7), socket(7), Documentation/networking/tproxy.
 import errno
 import logging
 import socket
+from collections.abc import Mapping
+
+from firewall.control.inheritance import close_all
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,7 @@ IP_TRANSPARENT = 19
 BACKLOG = 1024
 """Connections that wait to be accepted; the kernel caps it at net.core.somaxconn, 4096."""
 
+_WILDCARDS = {"tcp4": (socket.AF_INET, "0.0.0.0"), "tcp6": (socket.AF_INET6, "::")}  # noqa: S104
 _ABSENT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
@@ -40,27 +44,44 @@ def make_transparent(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
 
 
-def listen(port: int, mark: int) -> list[socket.socket]:
-    """Return non-blocking transparent listeners on `port`, IPv4 and, where it exists, IPv6.
+def listen(
+    port: int, mark: int, had: Mapping[str, socket.socket] | None = None
+) -> dict[str, socket.socket]:
+    """Return non-blocking transparent listeners on `port`: "tcp4" and, where it exists, "tcp6".
 
-    `mark` is the packet mark of everything that these and accepted sockets send; 0 = none.
+    Args:
+        port: TCP port, the same for both.
+        mark: packet mark of everything that these and accepted sockets send; 0 = none.
+        had: listeners of an earlier process by name. Those of this port go on, with the connections
+            that wait in them; the others are closed.
 
     Raises:
         ListenError: no permission, or the port is taken.
     """
-    sockets: list[socket.socket] = []
-    for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
+    left = dict(had or {})
+    sockets: dict[str, socket.socket] = {}
+    for name, (family, wildcard) in _WILDCARDS.items():
         try:
-            sockets.append(_listen(family, wildcard, port, mark))
+            old = left.get(name)
+            if old is not None and old.getsockname()[1] == port:
+                sockets[name] = _continued(left.pop(name), mark)
+            else:
+                sockets[name] = _listen(family, wildcard, port, mark)
         except OSError as error:
             if family == socket.AF_INET6 and error.errno in _ABSENT:
                 log.warning("no IPv6 here: listening on IPv4 only")
                 continue
-            for opened in sockets:
-                opened.close()
+            close_all(sockets)
             hint = " (CAP_NET_ADMIN is needed)" if isinstance(error, PermissionError) else ""
             raise ListenError(f"cannot listen on {wildcard} port {port}: {error}{hint}") from error
+    close_all(left)
     return sockets
+
+
+def _continued(sock: socket.socket, mark: int) -> socket.socket:
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    return sock
 
 
 def _listen(family: int, wildcard: str, port: int, mark: int) -> socket.socket:

@@ -34,6 +34,7 @@ from typing import IO
 from conntrack.address import format_address
 from firewall.control import journal
 from firewall.control.channel import ChannelError, WorkerChannel
+from firewall.control.inheritance import inherited
 from firewall.control.messages import (
     Acknowledged,
     Announce,
@@ -43,6 +44,7 @@ from firewall.control.messages import (
     Events,
     Forget,
     Hold,
+    Lend,
     Watch,
 )
 from firewall.control.snapshots import SnapshotReader
@@ -112,7 +114,8 @@ class Worker:
             self._access_log = path.open("a", encoding="ascii", buffering=65536)
         self._snapshots = SnapshotReader()
         self._load(Path(options.snapshot))
-        self._listeners = listen(self._port, self.mark)
+        # What the agent keeps open for us is listening already, and connections may wait in it.
+        self._listeners = listen(self._port, self.mark, inherited(os.environ))
         self._servers: list[asyncio.Server] = []
         self._stopped = asyncio.Event()
         self._channel = WorkerChannel(
@@ -126,7 +129,7 @@ class Worker:
     async def run(self) -> None:
         """Serve until `drain` has ended."""
         loop = asyncio.get_running_loop()
-        for sock in self._listeners:
+        for sock in self._listeners.values():
             self._servers.append(
                 await loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=1024)
             )
@@ -152,7 +155,11 @@ class Worker:
             self._access_log.close()
 
     def drain(self, within_s: float) -> None:
-        """Accept nothing more, finish what has begun, stop at the latest after so many seconds."""
+        """Accept nothing more, finish what has begun, stop at the latest after so many seconds.
+
+        Listening sockets and the control socket's path are a successor's from now on.
+        """
+        self._channel.retire()
         for server in self._servers:
             server.close()
         now = time.monotonic()
@@ -219,6 +226,8 @@ class Worker:
                     self._answer(message)
                 case Drain():
                     self.drain(message.deadline_s)
+                case Lend():
+                    self._channel.lend(self._listeners)
                 case Forget() | Watch() | Hold():
                     pass  # for verdict workers
 

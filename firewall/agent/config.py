@@ -65,14 +65,16 @@ class ProxySettings:
         metadata=_meaning("where redirected connections arrive", minimum=1, maximum=65535),
     )
     limits: tuple[str, ...] = field(
-        default=(), metadata=_meaning("limits of the proxy, name=value each; see docs/l7.md")
+        default=(),
+        metadata=_meaning("limits of the proxy, name=value each; see docs/l7.md", live=True),
     )
     access_log: Path | None = field(
-        default=None, metadata=_meaning("file for access log lines in Envoy's default format")
+        default=None,
+        metadata=_meaning("file for access log lines in Envoy's default format", live=True),
     )
     secrets_dir: Path | None = field(
         default=None,
-        metadata=_meaning("secrets that headerMatches name: <dir>/<namespace>/<name>"),
+        metadata=_meaning("secrets that headerMatches name: <dir>/<namespace>/<name>", live=True),
     )
 
 

@@ -19,7 +19,10 @@ import json
 import logging
 import os
 import signal
+import socket
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,6 +51,7 @@ from firewall.datapath.marks import Kind, Marks
 from firewall.datapath.ruleset import RulesetConfig
 from firewall.identities.registry import IdentityRegistry, KvStoreError
 from firewall.kvstore.sqlite import SqliteStore
+from l7proxy.listener import ListenError, listen
 
 READY_S = 30.0
 """Time for the workers to start and enforce the first snapshot; imports take about 0.5 s each."""
@@ -90,7 +94,8 @@ class Daemon:
         self._overrides = overrides
         config = loaded.config
         self._rules = ruleset_config(config)
-        self._supervisor = Supervisor(specs(config), VERSION, self._received)
+        self._publisher = Publisher(config.snapshot_path)
+        self._supervisor = Supervisor(specs(config), VERSION, self._received, self._publisher.wake)
         self._stop = asyncio.Event()
         self._stopped_at = 0.0
         self._reload = asyncio.Event()
@@ -98,7 +103,6 @@ class Daemon:
         self._policy_watch = DirectoryWatch(config.policy.directory)
         self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
         self._endpoint_files: set[str] = set()
-        self._publisher = Publisher(config.snapshot_path)
         self._bypass = Bypass(
             self._rules,
             enabled=config.bypass,
@@ -285,6 +289,13 @@ class Daemon:
             self._endpoint_watch = DirectoryWatch(new.endpoint_directory)
         await self._engine.sync_endpoints(new.endpoints, "config")
         self._engine.reconfigure(new)
+        # The proxy takes most of its settings by handing over to a process that has them.
+        applied = replace(
+            old, proxy=replace(new.proxy, workers=old.proxy.workers, port=old.proxy.port)
+        )
+        for spec in specs(applied):
+            if spec.kind == "l7proxy":
+                self._supervisor.renew(spec)
         log.info("configuration reloaded", extra=fields(path=self._path))
 
     # --- watched directories ------------------------------------------------------------------
@@ -509,8 +520,21 @@ def specs(config: Config) -> list[WorkerSpec]:
         if config.proxy.secrets_dir is not None:
             arguments += ["--secrets-dir", str(config.proxy.secrets_dir)]
         path = config.run_dir / f"l7proxy-{number}.sock"
-        found.append(WorkerSpec("l7proxy", number, tuple(arguments), path))
+        listeners = partial(_listen, config.proxy.port, from_proxy)
+        found.append(WorkerSpec("l7proxy", number, tuple(arguments), path, listeners))
     return found
+
+
+def _listen(port: int, mark: int, had: Mapping[str, socket.socket]) -> dict[str, socket.socket]:
+    """Return the sockets of one l7proxy worker.
+
+    Raises:
+        OSError: they cannot be made.
+    """
+    try:
+        return listen(port, mark, had)
+    except ListenError as error:
+        raise OSError(str(error)) from error
 
 
 def configure_log(config: Config) -> None:

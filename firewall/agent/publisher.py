@@ -82,7 +82,7 @@ class Publisher:
         self.published = True
         for listener in self.listeners:
             listener(snapshot)
-        for worker in workers:
+        for worker in tuple(workers):  # one that hands over may end meanwhile
             await self._announce(worker)
         if self._writer.wants_folding and (self._folding is None or self._folding.done()):
             self._folding = asyncio.create_task(self._fold())
@@ -99,7 +99,7 @@ class Publisher:
         """Bring a worker that has just connected up to date."""
         if self.published and hello.revision != self.revision:
             await self._announce(worker)
-        await self._wake()
+        await self.wake()
 
     async def acknowledge(self, worker: Worker, message: Acknowledged) -> None:
         """Note what a worker enforces, or why it does not."""
@@ -114,7 +114,7 @@ class Publisher:
         else:
             worker.revision = message.revision
             worker.error = ""
-        await self._wake()
+        await self.wake()
 
     async def enforced(self, revision: int, workers: list[Worker], timeout_s: float) -> bool:
         """Wait until every worker enforces at least `revision`; say whether that happened."""
@@ -135,7 +135,8 @@ class Publisher:
             async with asyncio.timeout(ANNOUNCE_S):
                 await worker.channel.announce(self.revision, self.path)
 
-    async def _wake(self) -> None:
+    async def wake(self) -> None:
+        """Have those look again who wait for a revision to be enforced."""
         async with self._moved:
             self._moved.notify_all()
 
@@ -143,5 +144,6 @@ class Publisher:
 def enforced_by_all(revision: int, workers: Iterable[Worker]) -> bool:
     """Say whether every worker runs and enforces at least `revision`."""
     return all(
-        worker.state is WorkerState.RUNNING and worker.revision >= revision for worker in workers
+        worker.state in (WorkerState.RUNNING, WorkerState.LEAVING) and worker.revision >= revision
+        for worker in workers
     )

@@ -81,7 +81,7 @@ class Status:
         if engine.bypass.problem:
             errors.append(f"bypass: {engine.bypass.problem}")
         for worker in engine.workers:
-            if worker.state is not WorkerState.RUNNING:
+            if worker.state not in (WorkerState.RUNNING, WorkerState.LEAVING):
                 dropped = (
                     "its packets are dropped"
                     if worker.spec.kind == "datapath"
@@ -124,6 +124,8 @@ class Status:
         add("bartizan_snapshot_revision", engine.publisher.revision)
         add("bartizan_generation", engine.publisher.snapshot.generation)
         for worker in engine.workers:
+            if worker.state is WorkerState.LEAVING:
+                continue  # its successor has its name
             labels = {"kind": worker.spec.kind, "worker": str(worker.spec.number)}
             add("bartizan_worker_up", int(worker.state is WorkerState.RUNNING), **labels)
             add("bartizan_worker_restarts_total", worker.restarts_count, **labels)

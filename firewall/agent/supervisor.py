@@ -6,6 +6,12 @@ there is adopted if it is the same program with the same arguments and version, 
 and replaced. A process is held by a pidfd from before it is looked at until after its last signal,
 so no signal ever reaches a stranger who inherited the number.
 
+Sockets on which a worker accepts connections are made once, here, and given to each process that
+serves as this worker, so that nobody is refused while one follows the other. A worker that is
+replaced hands over: it stops accepting and leaves its control socket's path, the next one starts at
+once, and the old one ends when it has finished what it began. A new agent borrows the sockets from
+the workers that it finds.
+
 A worker that dies is started again at once, then with growing pauses. Meanwhile its queue has no
 listener and the kernel drops what would go there: fail closed.
 """
@@ -16,10 +22,11 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import IntEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -27,19 +34,27 @@ from typing import NamedTuple
 
 import firewall
 from firewall.control.channel import (
+    CONNECT_INTERVAL_S,
     AgentChannel,
     ChannelClosedError,
     ChannelError,
     listener_pid,
 )
+from firewall.control.inheritance import VARIABLE, close_all, described
 from firewall.control.journal import fields
-from firewall.control.messages import FromWorker
+from firewall.control.messages import FromWorker, Hello
 
 START_TIMEOUT_S = 20.0
 """A worker that does not listen by then is taken for stuck: imports take about 0.3 s."""
 
 DRAIN_S = 3.0
 """What a worker gets to finish what it began."""
+
+HANDOVER_S = 600.0
+"""What a worker gets that hands over to another. Envoy --drain-time-s 600."""
+
+RETIRE_S = 5.0
+"""Time for a worker that hands over to stop accepting and to leave its control socket's path."""
 
 KILL_AFTER_S = 3.0
 """Further time between SIGTERM and SIGKILL for one that does not end."""
@@ -73,15 +88,22 @@ class WorkerState(IntEnum):
     DRAINING = 2
     WAITING = 3
     STOPPED = 4
+    LEAVING = 5
+    """Another process accepts in its place; it serves what it had accepted."""
 
 
 class WorkerSpec(NamedTuple):
-    """What a worker is: its kind and number, its command after the interpreter, its socket."""
+    """What a worker is: its kind and number, its command after the interpreter, its socket.
+
+    `listen` makes the sockets on which it accepts, given those that it had; None: it has none. It
+    raises OSError.
+    """
 
     kind: str
     number: int
     arguments: tuple[str, ...]
     socket_path: Path
+    listen: Callable[[Mapping[str, socket.socket]], dict[str, socket.socket]] | None = None
 
     @property
     def name(self) -> str:
@@ -96,6 +118,8 @@ class Worker:
         revision: last snapshot revision that it acknowledged.
         error: why it kept an older one, or why it does not run; "" = nothing is wrong.
         restarts_count: how often it had to be started again.
+        sockets: our copies of the sockets on which it accepts.
+        renewal: set when it shall hand over to a process with the arguments that `spec` has now.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -108,6 +132,8 @@ class Worker:
         self.restarts_count = 0
         self.adopted = False
         self.channel = AgentChannel(spec.socket_path)
+        self.sockets: dict[str, socket.socket] = {}
+        self.renewal = asyncio.Event()
 
 
 class Supervisor:
@@ -118,6 +144,7 @@ class Supervisor:
         version: the version that every worker must have.
         received: awaited with each message of a worker, its greeting included; while it works, the
             worker's further messages wait.
+        left: awaited when a worker that had handed over is none of `workers` any more.
     """
 
     def __init__(
@@ -125,12 +152,15 @@ class Supervisor:
         specs: Iterable[WorkerSpec],
         version: str,
         received: Callable[[Worker, FromWorker], Awaitable[None]],
+        left: Callable[[], Awaitable[None]],
     ) -> None:
         self.workers = [Worker(spec) for spec in specs]
         self._version = version
         self._received = received
+        self._left = left
         self._tasks: list[asyncio.Task[None]] = []
         self._ending: set[Worker] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to adopt or start every worker."""
@@ -143,16 +173,28 @@ class Supervisor:
         """Drain and end every worker, or every one of a kind."""
         chosen = [worker for worker in self.workers if kind in (None, worker.spec.kind)]
         self._ending.update(chosen)
+        for worker in chosen:  # what would wait to be accepted is refused now
+            close_all(worker.sockets)
+            worker.sockets = {}
         await asyncio.gather(*(self._end(worker, deadline_s) for worker in chosen))
 
     async def release(self) -> None:
         """Let go of the workers; those that run go on running."""
         self._ending.update(self.workers)
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._leaving]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for worker in self.workers:
             worker.channel.close()
+            close_all(worker.sockets)
+
+    def renew(self, spec: WorkerSpec) -> None:
+        """Have the worker of this kind and number hand over to one with these arguments."""
+        for worker in self.workers:
+            if worker.spec[:2] == spec[:2] and worker.spec.arguments != spec.arguments:
+                worker.spec = spec
+                worker.renewal.set()
 
     async def _end(self, worker: Worker, deadline_s: float) -> None:
         """Drain one worker and see that it ends."""
@@ -168,7 +210,8 @@ class Supervisor:
         while worker not in self._ending:
             began = time.monotonic()
             try:
-                await self._attend(worker)
+                if await self._attend(worker):
+                    continue
             except (ChannelError, OSError, TimeoutError) as error:
                 worker.error = str(error) or type(error).__name__
                 log.warning(
@@ -187,19 +230,24 @@ class Supervisor:
             await asyncio.sleep(pause_s)
             pause_s = min(max(2 * pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
 
-    async def _attend(self, worker: Worker) -> None:
-        """Serve one life of a worker: returns when its process has ended."""
+    async def _attend(self, worker: Worker) -> bool:
+        """Serve one life of a worker: its process has ended, or (True) has handed over."""
         worker.state = WorkerState.STARTING
+        worker.renewal.clear()
         child: subprocess.Popen[bytes] | None = None
         pid = await self._adoptable(worker)
         worker.adopted = bool(pid)
         if not pid:
-            child = _spawn(worker.spec)
+            if worker.spec.listen is not None:
+                worker.sockets = worker.spec.listen(worker.sockets)
+            child = _spawn(worker.spec, worker.sockets)
             pid = child.pid
         worker.pid = pid
         try:
             with _held(pid) as process:
-                await self._converse(worker, process)
+                if await self._converse(worker, process):
+                    await self._hand_over(worker, child)
+                    return True
         finally:
             if child is not None:
                 code = child.poll()
@@ -208,6 +256,57 @@ class Supervisor:
             log.error(
                 "worker ended", extra=fields(worker=worker.spec.name, pid=pid, error=worker.error)
             )
+        return False
+
+    async def _hand_over(
+        self, worker: Worker, child: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        """Have the process of a worker accept nothing more, and leave it to end in its own time.
+
+        Until then it is one of `workers`: policy reaches what it serves.
+        """
+        old = Worker(worker.spec)
+        old.state, old.pid, old.version = WorkerState.LEAVING, worker.pid, worker.version
+        old.revision = worker.revision
+        old.channel, worker.channel = worker.channel, AgentChannel(worker.spec.socket_path)
+        self.workers.append(old)
+        task = asyncio.create_task(self._see_off(old, child), name=f"{old.spec.name} leaving")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        with contextlib.suppress(ChannelError):
+            await old.channel.drain(HANDOVER_S)
+        for _ in range(int(RETIRE_S / CONNECT_INTERVAL_S)):
+            if not worker.spec.socket_path.exists():
+                break
+            await asyncio.sleep(CONNECT_INTERVAL_S)
+        log.info("worker hands over", extra=fields(worker=worker.spec.name, pid=old.pid))
+
+    async def _see_off(self, old: Worker, child: subprocess.Popen[bytes] | None) -> None:
+        """Listen to a process that has handed over until it ends."""
+        try:
+            with _held(old.pid) as process:
+                ended = asyncio.create_task(_exited(process))
+                talking = asyncio.create_task(self._listen_to(old))
+                try:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(asyncio.shield(ended), HANDOVER_S + KILL_AFTER_S)
+                    if not ended.done():
+                        await _terminate(process)
+                finally:
+                    ended.cancel()
+                    talking.cancel()
+        except ProcessLookupError:
+            pass
+        finally:
+            self.workers.remove(old)
+            old.channel.close()
+            if child is not None:
+                child.poll()
+            await self._left()
+
+    async def _listen_to(self, worker: Worker) -> None:
+        async for message in worker.channel:
+            await self._received(worker, message)
 
     async def _adoptable(self, worker: Worker) -> int:
         """Return the pid of a running worker that can go on, after ending one that cannot."""
@@ -227,21 +326,46 @@ class Supervisor:
                 "worker replaced: it has other arguments or another version",
                 extra=fields(worker=worker.spec.name, pid=pid, version=greeting.version),
             )
-            await _drain(worker.channel, process, DRAIN_S)
+            if worker.spec.listen is None:
+                await _drain(worker.channel, process, DRAIN_S)
+            else:
+                await self._take_over(worker, pid, greeting)
         return 0
 
-    async def _converse(self, worker: Worker, process: int) -> None:
-        """Pass on what a worker says until its process ends."""
+    async def _take_over(self, worker: Worker, pid: int, greeting: Hello) -> None:
+        """Have a process of an earlier agent hand over to one that we start."""
+        worker.pid, worker.version, worker.revision = pid, greeting.version, greeting.revision
+        listening = asyncio.create_task(self._listen_to(worker))
+        try:
+            await self._borrow(worker)
+        finally:
+            listening.cancel()
+        await self._hand_over(worker)
+
+    async def _borrow(self, worker: Worker) -> None:
+        """Take copies of the sockets of a process that an earlier agent started."""
+        try:
+            worker.sockets = await worker.channel.borrow()
+        except (ChannelError, TimeoutError) as error:
+            log.warning(
+                "sockets not taken over", extra=fields(worker=worker.spec.name, error=str(error))
+            )
+
+    async def _converse(self, worker: Worker, process: int) -> bool:
+        """Pass on what a worker says until its process ends, or (True) shall hand over."""
         ended = asyncio.create_task(_exited(process))
+        renewing = asyncio.create_task(worker.renewal.wait())
         beating = asyncio.create_task(self._listen_to_heart(worker, process))
         try:
             while not ended.done():
                 talking = asyncio.create_task(self._talk(worker))
-                await asyncio.wait({ended, talking}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({ended, talking, renewing}, return_when=asyncio.FIRST_COMPLETED)
                 if not talking.done():
                     talking.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ChannelClosedError):
                     await talking
+                if renewing.done() and worker.channel.connected and not ended.done():
+                    return True
         except TimeoutError:
             # It never listened: end it here, or it would stand in its successor's way.
             await _terminate(process)
@@ -249,7 +373,10 @@ class Supervisor:
         finally:
             ended.cancel()
             beating.cancel()
-            worker.channel.close()
+            renewing.cancel()
+            if not (renewing.done() and worker.channel.connected):
+                worker.channel.close()
+        return False
 
     async def _listen_to_heart(self, worker: Worker, process: int) -> None:
         """End a worker that runs and does not answer; its successor will."""
@@ -278,8 +405,13 @@ class Supervisor:
         worker.state = WorkerState.RUNNING
         worker.error = ""
         await self._received(worker, greeting)
-        async for message in worker.channel:
-            await self._received(worker, message)
+        listening = asyncio.create_task(self._listen_to(worker))
+        try:
+            if worker.spec.listen is not None and not worker.sockets:
+                await self._borrow(worker)
+            await listening
+        finally:
+            listening.cancel()
 
 
 async def end_orphans(run_dir: Path, keep: Iterable[Path] = ()) -> list[int]:
@@ -337,7 +469,7 @@ def is_worker(command: tuple[str, ...], run_dir: Path) -> bool:
     )
 
 
-def _spawn(spec: WorkerSpec) -> subprocess.Popen[bytes]:
+def _spawn(spec: WorkerSpec, sockets: Mapping[str, socket.socket]) -> subprocess.Popen[bytes]:
     """Start a worker in a session of its own, so that it survives us and our terminal."""
     root = str(Path(firewall.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -345,7 +477,8 @@ def _spawn(spec: WorkerSpec) -> subprocess.Popen[bytes]:
         (sys.executable, *spec.arguments),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, VARIABLE: described(sockets)},
+        pass_fds=[sock.fileno() for sock in sockets.values()],
     )
     log.info("worker started", extra=fields(worker=spec.name, pid=child.pid))
     return child

@@ -18,6 +18,7 @@ socket's inode (unix(7) says only that bind creates it; net/unix/af_unix.c unix_
 there is no moment at which others could connect, nor a change of the process's umask.
 """
 
+import array
 import asyncio
 import contextlib
 import errno
@@ -27,7 +28,7 @@ import socket
 import stat
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from firewall.control.framing import (
@@ -36,6 +37,7 @@ from firewall.control.framing import (
     decode_from_worker,
     decode_to_worker,
 )
+from firewall.control.inheritance import close_all
 from firewall.control.messages import (
     MAX_MESSAGE_BYTES,
     Acknowledged,
@@ -47,6 +49,8 @@ from firewall.control.messages import (
     Forget,
     FromWorker,
     Hello,
+    Lend,
+    Lent,
     ToWorker,
 )
 
@@ -63,6 +67,7 @@ there leaves no flow."""
 _BACKLOG = 128  # the API's; a worker has one agent
 _NOT_YET = (FileNotFoundError, ConnectionRefusedError, BlockingIOError)
 _READS_PER_CALL = 64
+_RIGHTS_BYTES = socket.CMSG_SPACE(32 * 4)  # descriptors of one datagram; workers have fewer sockets
 _PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 
@@ -133,7 +138,7 @@ class WorkerChannel:
         the kernel to notice. `receive` calls this itself.
         """
         taken = False
-        while True:
+        while self._listener.fileno() >= 0:
             try:
                 agent, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -150,6 +155,7 @@ class WorkerChannel:
             hello = Hello(self.kind, self.number, os.getpid(), self.version, self.revision)
             self.send(hello)
             taken = True
+        return taken
 
     def receive(self) -> list[ToWorker]:
         """Return what the agent sent since the last call; empty if nothing did. Never blocks.
@@ -191,12 +197,33 @@ class WorkerChannel:
         self._flush()
         return whole and self._agent is not None
 
+    def lend(self, sockets: Mapping[str, socket.socket]) -> bool:
+        """Send the agent copies of these sockets; False if it is gone or its buffer is full."""
+        if self._agent is None:
+            return False
+        (part,) = datagrams(Lent(tuple(sockets)))
+        rights = array.array("i", (sock.fileno() for sock in sockets.values()))
+        carried = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if sockets else []
+        try:
+            flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            self._agent.sendmsg([part.payload], carried, flags)
+        except OSError:  # the agent asks again, or has gone, which the next message tells
+            return False
+        return True
+
     def close(self) -> None:
         """Stop listening and remove the socket file, if it is still ours. May be called twice."""
-        if self._listener.fileno() < 0:
+        if self._epoll.closed:
             return
+        self.retire()
         self._forget_agent()
         self._epoll.close()
+
+    def retire(self) -> None:
+        """Leave the path to a successor; the agent that is connected stays."""
+        if self._listener.fileno() < 0:
+            return
+        self._epoll.unregister(self._listener)
         self._listener.close()
         with contextlib.suppress(OSError):
             # A successor may have bound the same path meanwhile; its file is another inode.
@@ -284,6 +311,7 @@ class AgentChannel:
         self.peer_pid = 0
         self._socket: socket.socket | None = None
         self._asked: dict[int, tuple[list[dict[str, object]], asyncio.Future[None]]] = {}
+        self._borrowing: asyncio.Future[dict[str, socket.socket]] | None = None
         self._next_request = 0
         self._sending = asyncio.Lock()
         self._waiting: set[asyncio.Future[None]] = set()
@@ -387,6 +415,22 @@ class AgentChannel:
             self._asked.pop(question.request, None)
         return rows
 
+    async def borrow(self, timeout_s: float = 5.0) -> dict[str, socket.socket]:
+        """Return copies of the worker's listening sockets, by name; needs somebody who iterates.
+
+        Raises:
+            ChannelClosedError: the worker is gone.
+            TimeoutError: it did not answer within `timeout_s`.
+        """
+        lent: asyncio.Future[dict[str, socket.socket]] = asyncio.get_running_loop().create_future()
+        self._borrowing = lent
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.send(Lend())
+                return await lent
+        finally:
+            self._borrowing = None
+
     async def send(self, message: ToWorker) -> None:
         """Send one message, waiting for room.
 
@@ -424,6 +468,8 @@ class AgentChannel:
             if not done.done():
                 done.set_exception(ChannelClosedError(f"{self.path}: the worker is gone"))
         self._asked.clear()
+        if self._borrowing is not None and not self._borrowing.done():
+            self._borrowing.set_exception(ChannelClosedError(f"{self.path}: the worker is gone"))
 
     def _answered(self, part: Answer) -> None:
         """Give a part of an answer to whoever asked; late ones find nobody."""
@@ -440,11 +486,23 @@ class AgentChannel:
         while True:
             connection = self._connection()
             try:
-                return decode_from_worker(_read(connection))
+                payload, lent = _read_with_sockets(connection)
             except BlockingIOError:
                 await self._readable(connection)
             except OSError as error:
                 raise ChannelClosedError(f"{self.path}: {error.strerror}") from error
+            else:
+                message = decode_from_worker(payload)
+                if not isinstance(message, Lent):
+                    return message
+                self._take(dict(zip(message.names, lent, strict=False)))
+
+    def _take(self, lent: dict[str, socket.socket]) -> None:
+        """Give sockets to whoever borrows; late ones find nobody."""
+        if self._borrowing is not None and not self._borrowing.done():
+            self._borrowing.set_result(lent)
+        else:
+            close_all(lent)
 
     async def _transmit(self, payload: bytes) -> None:
         """Send one datagram, waiting for room."""
@@ -559,18 +617,38 @@ def _remove_stale(path: Path, kind: socket.SocketKind) -> None:
 
 
 def _read(connection: socket.socket) -> bytes:
-    """Read one datagram.
+    """Read one datagram; sockets that come with it are closed.
 
     Raises:
         BlockingIOError: nothing is there.
         ChannelClosedError: the end, or a datagram above the limit (not of this protocol).
     """
-    payload, _, flags, _ = connection.recvmsg(MAX_MESSAGE_BYTES, 0, socket.MSG_DONTWAIT)
-    if flags & socket.MSG_TRUNC:
-        raise ChannelClosedError(f"datagram of more than {MAX_MESSAGE_BYTES} bytes")
-    if not payload:
-        raise ChannelClosedError("the other side closed")
+    payload, sockets = _read_with_sockets(connection)
+    for sock in sockets:
+        sock.close()
     return payload
+
+
+def _read_with_sockets(connection: socket.socket) -> tuple[bytes, list[socket.socket]]:
+    """Read one datagram and the sockets that come with it; raises as `_read`."""
+    payload, ancillary, flags, _ = connection.recvmsg(
+        MAX_MESSAGE_BYTES,
+        _RIGHTS_BYTES,
+        socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
+    )
+    sockets: list[socket.socket] = []
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            rights = array.array("i")
+            rights.frombytes(data[: len(data) - len(data) % rights.itemsize])
+            sockets += [socket.socket(fileno=descriptor) for descriptor in rights]
+    if not payload or flags & socket.MSG_TRUNC:
+        for sock in sockets:
+            sock.close()
+        if not payload:
+            raise ChannelClosedError("the other side closed")
+        raise ChannelClosedError(f"datagram of more than {MAX_MESSAGE_BYTES} bytes")
+    return payload, sockets
 
 
 def _widen(connection: socket.socket) -> None:

@@ -53,13 +53,17 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     deadline_s: float
 
 
+class Lend(msgspec.Struct, frozen=True, tag="lend"):
+    """Answer with `Lent`, and go on using what was lent."""
+
+
 class Hold(msgspec.Struct, frozen=True, tag="hold"):
     """Reserved for debugging a slow worker: delay every verdict by `delay_s`; 0 ends it."""
 
     delay_s: float
 
 
-ToWorker = Announce | Ask | Forget | Watch | Drain | Hold
+ToWorker = Announce | Ask | Forget | Watch | Drain | Hold | Lend
 
 # --- worker to agent --------------------------------------------------------------------------
 
@@ -96,4 +100,10 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     last: bool
 
 
-FromWorker = Hello | Acknowledged | Events | Answer
+class Lent(msgspec.Struct, frozen=True, tag="lent"):
+    """The worker's listening sockets come with this datagram (SCM_RIGHTS, unix(7)), named here."""
+
+    names: tuple[str, ...]
+
+
+FromWorker = Hello | Acknowledged | Events | Answer | Lent

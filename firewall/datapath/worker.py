@@ -42,6 +42,7 @@ from firewall.control.messages import (
     Events,
     Forget,
     Hold,
+    Lend,
     Watch,
 )
 from firewall.control.snapshots import SnapshotReader
@@ -312,6 +313,8 @@ class Worker:
                     self.stop(message.deadline_s)
                 case Hold():
                     self._hold_s = max(0.0, message.delay_s)
+                case Lend():
+                    pass  # for workers that accept connections
 
     def _announced(self, message: Announce) -> None:
         """Go to the announced snapshot and say so, or say why not."""
