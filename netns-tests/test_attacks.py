@@ -21,6 +21,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.packet import Raw
 from traffic import Echo, carries, eventually, exchange, token
 
+from firewall.policy.verdict import DropReason
 from lab.laboratory import Host
 
 rig = datapath_rig.rig
@@ -173,6 +174,29 @@ def test_a_flood_touches_nobody_else(rig, attack: Attack, outside: tuple[str, ..
         assert resident_bytes(one.processes[0].pid) - before < MEMORY_SLACK_BYTES
         client.close()
     closed.close()
+
+
+def test_no_source_has_more_than_its_share(rig) -> None:
+    """Established flows never leave; so who has many is refused, before the table is full."""
+    one = rig(
+        hosts={"a": "app=a", "b": "app=b", "c": "app=c"},
+        options=("--flow-limit", "100", "--source-limit", "25"),
+    )
+    one.start()
+    one.publish(Rule(None, "b"))
+    a, b, c = (one.lab.host(name) for name in "abc")
+    with Echo(b, 80) as server:
+        held = []
+        for _ in range(25):
+            held.append(c.connect(b.address4, 80))
+            assert exchange(held[-1], server.accept(), b"held")
+        c.send(syn(c.address4, b.address4, 1024, 80, 1))
+        one.dropped(DropReason.CT_MAP_INSERTION_FAILED, "table of flows is full")
+        with a.connect(b.address4, 80) as newcomer:
+            assert exchange(newcomer, server.accept(), b"newcomer")
+        for client, served in zip(held, server.accepted, strict=False):
+            assert exchange(client, served, b"after")
+            client.close()
 
 
 class Victim:

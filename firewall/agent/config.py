@@ -98,6 +98,22 @@ class ConntrackSettings:
             maximum=16_777_216,
         ),
     )
+    source_limit: int = field(
+        default=0,
+        metadata=_meaning(
+            "flows that one source (IPv6: one /64) may have of them; for a further one it loses its"
+            " oldest that is not established; auto = a quarter of limit",
+            unit="flows",
+            minimum=4,
+            maximum=16_777_216,
+            words={"auto": 0},
+        ),
+    )
+
+    @property
+    def share(self) -> int:
+        """How many flows one source may have."""
+        return self.source_limit or max(4, self.limit // 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -492,6 +492,7 @@ def specs(config: Config) -> list[WorkerSpec]:
             "--copy-range", str(config.copy_range),
             "--queue-length", str(config.queue_length),
             "--flow-limit", str(config.conntrack.limit),
+            "--source-limit", str(config.conntrack.share),
             "--profile", config.conntrack.profile,
             "--log-level", config.log.level,
             "--log-format", config.log.format,

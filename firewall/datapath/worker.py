@@ -117,7 +117,9 @@ class Worker:
         self._passing_count = passing_count(self._marks, options.workers)
         self._pipeline = Pipeline(
             Tracker(
-                LINUX if options.profile == "linux" else STRICT, limit_count=options.flow_limit
+                LINUX if options.profile == "linux" else STRICT,
+                limit_count=options.flow_limit,
+                source_limit_count=options.source_limit or None,
             ),
             None,
             PipelineSettings(worker_count=options.workers, bypass=options.bypass, defers=True),
@@ -504,6 +506,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--copy-range", type=int, default=nfqueue.DEFAULT_COPY_BYTES, help="bytes of a packet")
     add("--queue-length", type=int, default=nfqueue.DEFAULT_LENGTH, help="packets that may wait")
     add("--flow-limit", type=int, default=262_144, help="flows that are tracked at most")
+    add("--source-limit", type=int, default=0, help="of them, one source's; 0 = no such limit")
     add("--profile", choices=("strict", "linux"), default="strict", help="of the tracker")
     add("--bypass", action="store_true", help="let the kernel carry flows that need no look")
     add("--no-gso", action="store_true", help="have the kernel split large segments first")

@@ -6,6 +6,7 @@ import pytest
 
 from conntrack.address import parse_address
 from firewall.agent.config import Config, needs_restart, read, settings
+from firewall.agent.daemon import specs
 from firewall.agent.document import DocumentError
 
 
@@ -158,3 +159,16 @@ def test_the_example_is_valid_and_says_the_defaults():
     assert loaded.config == Config()
     mentioned = {row.path.rpartition(".")[2] for row in settings()}
     assert all(f"{name}:" in text for name in mentioned)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("", 65_536), ("conntrack: {source_limit: 9}", 9)], ids=["auto", "given"]
+)
+def test_a_source_has_a_share_of_the_tracked_flows(text, share):
+    """A quarter, unless something else is configured; every worker is told."""
+    config = read(text).config
+    assert config.conntrack.share == share
+    for spec in specs(config):
+        if spec.kind == "datapath":
+            at = spec.arguments.index("--source-limit")
+            assert spec.arguments[at + 1] == str(share)
