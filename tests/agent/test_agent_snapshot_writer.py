@@ -38,10 +38,11 @@ def test_readers_end_with_what_was_written_last(tmp_path_factory, happened, data
     writer, quick, slow = SnapshotWriter(path), Reader(), Reader()
     last = data.draw(snapshots())
     writer.write(last)
+    torn = False
     for event in happened:
         match event:
             case "write":
-                last = data.draw(successors(last))
+                last, torn = data.draw(successors(last)), False
                 writer.write(last)
             case "fold":
                 writer.fold()
@@ -59,10 +60,11 @@ def test_readers_end_with_what_was_written_last(tmp_path_factory, happened, data
                 after = path.read_bytes()
                 if after.startswith(before) and len(after) > len(before):
                     os.truncate(path, data.draw(st.integers(len(before), len(after) - 1)))
+                    torn = True
                 else:
                     last = new  # it was replaced, and a renamed file is never torn
                 writer = SnapshotWriter(path)
-            case "foreign":
+            case "foreign" if not torn:  # what makes a torn record whole again alters it
                 with path.open("ab") as file:
                     file.write(b"bartizan-snapshot")
         quick.load(path)
