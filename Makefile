@@ -26,10 +26,10 @@ demo: setup ## Play every chapter of the demo in throw-away namespaces
 test: unit-test netns-test ## Run every test
 
 unit-test: setup ## Run the tests that need no kernel feature
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests -n auto --dist worksteal
 
 netns-test: setup ## Run the tests with real packets, in namespaces of their own
-	$(BIN)/python -m lab.enclosure -- $(BIN)/pytest netns-tests
+	$(BIN)/pytest netns-tests -n auto --dist loadscope
 
 check: setup ## Check format, lint, types and layers
 	$(BIN)/ruff format --check .

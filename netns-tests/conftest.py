@@ -1,13 +1,16 @@
-"""The harness: every test gets namespaces of its own, inside one enclosure around the whole run.
+"""The harness: every test gets namespaces of its own, inside an enclosure around all of them.
 
-Run by `make netns-test` or `python -m lab.enclosure -- pytest netns-tests`. What the kernel or the
-machine lacks skips the tests that need it, by name; with NETNS_REQUIRED=1 it fails them.
+`make netns-test` shares the tests out to several processes (pytest-xdist), each in an enclosure of
+its own; one process does as well: `python -m lab.enclosure -- pytest netns-tests`. What the kernel
+or the machine lacks skips the tests that need it, by name; with NETNS_REQUIRED=1 it fails them.
 """
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -75,17 +78,49 @@ def lacking(feature: str) -> str | None:
         namespace.close()
 
 
+PROCESSES_PER_CORE = 2
+"""Tests wait for packets and for processes to start, more than they compute."""
+
+_ENCLOSED = [sys.executable, "-m", "lab.enclosure", "--quiet", "--"]
+
+
+def _shares_out(config: pytest.Config) -> bool:
+    """Whether the tests run in other processes than this one."""
+    return bool(config.getoption("tx", None))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    return PROCESSES_PER_CORE * len(os.sched_getaffinity(0))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    for spec in specs:
+        spec.python = shlex.join([*_ENCLOSED, sys.executable])
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    # In the private tmpfs: in a user namespace we are called root, but /tmp/pytest-of-root is not
-    # ours, and nothing is to be left anyway.
-    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(enclosure.LAB_RUN)
+    if enclosure.mode() is not None:
+        # In the private tmpfs: in a user namespace we are called root, but /tmp/pytest-of-root is
+        # not ours, nothing is to be left, and names of unix sockets must be short.
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(enclosure.LAB_RUN)
+        config.option.basetemp = None
     config.addinivalue_line(
         "markers", f"needs(*features): what the machine must offer: {', '.join(FEATURES)}"
     )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if enclosure.mode() is None and not session.config.option.collectonly:
+    if session.config.option.collectonly:
+        return
+    if _shares_out(session.config):
+        tried = subprocess.run(
+            [*_ENCLOSED, "true"], check=False, stderr=subprocess.PIPE, text=True, timeout=20
+        )
+        if tried.returncode != 0:
+            pytest.exit(tried.stderr.strip(), returncode=enclosure.CANNOT)
+    elif enclosure.mode() is None:
         pytest.exit(
             "netns-tests need private namespaces: run `make netns-test` or\n"
             "  python -m lab.enclosure -- python -m pytest netns-tests",
@@ -93,8 +128,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         )
 
 
-def pytest_report_header() -> str:
-    return f"enclosure: {enclosure.describe()}"
+def pytest_report_header(config: pytest.Config) -> str:
+    if not _shares_out(config):
+        return f"enclosure: {enclosure.describe()}"
+    how = "root" if os.geteuid() == 0 else "an ordinary user"
+    return f"enclosures: one for each worker, made by {how}"
 
 
 def require(*features: str) -> None:

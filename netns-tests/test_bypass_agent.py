@@ -291,7 +291,7 @@ class Transfers:
 
 @pytest.mark.parametrize("victims", ["worker", "agent", "worker agent", "agent worker"])
 def test_no_transfer_breaks_when_processes_are_killed(three, victims):
-    """kill -9 among 200 transfers; c stays forbidden all the time; a may again within a second."""
+    """kill -9 among 200 transfers; c stays forbidden all the time; a may again before long."""
     a, b, c = (three.host(name) for name in "abc")
     with Transfers(a, b) as transfers:
         transfers.all_move()
@@ -317,7 +317,7 @@ def test_no_transfer_breaks_when_processes_are_killed(three, victims):
                 a.send(bytes(udp(a, b, 53, allowed)))
                 return any(allowed in data for data in at_b.so_far())
 
-            eventually(passes, "new flows", 1.0, every_s=0.05)
+            eventually(passes, "new flows", 10.0, every_s=0.05)
             assert not any(forbidden in data for data in at_b.so_far())
         transfers.all_move()
         assert transfers.broken == []
