@@ -19,10 +19,8 @@ import json
 import logging
 import os
 import signal
-import socket
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,12 +32,13 @@ from firewall.agent.config import Config, Loaded, load, needs_restart
 from firewall.agent.declaration import read_declarations
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, make_directories
+from firewall.agent.lineup import ruleset_config, specs
 from firewall.agent.node import AddressMonitor, local_addresses
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.publisher import Publisher
 from firewall.agent.statefile import StateError
 from firewall.agent.status import Status
-from firewall.agent.supervisor import VERSION, Supervisor, Worker, WorkerSpec, end_orphans
+from firewall.agent.supervisor import VERSION, Supervisor, Worker, end_orphans
 from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
 from firewall.control import journal
 from firewall.control.channel import ChannelError
@@ -47,11 +46,8 @@ from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Events, FromWorker, Hello
 from firewall.datapath import kernel
 from firewall.datapath.kernel import KernelError
-from firewall.datapath.marks import Kind, Marks
-from firewall.datapath.ruleset import RulesetConfig
 from firewall.identities.registry import IdentityRegistry, KvStoreError
 from firewall.kvstore.sqlite import SqliteStore
-from l7proxy.listener import ListenError, listen
 
 READY_S = 30.0
 """Time for the workers to start and enforce the first snapshot; imports take about 0.5 s each."""
@@ -465,77 +461,6 @@ class Daemon:
         except KernelError as error:
             log.error("rules not removed: run `bartizan cleanup`", extra=fields(error=error))  # noqa: TRY400
         await self._supervisor.stop(DATAPATH_DRAIN_S)
-
-
-def ruleset_config(config: Config) -> RulesetConfig:
-    """Return what the kernel's rules depend on."""
-    return RulesetConfig(
-        marks=Marks(config.mark_mask),
-        first_queue=config.queue_base,
-        queue_count=config.worker_count,
-        http_proxy_port=config.proxy.port if config.proxy.workers else 0,
-    )
-
-
-def specs(config: Config) -> list[WorkerSpec]:
-    """Return the workers of a configuration, by their whole command lines."""
-    shared = ("--run-dir", str(config.run_dir), "--snapshot", str(config.snapshot_path))
-    found: list[WorkerSpec] = []
-    for number in range(config.worker_count):
-        arguments = [
-            "-P", "-m", "firewall.datapath.worker",
-            "--number", str(number),
-            "--queue", str(config.queue_base + number),
-            *shared,
-            "--workers", str(config.worker_count),
-            "--mark-mask", f"{config.mark_mask:#x}",
-            "--copy-range", str(config.copy_range),
-            "--queue-length", str(config.queue_length),
-            "--flow-limit", str(config.conntrack.limit),
-            "--source-limit", str(config.conntrack.share),
-            "--profile", config.conntrack.profile,
-            "--log-level", config.log.level,
-            "--log-format", config.log.format,
-        ]  # fmt: skip
-        if not config.gso:
-            arguments.append("--no-gso")
-        if config.bypass:
-            arguments.append("--bypass")
-        path = config.run_dir / f"datapath-{number}.sock"
-        found.append(WorkerSpec("datapath", number, tuple(arguments), path))
-    from_proxy = Marks(config.mark_mask).of(Kind.FROM_PROXY).value
-    for number in range(config.proxy.workers):
-        arguments = [
-            "-P", "-m", "l7proxy.worker",
-            "--number", str(number),
-            "--port", str(config.proxy.port),
-            *shared,
-            "--mark-from-proxy", f"{from_proxy:#x}",
-            "--log-level", config.log.level,
-            "--log-format", config.log.format,
-        ]  # fmt: skip
-        for limit in config.proxy.limits:
-            arguments += ["--set", limit]
-        if config.proxy.access_log is not None:
-            arguments += ["--access-log", str(config.proxy.access_log)]
-        if config.proxy.secrets_dir is not None:
-            arguments += ["--secrets-dir", str(config.proxy.secrets_dir)]
-        path = config.run_dir / f"l7proxy-{number}.sock"
-        listeners = partial(_listen, config.proxy.port, from_proxy)
-        found.append(WorkerSpec("l7proxy", number, tuple(arguments), path, listeners))
-    return found
-
-
-def _listen(port: int, mark: int, had: Mapping[str, socket.socket]) -> dict[str, socket.socket]:
-    """Return the sockets of one l7proxy worker.
-
-    Raises:
-        OSError: they cannot be made.
-    """
-    try:
-        return listen(port, mark, had)
-    except ListenError as error:
-        raise OSError(str(error)) from error
 
 
 def configure_log(config: Config) -> None:

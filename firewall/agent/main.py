@@ -14,8 +14,9 @@ from pathlib import Path
 
 from firewall.agent import standing
 from firewall.agent.config import Config, Loaded, load
-from firewall.agent.daemon import Daemon, configure_log, ruleset_config, start_errors
+from firewall.agent.daemon import Daemon, configure_log, start_errors
 from firewall.agent.document import DocumentError
+from firewall.agent.lineup import ruleset_config
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.supervisor import end_orphans
 from firewall.control.channel import ChannelError, listener_pid

@@ -6,8 +6,8 @@ import pytest
 
 from conntrack.address import parse_address
 from firewall.agent.config import Config, needs_restart, read, settings
-from firewall.agent.daemon import specs
 from firewall.agent.document import DocumentError
+from firewall.agent.lineup import specs
 
 
 def problems(text, **more):
