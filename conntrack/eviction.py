@@ -34,28 +34,33 @@ class Rank(IntEnum):
     HALF_CLOSED = 2
 
 
-_DEAD_TCP = frozenset((TcpState.LAST_ACK, TcpState.TIME_WAIT, TcpState.CLOSE))
-_HALF_CLOSED_TCP = frozenset((TcpState.FIN_WAIT, TcpState.CLOSE_WAIT))
-_DEAD_SCTP = frozenset((SctpState.CLOSED, SctpState.SHUTDOWN_ACK_SENT))
-_HALF_CLOSED_SCTP = frozenset((SctpState.SHUTDOWN_SENT, SctpState.SHUTDOWN_RECEIVED))
+_DEAD_TCP: set[IntEnum] = {TcpState.LAST_ACK, TcpState.TIME_WAIT, TcpState.CLOSE}
+_HALF_CLOSED_TCP: set[IntEnum] = {TcpState.FIN_WAIT, TcpState.CLOSE_WAIT}
+_DEAD_SCTP: set[IntEnum] = {SctpState.CLOSED, SctpState.SHUTDOWN_ACK_SENT}
+_HALF_CLOSED_SCTP: set[IntEnum] = {SctpState.SHUTDOWN_SENT, SctpState.SHUTDOWN_RECEIVED}
+
+_KEPT, _UNASSURED = int(Rank.KEPT), int(Rank.UNASSURED)
+
+
+def _ranks(states: type[IntEnum], dead: set[IntEnum], half_closed: set[IntEnum]) -> tuple[int, ...]:
+    """Rank of an assured flow in each state, by the state's number."""
+    return tuple(
+        int(Rank.DEAD if s in dead else Rank.HALF_CLOSED if s in half_closed else Rank.KEPT)
+        for s in states
+    )
+
+
+_TCP_RANKS = _ranks(TcpState, _DEAD_TCP, _HALF_CLOSED_TCP)
+_SCTP_RANKS = _ranks(SctpState, _DEAD_SCTP, _HALF_CLOSED_SCTP)
 
 
 def rank_of(entry: Entry) -> int:
     """The rank in which an entry stands by its state."""
-    state = entry.state
     if not entry.assured:
-        return Rank.UNASSURED
+        return _UNASSURED
     if entry.protocol == TCP:
-        if state in _DEAD_TCP:
-            return Rank.DEAD
-        if state in _HALF_CLOSED_TCP:
-            return Rank.HALF_CLOSED
-    elif entry.protocol == SCTP:
-        if state in _DEAD_SCTP:
-            return Rank.DEAD
-        if state in _HALF_CLOSED_SCTP:
-            return Rank.HALF_CLOSED
-    return Rank.KEPT
+        return _TCP_RANKS[entry.state]
+    return _SCTP_RANKS[entry.state] if entry.protocol == SCTP else _KEPT
 
 
 def source_of(key: bytes) -> bytes:
@@ -161,13 +166,17 @@ class Crowd:
 
     def _move(self, source: bytes, before: int, behind: int) -> None:
         """Move a source from one bucket to the next higher or lower; one entry has no bucket."""
-        if before > 1:
-            bucket = self._by_count[before]
-            del bucket[source]
-            if not bucket:
-                del self._by_count[before]
-        if behind > 1:
-            self._by_count.setdefault(behind, OrderedDict())[source] = None
+        buckets = self._by_count
+        bucket = buckets.get(before)
+        if bucket is not None and len(bucket) == 1 and behind > 1 and behind not in buckets:
+            buckets[behind] = buckets.pop(before)  # nobody else is in it: it moves as a whole
+        else:
+            if bucket is not None:
+                del bucket[source]
+                if not bucket:
+                    del buckets[before]
+            if behind > 1:
+                buckets.setdefault(behind, OrderedDict())[source] = None
         if behind > self._largest:
             self._largest = behind
         elif before == self._largest and before not in self._by_count:

@@ -43,6 +43,11 @@ _SACK_BLOCK_BYTES: Final = 8  # RFC 2018 section 3: two 32-bit edges
 _KIND_END, _KIND_NOP, _KIND_SCALE, _KIND_SACK_OK, _KIND_SACK = 0, 1, 3, 4, 5
 ONLY_TIMESTAMP: Final = b"\x01\x01\x08\x0a"  # RFC 7323 appendix A: the usual layout, 12 bytes
 
+_USUAL_SYN_BYTES: Final = 20
+_USUAL_SYN: Final = b"\x02\x04\x04\x02\x08\x0a\x01\x03\x03"
+"""Kinds and lengths in the SYN of most systems (RFC 7323 appendix A): segment size, permission of
+SACK, timestamp, one byte of padding, window scale."""
+
 
 class Window(NamedTuple):
     """Sequence space of one sender; see the module header.
@@ -140,6 +145,8 @@ def syn_options(options: bytes) -> tuple[int, int]:
     """
     scale = flags = at = 0
     end = len(options)
+    if end == _USUAL_SYN_BYTES and options[:2] + options[4:8] + options[16:19] == _USUAL_SYN:
+        return min(options[19], MAX_SCALE), SCALING | SACK
     while at < end:
         kind = options[at]
         if kind == _KIND_END:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from conntrack import keys
 from conntrack.flow import FlowTuple, reply
 from conntrack.packet import Packet, PacketError, parse, policy_port
-from conntrack.tcp_window import unpack
+from conntrack.tcp_window import SACK, SCALING, syn_options, unpack
 from conntrack.tracker import LINUX, STRICT, CtState, Tracker
 
 ADDRESSES = st.sampled_from([bytes((10, 0, 0, n)) for n in range(1, 5)])
@@ -228,3 +228,12 @@ def test_the_order_of_confirmation_does_not_corrupt(story: Any, profile: Any) ->
             related = tracked.ctstate in (CtState.RELATED, CtState.RELATED_REPLY)
             assert related or found is entry or found is None
     assert len(tracker) == len(list(tracker.entries())) <= 5
+
+
+@given(st.binary(min_size=2, max_size=2), st.binary(min_size=8, max_size=8), st.integers(0, 255))
+def test_the_usual_options_of_a_syn_are_read_at_once_as_one_by_one(
+    size: bytes, stamps: bytes, scale: int
+) -> None:
+    """The layout that most systems send has a short way; padding makes it take the long one."""
+    usual = b"\x02\x04" + size + b"\x04\x02\x08\x0a" + stamps + b"\x01\x03\x03" + bytes([scale])
+    assert syn_options(usual) == syn_options(usual + bytes(4)) == (min(scale, 14), SCALING | SACK)
