@@ -31,6 +31,7 @@ class Ends(NamedTuple):
 def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
     """Return the flow event of a record; `time_ns` is the wall clock's."""
     judgement = record.judgement
+    scheme = "https" if record.tls else "http"
     refused = record.kind is RecordKind.REQUEST and bool(record.detail)
     reason = 0
     if refused:
@@ -50,7 +51,7 @@ def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
         source_endpoint=judgement.source_endpoint if judgement else 0,
         destination_endpoint=judgement.destination_endpoint if judgement else 0,
         method=record.method,
-        url=f"http://{record.authority}{record.path}" if record.authority else record.path,
+        url=f"{scheme}://{record.authority}{record.path}" if record.authority else record.path,
         protocol=record.protocol,
         # Hubble's request has no code, whatever it was answered with.
         code=0 if record.kind is RecordKind.REQUEST else record.status,

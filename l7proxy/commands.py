@@ -7,6 +7,8 @@ The other half of the vocabulary, what the world tells an exchange, are the meth
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from l7proxy.client_hello import ClientHello
+from l7proxy.course import Course
 from l7proxy.judgement import Judgement
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ class Record(NamedTuple):
     refused before policy saw it. `status` is that of the answer, 0 if there was none (yet).
     `flag` and `detail` are Envoy's response flag and response code detail, or "".
     `latency_s`: request head to response head; `duration_s`: request head to the end. Byte counts
-    are of bodies. Text is printable ASCII except `user_agent` and `headers` (Latin-1).
+    are of bodies. Text is printable ASCII except `user_agent` and `headers` (Latin-1). A connection
+    whose bytes pass unread has a REQUEST and a RESPONSE too, with the protocol "TLS" or "TCP", the
+    server name as authority, and counts of all bytes. `tls`: the client speaks TLS, and
+    names `server_name`. `transport_failure`: why there is no TLS with the server, or "".
     """
 
     kind: RecordKind
@@ -46,15 +51,20 @@ class Record(NamedTuple):
     received_bytes: int = 0
     sent_bytes: int = 0
     headers: tuple[tuple[str, str], ...] = ()
+    tls: bool = False
+    server_name: str = ""
+    transport_failure: str = ""
 
 
 class OpenUpstream(NamedTuple):
     """Connect to the original destination; answer with `upstream_opened` or `upstream_failed`.
 
-    `link` is the number that the connection has in all commands and events about it.
+    `link` is the number that the connection has in all commands and events about it. `http2`: what
+    will be spoken on it, for TLS to negotiate.
     """
 
     link: int = 0
+    http2: bool = False
 
 
 class SendUpstream(NamedTuple):
@@ -71,6 +81,12 @@ class CloseUpstream(NamedTuple):
     """
 
     reset: bool
+    link: int = 0
+
+
+class ShutdownUpstream(NamedTuple):
+    """Send FIN to the server after what was sent; go on reading."""
+
     link: int = 0
 
 
@@ -121,6 +137,18 @@ class HandOver(NamedTuple):
     early: bytes
 
 
+class Enter(NamedTuple):
+    """Go on as the course says, from the client's first bytes on. No event comes here again.
+
+    `hello` None: they are no TLS, or TLS that nobody needs to read. If the course terminates TLS,
+    do so, and come back with `failed` if it fails; the events stay here until it is done.
+    """
+
+    course: Course
+    hello: ClientHello | None
+    data: bytes
+
+
 class Log(NamedTuple):
     """Report this."""
 
@@ -145,6 +173,8 @@ Command = (
     | PauseUpstream
     | ResumeUpstream
     | HandOver
+    | Enter
+    | ShutdownUpstream
     | Log
     | Count
 )
@@ -155,3 +185,7 @@ class ConnectFailure(IntEnum):
 
     REFUSED = 1
     TIMEOUT = 2
+    TLS = 3
+    """The server's certificate is not to be trusted, or there is no TLS with it at all."""
+    NO_HTTP2 = 4
+    """TLS is there, and the server does not want HTTP/2 in it."""

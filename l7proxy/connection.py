@@ -8,20 +8,26 @@ list at hand is done. Nothing is decided here.
 import asyncio
 import logging
 import socket
+import ssl
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, assert_never, cast
 
-from conntrack.address import parse_address
-from l7proxy import upstream
+from conntrack.address import format_address, parse_address
+from l7proxy import refusals, upstream
 from l7proxy.accesslog import Ends
+from l7proxy.certificates import CertificateError, Certificates
+from l7proxy.client_hello import ClientHello
 from l7proxy.commands import (
     CloseClient,
     CloseUpstream,
     Command,
     ConnectFailure,
     Count,
+    Enter,
     HandOver,
     Log,
     OpenUpstream,
@@ -33,18 +39,30 @@ from l7proxy.commands import (
     SendClient,
     SendUpstream,
     ShutdownClient,
+    ShutdownUpstream,
 )
+from l7proxy.course import CLEAR, HTTP, Course
 from l7proxy.exchange import Exchange
 from l7proxy.frames import PREFACE_LINE
+from l7proxy.greeting import Greeting
 from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
 from l7proxy.metrics import Metrics
 from l7proxy.multiplex import Multiplex
 from l7proxy.ongoing import Ongoing
+from l7proxy.passage import Passage
+from l7proxy.refusals import Refusal
+from l7proxy.second_hello import SecondHello
+from l7proxy.secure import SecureTransport
 from l7proxy.tunnel import Tunnel
 from l7proxy.upstream import SocketAddress
 
 log = logging.getLogger(__name__)
+
+Core = Exchange | Multiplex | Tunnel | Greeting | Passage
+"""What decides what happens to a client connection."""
+
+Transport = asyncio.Transport | SecureTransport
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """struct linger: on, 0 seconds; close() then sends RST (socket(7))."""
@@ -55,6 +73,7 @@ class Host(Protocol):
 
     limits: Limits
     metrics: Metrics
+    certificates: Certificates
     mark: int
 
     def admit(self, connection: "ClientConnection") -> Judge | None:
@@ -82,11 +101,15 @@ class ClientConnection(asyncio.Protocol):
         "_begun",
         "_close_at",
         "_connecting",
+        "_course",
         "_host",
         "_judge",
         "_performing",
         "_queue",
+        "_shaking_hands",
+        "_sni",
         "_transport",
+        "_transport_failure",
         "_upstreams",
         "client",
         "ends",
@@ -96,7 +119,11 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._transport: asyncio.Transport | None = None
+        self._transport: Transport | None = None
+        self._course = HTTP
+        self._sni: str | None = None
+        self._shaking_hands = False
+        self._transport_failure = ""
         self._upstreams: dict[int, UpstreamConnection] = {}
         self._connecting: dict[int, asyncio.Task[None]] = {}
         self._judge: Judge | None = None
@@ -108,7 +135,7 @@ class ClientConnection(asyncio.Protocol):
         self.client: SocketAddress = ("", 0)
         self.server: SocketAddress = ("", 0)
         self.ends = Ends(b"", 0, b"", 0)
-        self.exchange: Exchange | Multiplex | Tunnel | None = None
+        self.exchange: Core | None = None
 
     # --- the client's socket ---------------------------------------------------------------------
 
@@ -131,6 +158,12 @@ class ClientConnection(asyncio.Protocol):
             return
         now = time.monotonic()
         self._judge = judge
+        if judge.looks:
+            self._begun = None
+            self.exchange = Greeting(judge, limits, now)
+            self.perform(self.exchange.start(now))
+            return
+        judge.take(CLEAR)
         self.exchange = Exchange(judge, limits, self._host.new_request_id, now)
         self.perform(self.exchange.policy_changed(now))
 
@@ -169,6 +202,7 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not None:
             self.perform(self.exchange.client_lost(time.monotonic()))
         if self._admitted:
+            self._shaken(done=False)
             self._host.forget(self)
 
     def pause_writing(self) -> None:
@@ -226,10 +260,12 @@ class ClientConnection(asyncio.Protocol):
                 if (connection := self._upstreams.get(link)) is not None:
                     connection.write(data)
             case Log(record):
+                if self._course is not HTTP:
+                    record = self._completed(record)
                 self._host.metrics.observe(record)
                 self._host.report(record, self.ends)
-            case OpenUpstream(link):
-                task = asyncio.get_running_loop().create_task(self._connect(link))
+            case OpenUpstream(link, http2):
+                task = asyncio.get_running_loop().create_task(self._connect(link, http2=http2))
                 self._connecting[link] = task
             case CloseUpstream(reset, link):
                 self._close_upstream(link, reset=reset)
@@ -252,6 +288,11 @@ class ClientConnection(asyncio.Protocol):
                     connection.resume()
             case HandOver(ongoing, head, early):
                 self._hand_over(ongoing, head, early)
+            case Enter(course, hello, data):
+                self._enter(course, hello, data)
+            case ShutdownUpstream(link):
+                if (connection := self._upstreams.get(link)) is not None:
+                    connection.shutdown()
             case Count(name):
                 self._host.metrics.add(name)
             case _:
@@ -262,6 +303,106 @@ class ClientConnection(asyncio.Protocol):
         now = time.monotonic()
         self.exchange = tunnel = Tunnel(self._judge, self._host.limits, ongoing, early, now)
         self._queue.extend(tunnel.start(head, now))
+
+    # --- TLS -------------------------------------------------------------------------------------
+
+    def _enter(self, course: Course, hello: ClientHello | None, data: bytes) -> None:
+        """Go on as a greeting says: at once, or once TLS with the client stands."""
+        self._course = course
+        self._sni = None if hello is None else hello.server_name
+        if course.terminate is None:
+            self._serve(hello, data, "")
+            return
+        greeting, transport, now = self.exchange, self._transport, time.monotonic()
+        assert isinstance(greeting, Greeting)
+        assert isinstance(transport, asyncio.Transport)
+        if not self._host.metrics.handshake_begun(self._host.limits.tls_handshake_count):
+            self.perform(greeting.failed(refusals.TLS_OVERFLOW, now))
+            return
+        self._shaking_hands = True
+        try:
+            context = self._host.certificates.towards_clients(course.terminate, http=course.http)
+        except CertificateError as error:
+            self.perform(greeting.failed(_because(refusals.TLS_SECRET, str(error)), now))
+            return
+        self._transport = secure = SecureTransport(
+            transport, self, context, server_side=True, ready=self._secured, failed=self._insecure
+        )
+        secure.start(data)
+
+    def _secured(self, protocol: str) -> None:
+        """Take that TLS with the client stands, with this protocol of ALPN in it or ""."""
+        self._shaken(done=True)
+        if isinstance(self.exchange, Greeting):
+            self._serve(None, b"", protocol)
+
+    def _insecure(self, reason: str) -> None:
+        """Take that there will be no TLS with the client."""
+        if isinstance(self.exchange, Greeting):
+            refusal = _because(refusals.TLS_HANDSHAKE, reason)
+            self.perform(self.exchange.failed(refusal, time.monotonic()))
+
+    def _shaken(self, *, done: bool) -> None:
+        if self._shaking_hands:
+            self._shaking_hands = False
+            self._host.metrics.handshake_ended(done=done)
+
+    def _serve(self, hello: ClientHello | None, data: bytes, protocol: str) -> None:
+        """Begin to serve; `data` came first."""
+        host, judge, course, now = self._host, self._judge, self._course, time.monotonic()
+        assert judge is not None
+        if not course.http:
+            secure = hello is not None or course.terminate is not None
+            watch = None
+            if hello is not None:
+                watch = SecondHello(hello.server_name, host.limits.client_hello_bytes)
+            name = "TLS" if secure else "TCP"
+            self.exchange = passage = Passage(judge, host.limits, name, watch, now)
+            self.perform(passage.start(hello.size_bytes if hello is not None else 0, data, now))
+            return
+        limits = host.limits
+        if course.originate is not None and limits.h2_upstream == "auto":
+            limits = replace(limits, h2_upstream="prefer")  # ALPN tells at no risk
+        kind = Multiplex if protocol == "h2" else Exchange
+        self.exchange = kind(judge, limits, host.new_request_id, now)
+        self._begun = None if protocol else b""
+        self.perform(self.exchange.policy_changed(now))
+        if data:
+            self.data_received(data)
+
+    def _completed(self, record: Record) -> Record:
+        """Add what only this shell knows of a record's connection."""
+        failure = self._transport_failure if record.detail == refusals.UPSTREAM_TLS.detail else ""
+        tls = self._sni is not None or self._course.terminate is not None
+        return record._replace(tls=tls, server_name=self._sni or "", transport_failure=failure)
+
+    async def _secure_upstream(
+        self, connection: "UpstreamConnection", context: ssl.SSLContext
+    ) -> str:
+        """Begin TLS with a server; return what ALPN chose or "".
+
+        Raises:
+            _TlsError: there is none; the connection is of no use.
+        """
+        assert self._judge is not None
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def failed(reason: str) -> None:
+            if not done.done():
+                done.set_exception(_TlsError(reason))
+
+        def ready(protocol: str) -> None:
+            if not done.done():
+                done.set_result(protocol)
+
+        name = self._judge.server_name or format_address(self.ends.destination)
+        try:
+            connection.secure(context, name, ready, failed)
+        except ValueError as error:  # no name that a certificate could have
+            raise _TlsError(str(error)) from None
+        return await done
+
+    # --- ends ------------------------------------------------------------------------------------
 
     def _close(self, *, reset: bool) -> None:
         transport = self._transport
@@ -274,13 +415,16 @@ class ClientConnection(asyncio.Protocol):
             # close() waits until everything was sent; a client that reads nothing must not keep it.
             self._close_at = time.monotonic() + self._host.limits.stream_idle_timeout_s
 
-    async def _connect(self, link: int) -> None:
-        loop = asyncio.get_running_loop()
+    async def _connect(self, link: int, *, http2: bool) -> None:
         try:
-            sock = await upstream.connect(self.client, self.server, self._host.mark)
-            _, opened = await loop.create_connection(
-                lambda: UpstreamConnection(self, link), sock=sock
-            )
+            opened = await self._open(link, http2=http2)
+        except _TlsError as error:
+            del self._connecting[link]
+            log.debug("no TLS with %s: %s", self.server, error)
+            self._transport_failure = str(error)
+            self._host.metrics.add("upstream_ssl_connection_error")
+            self._upstream_failed(ConnectFailure.TLS, link)
+            return
         except OSError as error:
             del self._connecting[link]
             failure = ConnectFailure.REFUSED
@@ -295,10 +439,45 @@ class ClientConnection(asyncio.Protocol):
             self._upstream_failed(ConnectFailure.REFUSED, link)
             return
         del self._connecting[link]
+        if opened is None:
+            self._upstream_failed(ConnectFailure.NO_HTTP2, link)
+            return
         self._upstreams[link] = opened
         self._host.metrics.upstream_opened()
         assert self.exchange is not None
         self.perform(self.exchange.upstream_opened(time.monotonic(), link))
+
+    async def _open(self, link: int, *, http2: bool) -> "UpstreamConnection | None":
+        """Return a connection to the server; None: it does not speak the HTTP/2 that is wanted.
+
+        Raises:
+            _TlsError: TLS is wanted, and there is none.
+            OSError: as `upstream.connect`.
+        """
+        context: ssl.SSLContext | None = None
+        if (row := self._course.originate) is not None:
+            offered = ("h2", "http/1.1") if http2 else ("http/1.1",)
+            try:
+                context = self._host.certificates.towards_servers(
+                    row, offered if self._course.http else ()
+                )
+            except CertificateError as error:
+                raise _TlsError(str(error)) from None
+        sock = await upstream.connect(self.client, self.server, self._host.mark)
+        loop = asyncio.get_running_loop()
+        _, opened = await loop.create_connection(lambda: UpstreamConnection(self, link), sock=sock)
+        if context is None:
+            return opened
+        try:
+            protocol = await self._secure_upstream(opened, context)
+        except BaseException:
+            opened.close(reset=True)
+            raise
+        self._host.metrics.add("upstream_ssl_handshake")
+        if http2 and protocol != "h2":
+            opened.close(reset=False)
+            return None
+        return opened
 
     def _upstream_failed(self, failure: ConnectFailure, link: int) -> None:
         assert self.exchange is not None
@@ -314,6 +493,10 @@ class ClientConnection(asyncio.Protocol):
             self._host.metrics.upstream_closed()
 
 
+class _TlsError(Exception):
+    """There is no TLS with the server; the text says why."""
+
+
 class UpstreamConnection(asyncio.Protocol):
     """The connection to the server; silent once its owner has closed it."""
 
@@ -322,16 +505,35 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, owner: ClientConnection, link: int) -> None:
         self._owner = owner
         self._link = link
-        self._transport: asyncio.Transport | None = None
+        self._transport: Transport | None = None
         self._closed = False
 
     @property
-    def _exchange(self) -> Exchange | Multiplex | Tunnel | None:
+    def _exchange(self) -> Core | None:
         return None if self._closed else self._owner.exchange
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
+
+    def secure(
+        self,
+        context: ssl.SSLContext,
+        name: str,
+        ready: Callable[[str], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Begin TLS with a server that must prove to be `name`, a host or an address.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        raw = self._transport
+        assert isinstance(raw, asyncio.Transport)
+        self._transport = secure = SecureTransport(
+            raw, self, context, server_side=False, server_name=name, ready=ready, failed=failed
+        )
+        secure.start(b"")
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the server on."""
@@ -366,6 +568,11 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    def shutdown(self) -> None:
+        """Send FIN after what was sent."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+
     def pause(self) -> None:
         """Read nothing more for now."""
         if self._transport is not None and not self._transport.is_closing():
@@ -393,7 +600,11 @@ def _packed(address: SocketAddress) -> bytes:
     return parse_address(address[0].partition("%")[0])
 
 
-def reset_on_close(transport: asyncio.Transport) -> None:
+def _because(refusal: Refusal, reason: str) -> Refusal:
+    return refusal._replace(detail=f"{refusal.detail}{{{reason}}}")
+
+
+def reset_on_close(transport: Transport) -> None:
     """Have the kernel send RST instead of FIN when this transport is closed."""
     sock = transport.get_extra_info("socket")
     if sock is not None and not transport.is_closing():

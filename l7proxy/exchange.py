@@ -35,7 +35,7 @@ from l7proxy.head import RequestHead
 from l7proxy.inbox import Inbox
 from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
-from l7proxy.link import Link, LinkState
+from l7proxy.link import Link, LinkState, connect_refusal
 from l7proxy.ongoing import Ongoing, connection_record, malformed_record
 from l7proxy.phase import Phase
 from l7proxy.refusals import Refusal, RequestRefused, ResponseRefused
@@ -189,7 +189,7 @@ class Exchange:
         if not judgement.connected:
             self._reset(refusals.DENIED_CONNECTION, now)
         elif not judgement.allowed:
-            self._deny(refusals.DENIED, now)
+            self._deny(refusals.MISDIRECTED if judgement.misdirected else refusals.DENIED, now)
         elif request.upgrade and (self._client_ended or not is_websocket(request)):
             self._closing = True  # what follows may already be in the other protocol
             self._deny(refusals.UPGRADE, now)
@@ -359,9 +359,8 @@ class Exchange:
         """Take that there is no connection to the server."""
         if self._link.state is not LinkState.OPENING:
             return
-        timed_out = failure is commands.ConnectFailure.TIMEOUT
         self._link.failed()
-        self._fail_request(refusals.CONNECT_TIMEOUT if timed_out else refusals.CONNECT_FAILED, now)
+        self._fail_request(connect_refusal(failure), now)
 
     @_event
     def upstream_data(self, data: bytes, now: float, _link: int = 0) -> None:

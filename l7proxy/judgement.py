@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from firewall.policy.http_match import HeaderEdit
 from firewall.policy.snapshot import OriginRow
 from firewall.policy.verdict import TrafficDirection
+from l7proxy.course import Course, Form
 from l7proxy.request import Request
 
 
@@ -19,7 +20,8 @@ class Judgement(NamedTuple):
     `connected`: the client may talk to this destination at all; False ends the connection.
     `drop_reason` is a `DropReason` or 0. `direction`: the side that refused, or the last that
     allowed. `revision`: of the policies, as flow records name it. `uses_headers`: header rules took
-    part. `detail` says more, or "".
+    part. `misdirected`: the request is for another host than the TLS connection. `detail` says
+    more, or "".
     """
 
     allowed: bool
@@ -33,6 +35,7 @@ class Judgement(NamedTuple):
     destination_endpoint: int = 0
     edits: tuple[HeaderEdit, ...] = ()
     uses_headers: bool = False
+    misdirected: bool = False
     allowed_by: tuple[OriginRow, ...] = ()
     denied_by: tuple[OriginRow, ...] = ()
     isolated_by: tuple[OriginRow, ...] = ()
@@ -41,6 +44,29 @@ class Judgement(NamedTuple):
 
 class Judge(Protocol):
     """Policy for one client connection; asked anew for every request."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it must be known how the connection begins before it can be served."""
+        ...
+
+    @property
+    def passes_unread(self) -> bool:
+        """Whether the connection may pass unread whatever it begins with."""
+        ...
+
+    @property
+    def server_name(self) -> str:
+        """What a server that TLS is spoken to must prove to be; "": it has the right address."""
+        ...
+
+    def take(self, form: Form) -> Course | None:
+        """Judge the connection in the form in which it began; None: nothing allows it."""
+        ...
+
+    def opening(self) -> Judgement:
+        """Say who allows or refuses the form taken."""
+        ...
 
     def connection(self) -> Judgement:
         """Say whether the connection itself is allowed now."""

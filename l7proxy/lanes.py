@@ -211,7 +211,7 @@ class H2Lane:
         self._waiting.append(stream)
         stream.ongoing.reply = StreamReply(stream.ongoing.request, self._limits)
         if self.link.state is LinkState.NONE:
-            commands.append(self.link.open())
+            commands.append(self.link.open(http2=True))
             self._codec.initiate_connection()
             self._codec.increment_flow_control_window(self._limits.h2_connection_bytes)
         self._start_waiting()
@@ -319,6 +319,8 @@ class H2Lane:
     def failed(self, refusal: Refusal) -> list[AnswerPart]:
         """Take that there is no connection."""
         self.link.failed()
+        if refusal is refusals.UPSTREAM_NO_HTTP2:
+            return self._not_spoken()
         return self._break_all(refusal)
 
     def _break_all(self, refusal: Refusal, late: Refusal | None = None) -> list[AnswerPart]:

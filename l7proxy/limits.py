@@ -69,8 +69,21 @@ class Limits:
     server has spoken HTTP/2 on this connection), "prefer" (HTTP/2 is tried first, HTTP/1.1 if the
     server does not speak it) or "never"."""
 
+    client_hello_bytes: int = 16 * 1024
+    """A ClientHello with its records, bytes. Envoy tls_inspector max_client_hello_size 16 KiB."""
+    encrypted_client_hello: str = "allow"
+    """A hello with another one encrypted inside (ECH), on a port with `serverNames`: "allow"
+    matches the outer name, "deny" resets. Browsers send grease that looks the same."""
+    tls_handshake_count: int = 256
+    """TLS handshakes with clients that one worker has under way; more are reset. About 100 kB and,
+    for an RSA key of 2048 bits, 1 ms of processor time each. Advice."""
+    tls_handshake_timeout_s: float = 10.0
+    """ClientHello to the end of the handshake with the client. Advice; Envoy has none."""
+    tunnel_idle_timeout_s: float = 3600.0
+    """Without a byte on a connection that passes unread. Envoy tcp_proxy idle_timeout 1 h."""
     first_byte_timeout_s: float = 15.0
-    """Accepted connection to first byte. Envoy listener_filters_timeout 15 s."""
+    """Accepted connection to first byte, or to the end of a ClientHello that is looked at. Envoy
+    listener_filters_timeout 15 s."""
     head_timeout_s: float = 10.0
     """First to last byte of a request head (slowloris). Envoy: off, recommended at the edge."""
     body_timeout_s: float = 60.0
@@ -83,7 +96,7 @@ class Limits:
     response_timeout_s: float = 3600.0
     """End of the request to the head of the response. Cilium http-request-timeout 3600 s."""
     connect_timeout_s: float = 5.0
-    """For the connection to the server. Envoy connect_timeout 5 s; Cilium 2 s."""
+    """For the connection to the server, TLS included. Envoy connect_timeout 5 s; Cilium 2 s."""
     linger_s: float = 1.0
     """Between our FIN and the forced close: the client can still read our last answer.
     Envoy delayed_close_timeout 1 s."""
@@ -116,6 +129,7 @@ class Limits:
 _CHOICES = {
     "underscore_names": ("allow", "drop", "reject"),
     "escaped_twice": ("reject", "keep"),
+    "encrypted_client_hello": ("allow", "deny"),
     "h2_upstream": ("auto", "prefer", "never"),
     "path_parameters": ("keep", "reject"),
 }

@@ -2,7 +2,21 @@
 
 from enum import IntEnum
 
-from l7proxy.commands import CloseUpstream, Command, OpenUpstream, SendUpstream
+from l7proxy import refusals
+from l7proxy.commands import CloseUpstream, Command, ConnectFailure, OpenUpstream, SendUpstream
+from l7proxy.refusals import Refusal
+
+_REFUSALS = {
+    ConnectFailure.REFUSED: refusals.CONNECT_FAILED,
+    ConnectFailure.TIMEOUT: refusals.CONNECT_TIMEOUT,
+    ConnectFailure.TLS: refusals.UPSTREAM_TLS,
+    ConnectFailure.NO_HTTP2: refusals.UPSTREAM_NO_HTTP2,
+}
+
+
+def connect_refusal(failure: ConnectFailure) -> Refusal:
+    """Return what a client gets whose server could not be reached."""
+    return _REFUSALS[failure]
 
 
 class LinkState(IntEnum):
@@ -36,11 +50,11 @@ class Link:
         self.held_bytes = 0
         self._held: list[bytes] = []
 
-    def open(self) -> Command:
+    def open(self, *, http2: bool = False) -> Command:
         """Begin to connect."""
         self.state = LinkState.OPENING
         self.used = False
-        return OpenUpstream(self.number)
+        return OpenUpstream(self.number, http2)
 
     def opened(self) -> Command:
         """Send what has waited."""

@@ -36,6 +36,7 @@ class Metrics:
         self._counts: Counter[tuple[str, str, str]] = Counter()
         self.active_connection_count = 0
         self.active_upstream_count = 0
+        self.active_handshake_count = 0
 
     def add(self, name: str, count: int = 1) -> None:
         """Count something that no record implies; `name` without `_total`."""
@@ -50,6 +51,18 @@ class Metrics:
         """Count its end."""
         self.active_connection_count -= 1
 
+    def handshake_begun(self, limit_count: int) -> bool:
+        """Count a TLS handshake with a client; False: as many are under way already."""
+        if self.active_handshake_count >= limit_count:
+            return False
+        self.active_handshake_count += 1
+        return True
+
+    def handshake_ended(self, *, done: bool) -> None:
+        """Count its end; `done`: TLS stands."""
+        self.active_handshake_count -= 1
+        self.add("ssl_handshake" if done else "ssl_connection_error")
+
     def upstream_opened(self) -> None:
         """Count a connection to a server."""
         self.active_upstream_count += 1
@@ -62,6 +75,11 @@ class Metrics:
     def observe(self, record: Record) -> None:
         """Count what a record tells."""
         counts = self._counts
+        if record.protocol in ("TLS", "TCP"):  # no request
+            if record.detail:
+                detail = record.detail.partition("{")[0]
+                counts["tls_connection_details_total", "detail", detail] += 1
+            return
         ended = record.kind is RecordKind.RESPONSE or record.detail
         if record.kind is RecordKind.REQUEST:
             counts["http_downstream_rq_total", "", ""] += 1

@@ -33,7 +33,7 @@ from l7proxy.frames import ErrorCode, FrameFault, Kind, goaway
 from l7proxy.judgement import Judge
 from l7proxy.lanes import H2Lane, Lane
 from l7proxy.limits import Limits
-from l7proxy.link import LinkState
+from l7proxy.link import LinkState, connect_refusal
 from l7proxy.ongoing import Ongoing, connection_record, malformed_record
 from l7proxy.phase import Phase
 from l7proxy.refusals import Refusal, RequestRefused
@@ -223,7 +223,8 @@ class Multiplex:
             self._streams[number] = stream
             self._reset(refusals.DENIED_CONNECTION)
         elif not judgement.allowed:
-            self._deny(stream, refusals.DENIED)
+            misdirected = judgement.misdirected
+            self._deny(stream, refusals.MISDIRECTED if misdirected else refusals.DENIED)
         elif judgement.uses_headers and has_underscore(request.fields):
             self._deny(stream, refusals.UNDERSCORE)
         else:
@@ -402,8 +403,7 @@ class Multiplex:
         lane = self._ways.lane(link)
         if lane is None or lane.link.state is not LinkState.OPENING:
             return
-        timed_out = failure is commands.ConnectFailure.TIMEOUT
-        self._apply(lane.failed(refusals.CONNECT_TIMEOUT if timed_out else refusals.CONNECT_FAILED))
+        self._apply(lane.failed(connect_refusal(failure)))
         self._ways.tidy(lane)
 
     @_event

@@ -6,18 +6,24 @@ redirected connection has http rules on the egress side, the ingress side, or bo
 must satisfy each side that has some. Rules are compiled once per list and kept over snapshots that
 repeat it.
 
-Fail closed: without a snapshot, and by rules that this proxy does not enforce (any kind but "http",
-and http inside TLS), nothing is allowed. Source: cilium/proxy, cilium_network_filter and
-cilium_l7policy: first the connection, then each request.
+What rules make of TLS is the business of `l7proxy.course`: a connection is judged in the form in
+which it began, and ends when a snapshot asks for more of that form than what was begun.
+
+Fail closed: without a snapshot, and by rules that this proxy does not enforce (any kind but "http"
+and "tls"), nothing is allowed. Source: cilium/proxy, cilium_network_filter and cilium_l7policy:
+first the connection, then each request.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from firewall.policy.http_match import HeaderEdit, HttpMatch, HttpMatcher, SecretReader
 from firewall.policy.policymap import DirectionVerdict
-from firewall.policy.snapshot import HttpRuleRow, L7Row, OriginRow, Snapshot
+from firewall.policy.snapshot import HttpRuleRow, OriginRow, Snapshot
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from firewall.policy.view import Decision, Peer, View
+from l7proxy import course
+from l7proxy.course import CLEAR, Course, Form, Leg, Restriction
 from l7proxy.judgement import Judgement
 from l7proxy.request import Request
 
@@ -59,11 +65,13 @@ class _Rules:
 class _Side(NamedTuple):
     """The http rules of one direction; `rules` None: this side restricts nothing.
 
-    `written` says where each rule stands; `answers` keeps what was answered before, per rule.
+    `leg`: what this side says to the connection's form. `written` says where each rule stands;
+    `answers` keeps what was answered before, per rule.
     """
 
     direction: TrafficDirection
     verdict: DirectionVerdict
+    leg: Leg
     rules: _Rules | None
     audit: bool
     written: dict[HttpRuleRow, tuple[OriginRow, ...]]
@@ -116,15 +124,9 @@ class ConnectionJudge:
     """
 
     __slots__ = (
-        "_decision",
-        "_destination",
-        "_policy",
-        "_port",
-        "_sides",
-        "_source",
-        "_uses_headers",
-        "_view",
-    )
+        "_course", "_decision", "_destination", "_form", "_policy", "_port", "_server_name",
+        "_sides", "_source", "_taken", "_uses_headers", "_view",
+    )  # fmt: skip
 
     def __init__(self, policy: Policy, source: bytes, destination: bytes, port: int) -> None:
         self._policy = policy
@@ -133,8 +135,56 @@ class ConnectionJudge:
         self._port = port
         self._view: View | None = None
         self._decision: Decision | None = None
+        self._form = CLEAR
+        self._course: Course | None = None
+        self._taken: Course | None = None
+        self._server_name = ""
         self._sides: list[_Side] = []
         self._uses_headers = False
+
+    # --- the connection --------------------------------------------------------------------------
+
+    @property
+    def looks(self) -> bool:
+        """Whether it must be known how the connection begins before it can be served."""
+        decision = self._current()
+        return decision is not None and course.looks(self._restrictions(decision))
+
+    @property
+    def passes_unread(self) -> bool:
+        """Whether the connection may pass unread whatever it begins with."""
+        decision = self._current()
+        return decision is not None and course.passes_unread(self._restrictions(decision))
+
+    @property
+    def server_name(self) -> str:
+        """What a server that TLS is spoken to must prove to be; "": it has the right address.
+
+        The name in the client's hello, or without one the host of the first request allowed.
+        """
+        return self._server_name
+
+    def take(self, form: Form) -> Course | None:
+        """Judge the connection in the form in which it began; None: nothing allows it."""
+        if form != self._form:
+            self._form = form
+            self._view = None
+        self._server_name = form.server_name
+        self._current()
+        self._taken = self._course
+        return self._course
+
+    def opening(self) -> Judgement:
+        """Say who allows or refuses the form taken."""
+        decision = self._current()
+        if decision is None or decision.verdict is Verdict.DROP or not self._sides:
+            return self.connection()
+        if self._course is None:
+            return self._denied(decision, self._sides[-1])
+        asked = [side for side in self._sides if side.verdict.l7 is not None]
+        answer = self._allowed(decision, (asked or self._sides)[-1], None)
+        audited = any(side.leg.audited for side in self._sides)
+        return answer._replace(detail="audited") if audited else answer
 
     def connection(self) -> Judgement:
         """Say whether the connection itself is allowed now."""
@@ -149,6 +199,8 @@ class ConnectionJudge:
                 detail="no snapshot",
             )
         allowed = decision.verdict is not Verdict.DROP
+        if allowed and self._astray:
+            return self._denied(decision, self._sides[-1])._replace(connected=False)
         side = _deciding_side(decision)
         return self._judgement(
             decision,
@@ -161,11 +213,32 @@ class ConnectionJudge:
             isolated_by=side.isolated_by if side else (),
         )
 
+    @property
+    def _astray(self) -> bool:
+        """Whether the snapshot in force asks for more than what was begun with the form taken."""
+        begun, wanted = self._taken, self._course
+        if begun is None:
+            return False
+        return (
+            wanted is None
+            or (wanted.http and not begun.http)
+            or wanted.terminate not in (None, begun.terminate)
+            or wanted.originate not in (None, begun.originate)
+        )
+
+    # --- a request -------------------------------------------------------------------------------
+
     def request(self, request: Request) -> Judgement:
         """Say whether this request is allowed now: the connection, then each side's rules."""
         decision = self._current()
-        if decision is None or decision.verdict is Verdict.DROP:
+        if decision is None or decision.verdict is Verdict.DROP or self._astray:
             return self.connection()
+        taken = self._taken
+        host = ""
+        if taken is not None and (taken.terminate or taken.originate):
+            host = _host(request.target.authority)
+            if self._server_name not in ("", host):
+                return self.connection()._replace(allowed=False, misdirected=True)
         judgement: Judgement | None = None
         edits: list[HeaderEdit] = []
         for side in self._sides:
@@ -176,6 +249,8 @@ class ConnectionJudge:
             if not judgement.allowed:
                 return judgement
             edits += found.edits
+        if host:
+            self._server_name = host
         if judgement is None:
             judgement = self.connection()
         return judgement._replace(edits=tuple(edits)) if edits else judgement
@@ -184,7 +259,7 @@ class ConnectionJudge:
         """Return one side's answer to a request that `rule` (None: no rule) matched."""
         answer = side.answers.get(rule)
         if answer is None:
-            if rule is not None or side.verdict.unrestricted:
+            if rule is not None or side.leg.unread:
                 answer = self._allowed(decision, side, rule)
             else:
                 answer = self._denied(decision, side)
@@ -201,13 +276,12 @@ class ConnectionJudge:
             self._decision = None
             if view is not None:
                 decision = view.decide(self._source, self._destination, TCP, self._port)
+                found, legs = course.plan(self._restrictions(decision), self._form)
+                self._course = found
+                # Without a course the last leg is the one that refuses.
                 self._sides = [
-                    self._side(view, direction, verdict, peer)
-                    for direction, verdict, peer in (
-                        (TrafficDirection.EGRESS, decision.egress, decision.source),
-                        (TrafficDirection.INGRESS, decision.ingress, decision.destination),
-                    )
-                    if verdict is not None
+                    self._side(view, *side, leg)
+                    for side, leg in zip(_asked(decision), legs, strict=False)
                 ]
                 self._uses_headers = any(
                     side.rules is not None and side.rules.uses_headers for side in self._sides
@@ -215,27 +289,36 @@ class ConnectionJudge:
                 self._decision = decision
         return self._decision
 
+    def _restrictions(self, decision: Decision) -> list[Restriction]:
+        return [
+            Restriction(verdict.l7, verdict.unrestricted, self._audits(subject))
+            for _, verdict, subject in _asked(decision)
+        ]
+
+    def _audits(self, subject: Peer) -> bool:
+        view = self._policy.view
+        everywhere = view is not None and view.snapshot.settings.policy_audit_mode
+        return everywhere or (subject.endpoint is not None and subject.endpoint.audit)
+
     def _side(
-        self, view: View, direction: TrafficDirection, verdict: DirectionVerdict, subject: Peer
+        self,
+        view: View,
+        direction: TrafficDirection,
+        verdict: DirectionVerdict,
+        subject: Peer,
+        leg: Leg,
     ) -> _Side:
-        rules = self._policy.rules(_http_rules(verdict.l7))
+        rules = self._policy.rules(leg.http)
         # Header actions of a rule apply even where nothing is refused.
-        consulted = verdict.l7 is not None and (not verdict.unrestricted or rules.uses_headers)
+        consulted = verdict.l7 is not None and (not leg.unread or rules.uses_headers)
         written: dict[HttpRuleRow, tuple[OriginRow, ...]] = {}
         for entry in verdict.entries:
             if entry.l7 >= 0:
                 origin = view.snapshot.origins[entry.origin]
                 for row in view.snapshot.l7[entry.l7].http:
                     written[row] = (*written.get(row, ()), origin)
-        return _Side(
-            direction,
-            verdict,
-            rules if consulted else None,
-            view.snapshot.settings.policy_audit_mode
-            or (subject.endpoint is not None and subject.endpoint.audit),
-            written,
-            {},
-        )
+        audit = self._audits(subject)
+        return _Side(direction, verdict, leg, rules if consulted else None, audit, written, {})
 
     def _allowed(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:
         by = side.verdict.allowed_by if rule is None else side.written.get(rule)
@@ -289,13 +372,21 @@ class ConnectionJudge:
         )
 
 
-def _http_rules(rows: tuple[L7Row, ...] | None) -> tuple[HttpRuleRow, ...]:
-    return tuple(
-        rule
-        for row in rows or ()
-        if row.kind == "http" and row.terminating_tls is None and not row.server_names
-        for rule in row.http
-    )
+def _asked(
+    decision: Decision,
+) -> Iterator[tuple[TrafficDirection, DirectionVerdict, Peer]]:
+    """Yield the sides that have a policy, with whose it is; egress first."""
+    if decision.egress is not None:
+        yield TrafficDirection.EGRESS, decision.egress, decision.source
+    if decision.ingress is not None:
+        yield TrafficDirection.INGRESS, decision.ingress, decision.destination
+
+
+def _host(authority: bytes) -> str:
+    """Return the host of an authority as a hello would name it, an address without brackets."""
+    text = authority.decode("ascii").lower()
+    host = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    return host.removesuffix(".")
 
 
 def _deciding_side(decision: Decision) -> DirectionVerdict | None:

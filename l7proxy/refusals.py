@@ -92,11 +92,23 @@ UPGRADE = Refusal(403, "upgrade_failed", "UAEX")
 DENIED = Refusal(403, "access_denied", "UAEX")
 DENIED_CONNECTION = Refusal(0, "connection_denied", "UAEX")
 
+# --- how a connection on a port with TLS rules begins: reset ------------------------------------
+
+CLIENT_HELLO = Refusal(0, "client_hello_refused")
+SERVER_NAME = Refusal(0, "server_name_denied", "UAEX")
+CLEAR_TEXT = Refusal(0, "clear_text_denied", "UAEX")
+TLS_SECRET = Refusal(0, "tls_secret_missing", "UAEX")
+TLS_HANDSHAKE = Refusal(0, "tls_handshake_failed")
+TLS_OVERFLOW = Refusal(0, "tls_handshake_overflow", "OM")
+MISDIRECTED = Refusal(421, "misdirected_request", "UAEX")
+
 # --- time ----------------------------------------------------------------------------------------
 
 HEAD_TIMEOUT = Refusal(408, "request_header_timeout", "SI")
 BODY_TIMEOUT = Refusal(408, "request_body_timeout", "SI")
 RESPONSE_TIMEOUT = Refusal(504, "response_timeout", "UT")
+HELLO_TIMEOUT = Refusal(0, "client_hello_timeout", "SI")
+TLS_TIMEOUT = Refusal(0, "tls_handshake_timeout", "SI")
 STREAM_IDLE = Refusal(0, "stream_idle_timeout", "SI")
 FLUSH_TIMEOUT = Refusal(0, "client_flush_timeout", "SI")
 
@@ -104,6 +116,9 @@ FLUSH_TIMEOUT = Refusal(0, "client_flush_timeout", "SI")
 
 CONNECT_TIMEOUT = Refusal(504, "upstream_connect_timeout", "UF")
 CONNECT_FAILED = Refusal(502, "upstream_reset_before_response_started{connection_failure}", "UF")
+UPSTREAM_TLS = Refusal(
+    503, "upstream_reset_before_response_started{connection_failure,TLS_error}", "UF"
+)
 UPSTREAM_CLOSED = Refusal(502, "upstream_reset_before_response_started{termination}", "UC")
 UPSTREAM_TRUNCATED = Refusal(0, "upstream_reset_after_response_started{termination}", "UC")
 UPSTREAM_PROTOCOL = Refusal(502, "upstream_reset_before_response_started{protocol_error}", "UPE")

@@ -18,10 +18,12 @@ REASONS = {
     403: b"Forbidden",
     408: b"Request Timeout",
     417: b"Expectation Failed",
+    421: b"Misdirected Request",
     426: b"Upgrade Required",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
     502: b"Bad Gateway",
+    503: b"Service Unavailable",
     504: b"Gateway Timeout",
     505: b"HTTP Version Not Supported",
 }

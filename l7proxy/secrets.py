@@ -12,6 +12,11 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """A DNS subdomain (RFC 1123), as Kubernetes asks of names of secrets and namespaces."""
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name a secret, its namespace or an item, and leads out of no folder."""
+    return _NAME.fullmatch(text) is not None
+
+
 class SecretFiles:
     """Callable as `firewall.policy.http_match.SecretReader`."""
 
@@ -31,7 +36,7 @@ class SecretFiles:
         self._known.clear()
 
     def _read(self, namespace: str, name: str) -> bytes | None:
-        if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(name)):
+        if not (is_name(namespace) and is_name(name)):
             return None
         try:
             data = (self._folder / namespace / name).read_bytes()

@@ -212,7 +212,7 @@ def interim_fields(head: ResponseHead) -> FieldList:
     return [(b":status", b"%d" % head.status), *fields]
 
 
-_GRPC_STATUS = {400: 13, 403: 7, 404: 12, 429: 14, 502: 14, 504: 14}
+_GRPC_STATUS = {400: 13, 403: 7, 404: 12, 421: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 """grpc/doc/http-grpc-status-mapping.md; any other status is 2, UNKNOWN."""
 
 

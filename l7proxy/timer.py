@@ -32,6 +32,16 @@ class Timer:
         self.deadline = now + self._limits.head_timeout_s
         self.timeout = refusals.HEAD_TIMEOUT
 
+    def await_handshake(self, now: float) -> None:
+        """Wait for the client to finish its TLS handshake."""
+        self.deadline = now + self._limits.tls_handshake_timeout_s
+        self.timeout = refusals.TLS_TIMEOUT
+
+    def await_bytes(self, now: float) -> None:
+        """Wait for any byte of a connection that passes unread."""
+        self.deadline = now + self._limits.tunnel_idle_timeout_s
+        self.timeout = refusals.STREAM_IDLE
+
     def await_body(self, now: float) -> None:
         """Wait for more of a request body."""
         self.deadline = now + self._limits.body_timeout_s

@@ -21,7 +21,7 @@ from l7proxy.framing import NO_BODY
 from l7proxy.head import ResponseHead, check_response_start, parse_response
 from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
-from l7proxy.link import Link, LinkState
+from l7proxy.link import Link, LinkState, connect_refusal
 from l7proxy.ongoing import Ongoing
 from l7proxy.phase import Phase
 from l7proxy.reference import check_response
@@ -179,8 +179,7 @@ class Tunnel:
     def upstream_failed(self, failure: commands.ConnectFailure, now: float, _link: int = 0) -> None:
         """Take that there is no connection to the server."""
         self._link.failed()
-        timed_out = failure is commands.ConnectFailure.TIMEOUT
-        self._end(refusals.CONNECT_TIMEOUT if timed_out else refusals.CONNECT_FAILED, now)
+        self._end(connect_refusal(failure), now)
 
     @_event
     def upstream_data(self, data: bytes, now: float, _link: int = 0) -> None:

@@ -51,6 +51,7 @@ from firewall.control.snapshots import SnapshotReader
 from firewall.flows.event import HttpEvent
 from firewall.policy.snapshot import SnapshotError
 from l7proxy.accesslog import Ends, http_event, is_final, text_line
+from l7proxy.certificates import Certificates
 from l7proxy.commands import Record
 from l7proxy.connection import ClientConnection
 from l7proxy.judgement import Judge
@@ -100,6 +101,9 @@ class Worker:
         self._port: int = options.port
         secrets = SecretFiles(Path(options.secrets_dir)) if options.secrets_dir else None
         self._secrets = secrets
+        folder = Path(options.secrets_dir) if options.secrets_dir else None
+        self.certificates = Certificates(folder)
+        self._tls_problems: list[str] = []
         self._policy = Policy(secrets)
         self._connections: set[ClientConnection] = set()
         self._per_source: Counter[bytes] = Counter()
@@ -253,6 +257,9 @@ class Worker:
         else:
             if self._secrets is not None:
                 self._secrets.forget()
+            self._tls_problems = self.certificates.install(snapshot)
+            for missing in self._tls_problems:
+                log.warning("%s: its TLS connections end until it is there", missing)
             self._policy.install(snapshot)
             log.info("snapshot enforced: revision %d", snapshot.revision)
             return ""
@@ -284,6 +291,7 @@ class Worker:
             "port": self._port,
             "connection_count": self.metrics.active_connection_count,
             "upstream_count": self.metrics.active_upstream_count,
+            "tls_problems": self._tls_problems,
             "lost_event_count": self._channel.lost_total_count + self._lost_count,
         }
 
@@ -326,7 +334,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="see docs/l7.md")
     add("--access-log", default="", help="file for lines in Envoy's default format")
-    add("--secrets-dir", default="", help="secrets of headerMatches: DIR/NAMESPACE/NAME")
+    add("--secrets-dir", default="", help="DIR/NAMESPACE/NAME: secrets of headerMatches and TLS")
     add("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop")
     add("--log-level", default="info", help="debug, info, warning or error")
     add("--log-format", choices=("logfmt", "json"), default="logfmt", help="of each line")

@@ -190,9 +190,9 @@ class TlsContext:
 
     secret_namespace: str
     secret_name: str
-    trusted_ca: str = "ca.crt"
-    certificate: str = "tls.crt"
-    private_key: str = "tls.key"
+    trusted_ca: str = ""
+    certificate: str = ""
+    private_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

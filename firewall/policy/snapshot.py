@@ -63,9 +63,9 @@ class TlsContextRow(msgspec.Struct, frozen=True, array_like=True):
 
     secret_namespace: str
     secret_name: str
-    trusted_ca: str = "ca.crt"
-    certificate: str = "tls.crt"
-    private_key: str = "tls.key"
+    trusted_ca: str = ""
+    certificate: str = ""
+    private_key: str = ""
 
 
 class ListenerRow(msgspec.Struct, frozen=True, array_like=True):

@@ -719,10 +719,7 @@ def test_tls_and_listeners():
         terminatingTLS: {tls}, originatingTLS: {tls}, rules: {{http: [{{}}]}}}}]}}"""
     found = egress(item)
     assert found.server_names == ("*.a.com",)
-    assert (found.terminating_tls.trusted_ca, found.terminating_tls.certificate) == (
-        "ca",
-        "tls.crt",
-    )
+    assert (found.terminating_tls.trusted_ca, found.terminating_tls.certificate) == ("ca", "")
     listener = "{name: l, priority: 5, envoyConfig: {kind: CiliumEnvoyConfig, name: e}}"
     item = f'{{toPorts: [{{ports: [{{port: "80", protocol: TCP}}], listener: {listener}}}]}}'
     assert egress(item).listener.priority == 5

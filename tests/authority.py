@@ -1,0 +1,82 @@
+"""A certificate authority for tests, and secrets in the shape of Kubernetes."""
+
+import datetime as dt
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from conntrack.address import parse_address
+
+
+class Authority:
+    """Signs what it is asked to; keys are P-256, which costs no time."""
+
+    def __init__(self, name="test authority") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._certificate = self._sign(
+            self._name,
+            self._key.public_key(),
+            x509.BasicConstraints(ca=True, path_length=None),
+            x509.KeyUsage(*(True,) + (False,) * 4 + (True, True, False, False)),
+        )
+
+    @property
+    def certificate(self) -> bytes:
+        """In PEM."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
+    def _sign(self, subject, public_key, *extensions, days=(-1, 30)):
+        now = dt.datetime.now(dt.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + dt.timedelta(days=days[0]))
+            .not_valid_after(now + dt.timedelta(days=days[1]))
+        )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=True)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def issue(self, *names: str, days=(-1, 30)) -> tuple[bytes, bytes]:
+        """A certificate for host names and addresses, and its key, in PEM."""
+        import ipaddress  # noqa: TID251 - the builder wants its objects
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        general = []
+        for name in names:
+            try:
+                parse_address(name)
+            except ValueError:
+                general.append(x509.DNSName(name))
+            else:
+                general.append(x509.IPAddress(ipaddress.ip_address(name)))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+        certificate = self._sign(
+            subject, key.public_key(), x509.SubjectAlternativeName(general), days=days
+        )
+        return (
+            certificate.public_bytes(serialization.Encoding.PEM),
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+        )
+
+    def secret(self, folder: Path, *names: str, ca: bool = False, days=(-1, 30)) -> Path:
+        """Write `folder/{tls.crt,tls.key}` for these names (none: neither), `ca`: ca.crt too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if names:
+            certificate, key = self.issue(*names, days=days)
+            (folder / "tls.crt").write_bytes(certificate)
+            (folder / "tls.key").write_bytes(key)
+        if ca:
+            (folder / "ca.crt").write_bytes(self.certificate)
+        return folder
