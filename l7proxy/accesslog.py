@@ -15,6 +15,19 @@ from conntrack.address import format_address
 from firewall.flows.event import HttpEvent
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy.commands import Record, RecordKind
+from l7proxy.judgement import Judgement
+
+_REQUEST = RecordKind.REQUEST
+_DROP, _ACCEPT = int(Verdict.DROP), int(Verdict.ACCEPT)
+_INVALID = int(DropReason.INVALID_PACKET_DROPPED)
+_NOT_JUDGED = Judgement(
+    allowed=False,
+    connected=False,
+    direction=TrafficDirection.INGRESS,
+    drop_reason=0,
+    revision=0,
+)
+"""For requests that policy never saw."""
 
 _UNSAFE = re.compile(r"[^ !#-\[\]-~]")
 
@@ -30,45 +43,43 @@ class Ends(NamedTuple):
 
 def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
     """Return the flow event of a record; `time_ns` is the wall clock's."""
-    judgement = record.judgement
+    judgement = record.judgement or _NOT_JUDGED
+    is_request = record.kind is _REQUEST
+    refused = is_request and bool(record.detail)
     scheme = "https" if record.tls else "http"
-    refused = record.kind is RecordKind.REQUEST and bool(record.detail)
-    reason = 0
-    if refused:
-        reason = (judgement.drop_reason if judgement else 0) or DropReason.INVALID_PACKET_DROPPED
-    return HttpEvent(
-        time_ns=time_ns,
-        kind="request" if record.kind is RecordKind.REQUEST else "response",
-        verdict=Verdict.DROP if refused else Verdict.ACCEPT,
-        drop_reason=int(reason),
-        direction=int(judgement.direction if judgement else TrafficDirection.INGRESS),
-        source=ends.source,
-        destination=ends.destination,
-        source_port=ends.source_port,
-        destination_port=ends.destination_port,
-        source_identity=judgement.source_identity if judgement else 0,
-        destination_identity=judgement.destination_identity if judgement else 0,
-        source_endpoint=judgement.source_endpoint if judgement else 0,
-        destination_endpoint=judgement.destination_endpoint if judgement else 0,
-        method=record.method,
-        url=f"{scheme}://{record.authority}{record.path}" if record.authority else record.path,
-        protocol=record.protocol,
-        # Hubble's request has no code, whatever it was answered with.
-        code=0 if record.kind is RecordKind.REQUEST else record.status,
-        latency_ns=int(record.latency_s * 1e9),
-        request_id=record.request_id,
-        policy_revision=judgement.revision if judgement else 0,
-        headers=record.headers,
-        allowed_by=judgement.allowed_by if judgement else (),
-        denied_by=judgement.denied_by if judgement else (),
-        isolated_by=judgement.isolated_by if judgement else (),
-        detail=record.detail or (judgement.detail if judgement else ""),
+    url = f"{scheme}://{record.authority}{record.path}" if record.authority else record.path
+    return HttpEvent(  # by position: twice as quick, and done twice for each request
+        time_ns,
+        "request" if is_request else "response",
+        _DROP if refused else _ACCEPT,
+        (judgement.drop_reason or _INVALID) if refused else 0,
+        judgement.direction,
+        ends.source,
+        ends.destination,
+        ends.source_port,
+        ends.destination_port,
+        judgement.source_identity,
+        judgement.destination_identity,
+        judgement.source_endpoint,
+        judgement.destination_endpoint,
+        record.method,
+        url,
+        record.protocol,
+        0 if is_request else record.status,  # Hubble's request has no code
+        int(record.latency_s * 1e9),
+        record.request_id,
+        judgement.revision,
+        record.headers,
+        judgement.allowed_by,
+        judgement.denied_by,
+        judgement.isolated_by,
+        record.detail or judgement.detail,
     )
 
 
 def is_final(record: Record) -> bool:
     """Whether nothing more will be said about this request: one text line is written then."""
-    return record.kind is RecordKind.RESPONSE or bool(record.detail)
+    return record.kind is not _REQUEST or bool(record.detail)
 
 
 def text_line(record: Record, ends: Ends, time_ns: int) -> str:

@@ -30,21 +30,26 @@ from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
 from l7proxy import commands, refusals, responses
+from l7proxy.commands import RecordKind
 from l7proxy.framing import LAST_CHUNK, Delimiter, FramingFault, chunk
 from l7proxy.head import RequestHead
+from l7proxy.heads import Heads, KnownRequest
 from l7proxy.inbox import Inbox
 from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
-from l7proxy.link import Link, LinkState, connect_refusal
+from l7proxy.link import NONE, OPEN, OPENING, Link, connect_refusal
 from l7proxy.ongoing import Ongoing, connection_record, malformed_record
-from l7proxy.phase import Phase
+from l7proxy.phase import ANSWER, BODY, CLOSED, DISCARD, HEAD, IDLE, LINGER, Phase
 from l7proxy.refusals import Refusal, RequestRefused, ResponseRefused
 from l7proxy.reply import Reply
-from l7proxy.request import admit, has_underscore
+from l7proxy.request import has_underscore
 from l7proxy.timer import Timer
 from l7proxy.tunnel import is_websocket
 
 _P = ParamSpec("_P")
+
+_REQUEST, _RESPONSE = RecordKind
+_CHUNKED, _UNTIL_CLOSE = Delimiter.CHUNKED, Delimiter.CLOSE
 
 
 def _event(
@@ -75,21 +80,28 @@ class Exchange:
         limits: what a connection may use.
         new_request_id: gives a value for X-Request-Id.
         now: monotonic seconds. Events about the server name their link; here it is always 0.
+        heads: those that were read before on other connections; None: they are not shared.
     """
 
     __slots__ = (
         "_client_blocked", "_client_ended", "_client_paused", "_closing", "_commands",
-        "_current", "_draining", "_inbox", "_judge", "_limits", "_link", "_new_request_id",
-        "_phase", "_timer",
+        "_current", "_draining", "_heads", "_inbox", "_judge", "_limits", "_link",
+        "_new_request_id", "_phase", "_timer",
     )  # fmt: skip
 
     def __init__(
-        self, judge: Judge, limits: Limits, new_request_id: Callable[[], str], now: float
+        self,
+        judge: Judge,
+        limits: Limits,
+        new_request_id: Callable[[], str],
+        now: float,
+        heads: Heads | None = None,
     ) -> None:
+        self._heads = heads or Heads(limits)
         self._judge = judge
         self._limits = limits
         self._new_request_id = new_request_id
-        self._phase = Phase.IDLE
+        self._phase = IDLE
         self._link = Link()
         self._current: Ongoing | None = None
         self._inbox = Inbox(limits)
@@ -114,7 +126,7 @@ class Exchange:
     @_event
     def client_data(self, data: bytes, now: float) -> None:
         """Take bytes of the client."""
-        if not self._phase.reads_requests:
+        if self._phase >= LINGER:
             return
         self._inbox.add(data)
         self._advance(now)
@@ -123,19 +135,19 @@ class Exchange:
     def client_ended(self, now: float) -> None:
         """Take the client's FIN: it sends nothing more, and may still read."""
         self._client_ended = True
-        if self._phase is Phase.LINGER:
+        if self._phase is LINGER:
             self._close_client()
-        elif self._phase.reads_requests:
+        elif self._phase < LINGER:
             self._advance(now)
 
     @_event
     def client_lost(self, now: float) -> None:
         """Take the loss of the client's connection."""
-        if self._phase is Phase.CLOSED:
+        if self._phase is CLOSED:
             return
         self._log_end(refusals.CLIENT_GONE, now)
         self._drop_upstream(reset=True)
-        self._phase = Phase.CLOSED
+        self._phase = CLOSED
         self._timer.stop()
 
     def _advance(self, now: float) -> None:
@@ -143,11 +155,11 @@ class Exchange:
         again = True
         while again:
             phase = self._phase
-            if phase <= Phase.HEAD:
+            if phase <= HEAD:
                 again = not self._client_blocked and self._read_head(now)
-            elif phase is Phase.BODY:
+            elif phase is BODY:
                 again = self._read_body(now)
-            elif phase is Phase.DISCARD:
+            elif phase is DISCARD:
                 again = self._discard_body(now)
             else:
                 again = False
@@ -156,13 +168,14 @@ class Exchange:
     def _read_head(self, now: float) -> bool:
         """Take one head from the inbox; False if it is not complete."""
         try:
-            head = self._inbox.head()
+            raw = self._inbox.head()
+            if raw is None:
+                return self._incomplete_head(now)
+            known = self._heads.request(raw)
         except RequestRefused as refused:
-            self._refuse(refused.refusal, None, now)
+            self._refuse(refused.refusal, refused.head, now)
             return False
-        if head is None:
-            return self._incomplete_head(now)
-        self._decide(head, now)
+        self._decide(known, now)
         return True
 
     def _incomplete_head(self, now: float) -> bool:
@@ -171,20 +184,16 @@ class Exchange:
                 self._refuse(refusals.TRUNCATED, None, now)
             else:
                 self._finish_client(now)
-        elif self._phase is Phase.IDLE and self._inbox.begun:
-            self._phase = Phase.HEAD
+        elif self._phase is IDLE and self._inbox.begun:
+            self._phase = HEAD
             self._timer.await_head(now)
         return False
 
-    def _decide(self, head: RequestHead, now: float) -> None:
+    def _decide(self, known: KnownRequest, now: float) -> None:
         """Judge one request and answer it or send it on."""
-        try:
-            request = admit(head, self._limits)
-        except RequestRefused as refused:
-            self._refuse(refused.refusal, head, now)
-            return
+        request = known.request
         judgement = self._judge.request(request)
-        self._current = current = Ongoing(request, judgement, self._limits, now)
+        self._current = current = Ongoing(request, judgement, self._limits, now, known)
         self._closing = self._draining or not request.keep_alive
         if not judgement.connected:
             self._reset(refusals.DENIED_CONNECTION, now)
@@ -197,32 +206,34 @@ class Exchange:
             self._closing = True
             self._deny(refusals.UNDERSCORE, now)
         else:
-            self._forward(current, now)
+            self._forward(current, known.has_body, now)
 
-    def _forward(self, current: Ongoing, now: float) -> None:
-        request = current.request
+    def _forward(self, current: Ongoing, has_body: bool, now: float) -> None:
+        request, link = current.request, self._link
         try:
-            data = current.prepare(self._limits, self._new_request_id, replayable=self._link.used)
+            data = current.prepare(
+                self._limits, self._heads, self._new_request_id, replayable=link.used
+            )
         except RequestRefused as refused:
             self._closing = True
             self._deny(refused.refusal, now)
             return
-        self._log(current.record(commands.RecordKind.REQUEST, self._limits, now))
+        self._log(current.record(_REQUEST, self._limits, now))
         if request.upgrade:  # a tunnel has the connection from now on, and what came early
             self._drop_upstream(reset=False)
             if self._client_paused:
                 self._commands.append(commands.ResumeClient())
             self._commands.append(commands.HandOver(current, data, self._inbox.data))
-            self._phase = Phase.CLOSED
+            self._phase = CLOSED
             self._timer.stop()
             return
         if request.expects_continue:
             self._commands.append(commands.SendClient(responses.CONTINUE))
-        if self._link.state is LinkState.NONE:
+        if link.state is NONE:
             self._open(now)
-        self._link.send(data, self._commands)
-        if request.has_body:
-            self._phase = Phase.BODY
+        link.send(data, self._commands)
+        if has_body:
+            self._phase = BODY
             self._set_body_deadline(now)
         else:
             self._end_request(now)
@@ -243,23 +254,23 @@ class Exchange:
             return False
         if payload:
             current.received_bytes += len(payload)
-            chunked = current.request.framing.delimiter is Delimiter.CHUNKED
+            chunked = current.request.framing.delimiter is _CHUNKED
             self._link.send(chunk(payload) if chunked else payload, self._commands)
         if not current.reader.done:
             self._set_body_deadline(now)
             return not inbox.data and self._client_ended
-        if current.request.framing.delimiter is Delimiter.CHUNKED:
+        if current.request.framing.delimiter is _CHUNKED:
             self._link.send(LAST_CHUNK, self._commands)
         self._end_request(now)
         return False
 
     def _set_body_deadline(self, now: float) -> None:
-        if self._link.state is not LinkState.OPENING and not self._link.blocked:
+        if self._link.state is not OPENING and not self._link.blocked:
             self._timer.await_body(now)
 
     def _end_request(self, now: float) -> None:
-        self._phase = Phase.ANSWER
-        if self._link.state is not LinkState.OPENING:
+        self._phase = ANSWER
+        if self._link.state is not OPENING:
             self._set_response_deadline(now)
 
     def _set_response_deadline(self, now: float) -> None:
@@ -303,12 +314,12 @@ class Exchange:
         body_too_long = request.framing.length > self._limits.discard_bytes
         if request.has_body and (body_too_long or request.expects_continue):
             self._closing = True
-        self._log(current.record(commands.RecordKind.REQUEST, self._limits, now, refusal))
+        self._log(current.record(_REQUEST, self._limits, now, refusal))
         self._answer(refusal, head_only=request.method == b"HEAD", close=self._closing)
         if self._closing:
             self._finish_client(now)
         elif request.has_body:
-            self._phase = Phase.DISCARD
+            self._phase = DISCARD
             self._timer.await_body(now)
         else:
             self._next_request(now)
@@ -328,7 +339,7 @@ class Exchange:
         if current.answer_begun or not refusal.status:
             self._close_client(reset=True)
             return
-        self._closing = self._closing or self._phase is not Phase.ANSWER
+        self._closing = self._closing or self._phase is not ANSWER
         self._answer(refusal, head_only=current.request.method == b"HEAD", close=self._closing)
         if self._closing:
             self._finish_client(now)
@@ -345,10 +356,10 @@ class Exchange:
     @_event
     def upstream_opened(self, now: float, _link: int = 0) -> None:
         """Take that the server accepted the connection."""
-        if self._link.state is not LinkState.OPENING:
+        if self._link.state is not OPENING:
             return
         self._commands.append(self._link.opened())
-        if self._phase is Phase.BODY:
+        if self._phase is BODY:
             self._set_body_deadline(now)
         else:
             self._set_response_deadline(now)
@@ -357,7 +368,7 @@ class Exchange:
     @_event
     def upstream_failed(self, failure: commands.ConnectFailure, now: float, _link: int = 0) -> None:
         """Take that there is no connection to the server."""
-        if self._link.state is not LinkState.OPENING:
+        if self._link.state is not OPENING:
             return
         self._link.failed()
         self._fail_request(connect_refusal(failure), now)
@@ -365,7 +376,7 @@ class Exchange:
     @_event
     def upstream_data(self, data: bytes, now: float, _link: int = 0) -> None:
         """Take bytes of the server."""
-        if self._link.state is not LinkState.OPEN:
+        if self._link.state is not OPEN:
             return
         current = self._current
         reply = None if current is None else current.reply
@@ -387,20 +398,20 @@ class Exchange:
             current.latency_s = now - current.head_at
         if reply.done:
             self._end_response(current, reply, now)
-        elif self._phase is Phase.ANSWER and reply.response is not None:
+        elif self._phase is ANSWER and reply.response is not None:
             self._timer.await_answer(now, begun=True)
 
     def _end_response(self, current: Ongoing, reply: Reply, now: float) -> None:
         """Go on after a complete answer."""
         response = reply.response
         assert response is not None
-        self._log(current.record(commands.RecordKind.RESPONSE, self._limits, now))
+        self._log(current.record(_RESPONSE, self._limits, now))
         self._link.used = True
-        request_complete = self._phase is Phase.ANSWER
+        request_complete = self._phase is ANSWER
         if reply.excess or not response.reusable or not request_complete:
             self._drop_upstream(reset=not request_complete)
         current.reply = None
-        if self._closing or not request_complete or response.sent.delimiter is Delimiter.CLOSE:
+        if self._closing or not request_complete or response.sent.delimiter is _UNTIL_CLOSE:
             self._finish_client(now)
         else:
             self._next_request(now)
@@ -417,7 +428,7 @@ class Exchange:
         self._end_upstream(now, lost=True)
 
     def _end_upstream(self, now: float, *, lost: bool) -> None:
-        if self._link.state is LinkState.NONE:
+        if self._link.state is NONE:
             return
         current = self._current
         reply = None if current is None else current.reply
@@ -452,7 +463,7 @@ class Exchange:
 
     def _next_request(self, now: float) -> None:
         self._current = None
-        self._phase = Phase.IDLE
+        self._phase = IDLE
         self._timer.await_request(now)
 
     def _finish_client(self, now: float) -> None:
@@ -463,12 +474,12 @@ class Exchange:
         if self._client_ended:
             self._close_client()
             return
-        self._phase = Phase.LINGER
+        self._phase = LINGER
         self._timer.linger(now)
         self._commands.append(commands.ShutdownClient())
 
     def _close_client(self, *, reset: bool = False) -> None:
-        self._phase = Phase.CLOSED
+        self._phase = CLOSED
         self._inbox.clear()
         self._current = None
         self._timer.stop()
@@ -505,12 +516,12 @@ class Exchange:
     @_event
     def policy_changed(self, now: float) -> None:
         """Take that another snapshot is in force: a connection that lost its permission ends."""
-        if not self._phase.reads_requests:
+        if self._phase >= LINGER:
             return
         judgement = self._judge.connection()
         if judgement.connected:
             return
-        if self._current is None or self._phase is Phase.DISCARD:
+        if self._current is None or self._phase is DISCARD:
             self._log(connection_record(refusals.DENIED_CONNECTION, judgement))
         else:
             self._current.judgement = judgement
@@ -520,7 +531,7 @@ class Exchange:
     def drain(self, now: float) -> None:
         """Serve what has begun, then close."""
         self._draining = self._closing = True
-        if self._phase is Phase.IDLE:
+        if self._phase is IDLE:
             self._finish_client(now)
 
     # --- back-pressure ---------------------------------------------------------------------------
@@ -529,7 +540,7 @@ class Exchange:
     def client_blocked(self, blocked: bool, now: float) -> None:
         """Take that what was sent to the client piles up, or no longer does."""
         self._client_blocked = blocked
-        if self._phase is Phase.ANSWER and self._current is not None and self._current.answer_begun:
+        if self._phase is ANSWER and self._current is not None and self._current.answer_begun:
             self._timer.await_answer(now, begun=True, flush=blocked)
         if blocked:
             self._regulate()
@@ -540,7 +551,7 @@ class Exchange:
     def upstream_blocked(self, blocked: bool, now: float, _link: int = 0) -> None:
         """Take that what was sent to the server piles up, or no longer does."""
         self._link.blocked = blocked
-        if self._phase is Phase.BODY:
+        if self._phase is BODY:
             if blocked:  # the client cannot be blamed for not sending while we do not read
                 self._timer.await_answer(now, begun=False)
             else:
@@ -549,23 +560,24 @@ class Exchange:
 
     def _must_pause_client(self, phase: Phase, link: Link) -> bool:
         limit_bytes = self._limits.buffer_bytes
-        if phase is Phase.BODY:
+        if phase is BODY:
             return link.blocked or link.held_bytes > limit_bytes
-        if not phase.reads_requests:
+        if phase >= LINGER:
             return False
-        full = phase is not Phase.HEAD and len(self._inbox.data) > limit_bytes
+        full = phase is not HEAD and len(self._inbox.data) > limit_bytes
         return full or self._client_blocked or link.held_bytes > limit_bytes
 
     def _regulate(self) -> None:
         """Pause whoever fills a buffer that the other side does not empty."""
         phase, link = self._phase, self._link
-        if phase is Phase.CLOSED:
+        quiet = not (self._client_blocked or self._client_paused or link.blocked or link.paused)
+        if phase is CLOSED or (quiet and not self._inbox.data and not link.held_bytes):
             return
         pause = self._must_pause_client(phase, link)
         if pause is not self._client_paused:
             self._client_paused = pause
             self._commands.append(commands.PauseClient() if pause else commands.ResumeClient())
-        if self._client_blocked is not link.paused and link.state is LinkState.OPEN:
+        if self._client_blocked is not link.paused and link.state is OPEN:
             link.paused = self._client_blocked
             self._commands.append(
                 commands.PauseUpstream() if link.paused else commands.ResumeUpstream()
@@ -576,7 +588,7 @@ class Exchange:
     def _fail(self, error: Exception) -> None:
         """Reset both sides after an error of our own."""
         detail = f"internal_error{{{type(error).__name__}: {error}}}"
-        if self._phase is Phase.CLOSED:
+        if self._phase is CLOSED:
             return
         refusal = refusals.INTERNAL._replace(status=0, detail=detail)
         if self._current is None:
@@ -591,9 +603,7 @@ class Exchange:
     def _log_end(self, refusal: Refusal, now: float) -> None:
         """commands.Log how a request ended, if one is being served, without a complete answer."""
         current = self._current
-        if current is None or self._phase is Phase.DISCARD:
+        if current is None or self._phase is DISCARD:
             return  # nothing is being served, or it was denied and has its record already
-        kind = (
-            commands.RecordKind.REQUEST if current.reply is None else commands.RecordKind.RESPONSE
-        )
+        kind = _REQUEST if current.reply is None else _RESPONSE
         self._log(current.record(kind, self._limits, now, refusal))

@@ -34,6 +34,7 @@ class Framing(NamedTuple):
     length: int = 0
 
 
+_LENGTH = Delimiter.LENGTH
 NO_BODY = Framing(Delimiter.NONE)
 CHUNKED = Framing(Delimiter.CHUNKED)
 UNTIL_CLOSE = Framing(Delimiter.CLOSE)
@@ -64,7 +65,7 @@ def request_framing(lengths: list[bytes], codings: list[bytes], minor: int) -> F
         return NO_BODY
     if len(lengths) > 1 or grammar.content_length.fullmatch(lengths[0]) is None:
         raise RequestRefused(refusals.LENGTH)
-    return Framing(Delimiter.LENGTH, int(lengths[0]))
+    return Framing(_LENGTH, int(lengths[0]))
 
 
 def response_framing(
@@ -85,7 +86,7 @@ def response_framing(
         return NO_BODY
     if codings:
         return CHUNKED
-    return Framing(Delimiter.LENGTH, int(lengths[0])) if lengths else UNTIL_CLOSE
+    return Framing(_LENGTH, int(lengths[0])) if lengths else UNTIL_CLOSE
 
 
 _BODILESS = frozenset((204, 304))

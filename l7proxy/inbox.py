@@ -1,6 +1,6 @@
 """The client's bytes that were not looked at yet, and the heads that are found in them."""
 
-from l7proxy.head import Progress, RequestHead, parse_request, walk_lines
+from l7proxy.head import Progress, walk_lines
 from l7proxy.limits import Limits
 
 _HEAD_END = b"\r\n\r\n"
@@ -36,24 +36,29 @@ class Inbox:
         """Forget everything; nothing of it will be looked at."""
         self.data = b""
 
-    def head(self) -> RequestHead | None:
-        """Take one head out; None if it is not complete.
+    def head(self) -> bytes | None:
+        """Take the bytes of one head out, its empty line included; None if it is not complete.
 
         Raises:
             RequestRefused: the lines that are there already break a rule.
         """
-        if not self._skip_empty_line():
-            return None
         data = self.data
-        end = data.find(_HEAD_END, max(0, self._progress.offset - 2)) + len(_HEAD_END)
-        if end < len(_HEAD_END):
+        if data[:1] == b"\r" or not data:
+            if not self._skip_empty_line():
+                return None
+            data = self.data
+        offset = self._progress.offset
+        end = data.find(_HEAD_END, offset - 2 if offset > 2 else 0) + 4
+        if end < 4:
             self._progress = walk_lines(data, self._progress, self._limits)
             return None
-        head = parse_request(data[:end], self._limits)
-        self.data = data[end:]
         self._progress = _START
         self._skipped_line = False
-        return head
+        if end == len(data):
+            self.data = b""
+            return data
+        self.data = data[end:]
+        return data[:end]
 
     def _skip_empty_line(self) -> bool:
         """Drop one CRLF before a request line (RFC 9112 2.2); False: nothing else is there."""

@@ -27,6 +27,10 @@ class LinkState(IntEnum):
     OPEN = 2
 
 
+NONE, OPENING, OPEN = LinkState
+"""Under plain names for the reason that `l7proxy.phase` gives."""
+
+
 class Link:
     """One client connection's way to its server; gone and made again as the server closes it.
 
@@ -43,7 +47,7 @@ class Link:
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
-        self.state = LinkState.NONE
+        self.state = NONE
         self.used = False
         self.blocked = False
         self.paused = False
@@ -52,25 +56,25 @@ class Link:
 
     def open(self, *, http2: bool = False) -> Command:
         """Begin to connect."""
-        self.state = LinkState.OPENING
+        self.state = OPENING
         self.used = False
         return OpenUpstream(self.number, http2)
 
     def opened(self) -> Command:
         """Send what has waited."""
-        self.state = LinkState.OPEN
+        self.state = OPEN
         held = b"".join(self._held)
         self._forget()
         return SendUpstream(held, self.number)
 
     def failed(self) -> None:
         """Take that there is no connection."""
-        self.state = LinkState.NONE
+        self.state = NONE
         self._forget()
 
     def send(self, data: bytes, commands: list[Command]) -> None:
         """Send now, or hold until it is open."""
-        if self.state is LinkState.OPEN:
+        if self.state is OPEN:
             commands.append(SendUpstream(data, self.number))
         else:
             self._held.append(data)
@@ -78,9 +82,9 @@ class Link:
 
     def drop(self, commands: list[Command], *, reset: bool) -> None:
         """Close it, if it exists; `reset`: what was sent may not look complete."""
-        if self.state is not LinkState.NONE:
+        if self.state is not NONE:
             commands.append(CloseUpstream(reset, self.number))
-            self.state = LinkState.NONE
+            self.state = NONE
         self.blocked = False
         self.paused = False
         self._forget()

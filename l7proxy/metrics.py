@@ -29,11 +29,20 @@ _BY_DETAIL: dict[str, str] = {
 """Refusal -> the counter that Envoy has for it."""
 
 
+_Told = tuple[RecordKind, int, str, str, bool, bool]
+"""Of a record: kind, status, detail, flag, whether policy never saw it, whether it is of a
+connection that passes unread."""
+
+_UNREAD = frozenset(("TLS", "TCP"))
+"""What such records have for a protocol."""
+
+
 class Metrics:
     """Counters of one worker since its start."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._told: Counter[_Told] = Counter()
         self.active_connection_count = 0
         self.active_upstream_count = 0
         self.active_handshake_count = 0
@@ -74,33 +83,44 @@ class Metrics:
 
     def observe(self, record: Record) -> None:
         """Count what a record tells."""
-        counts = self._counts
-        if record.protocol in ("TLS", "TCP"):  # no request
-            if record.detail:
-                detail = record.detail.partition("{")[0]
-                counts["tls_connection_details_total", "detail", detail] += 1
-            return
-        ended = record.kind is RecordKind.RESPONSE or record.detail
-        if record.kind is RecordKind.REQUEST:
-            counts["http_downstream_rq_total", "", ""] += 1
-            counts["policy_l7_total", "rule", "received"] += 1
-            counts["policy_l7_total", "rule", _rule(record)] += 1
-        if ended and record.status:
-            counts["http_downstream_rq_xx_total", "class", f"{record.status // 100}xx"] += 1
-        if record.detail and record.detail != "via_upstream":
-            detail = record.detail.partition("{")[0]
-            counts["http_response_details_total", "detail", detail] += 1
-            name = _BY_DETAIL.get(record.detail)
-            if name is not None:
-                counts[name, "", ""] += 1
-            elif record.judgement is None and record.flag == "DPE":
-                counts["http_downstream_cx_protocol_error_total", "", ""] += 1
+        # One addition for each record; what it adds to is said when somebody asks.
+        detail = record.detail
+        if detail.startswith("internal_error"):
+            detail = "internal_error"  # the rest may say anything, and each would be kept
+        unread = record.protocol in _UNREAD
+        told = record.kind, record.status, detail, record.flag, record.judgement is None, unread
+        self._told[told] += 1
+
+    def _counted(self) -> Counter[tuple[str, str, str]]:
+        """Return all counters, by name, label and value."""
+        counts = self._counts.copy()
+        for (kind, status, detail, flag, malformed, unread), count in self._told.items():
+            if unread:
+                if detail:
+                    short = detail.partition("{")[0]
+                    counts["tls_connection_details_total", "detail", short] += count
+                continue
+            if kind is RecordKind.REQUEST:
+                counts["http_downstream_rq_total", "", ""] += count
+                counts["policy_l7_total", "rule", "received"] += count
+                counts["policy_l7_total", "rule", _rule(detail, malformed=malformed)] += count
+            if (kind is RecordKind.RESPONSE or detail) and status:
+                counts["http_downstream_rq_xx_total", "class", f"{status // 100}xx"] += count
+            if detail and detail != "via_upstream":
+                short = detail.partition("{")[0]
+                counts["http_response_details_total", "detail", short] += count
+                name = _BY_DETAIL.get(detail)
+                if name is not None:
+                    counts[name, "", ""] += count
+                elif malformed and flag == "DPE":
+                    counts["http_downstream_cx_protocol_error_total", "", ""] += count
+        return counts
 
     def rows(self) -> list[Row]:
         """Return `{"name", "labels", "value"}` for each counter and gauge."""
         rows: list[Row] = [
             {"name": name, "labels": {label: value} if label else {}, "value": count}
-            for (name, label, value), count in sorted(self._counts.items())
+            for (name, label, value), count in sorted(self._counted().items())
         ]
         rows.append(
             {
@@ -115,11 +135,11 @@ class Metrics:
         return rows
 
 
-def _rule(record: Record) -> str:
+def _rule(detail: str, *, malformed: bool) -> str:
     """Return Cilium's word for what became of a request."""
-    if not record.detail:
+    if not detail:
         return "forwarded"
-    return "parse_errors" if record.judgement is None else "denied"
+    return "parse_errors" if malformed else "denied"
 
 
 def counted_details() -> set[str]:

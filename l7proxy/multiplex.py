@@ -35,7 +35,7 @@ from l7proxy.lanes import H2Lane, Lane
 from l7proxy.limits import Limits
 from l7proxy.link import LinkState, connect_refusal
 from l7proxy.ongoing import Ongoing, connection_record, malformed_record
-from l7proxy.phase import Phase
+from l7proxy.phase import LINGER, Phase
 from l7proxy.refusals import Refusal, RequestRefused
 from l7proxy.request import has_underscore
 from l7proxy.stream_head import (
@@ -108,7 +108,7 @@ class Multiplex:
         return min(self._down.waits_until(busy=bool(self._streams)), *deadlines)
 
     def _over(self) -> bool:
-        return not self._phase.reads_requests
+        return self._phase >= LINGER
 
     def __repr__(self) -> str:
         return f"<Multiplex {self._phase.name} {len(self._streams)} streams>"
@@ -483,7 +483,7 @@ class Multiplex:
     def policy_changed(self, now: float) -> None:
         """Take that another snapshot is in force: a connection that lost its permission ends."""
         self._now = now
-        if not self._phase.reads_requests:
+        if self._phase >= LINGER:
             return
         judgement = self._judge.connection()
         if judgement.connected:
@@ -498,7 +498,7 @@ class Multiplex:
     def drain(self, now: float) -> None:
         """Serve what has begun, then close."""
         self._now = now
-        if self._phase.reads_requests:
+        if self._phase < LINGER:
             self._leave()
 
     @_event

@@ -1,10 +1,10 @@
 """The request that a client connection is being served, and the records about it."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, NamedTuple
 
 from l7proxy.commands import Record, RecordKind
-from l7proxy.framing import BodyReader
+from l7proxy.framing import BodyReader, LengthReader
 from l7proxy.head import Field, RequestHead
 from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
@@ -13,11 +13,18 @@ from l7proxy.refusals import Refusal
 from l7proxy.reply import Reply
 from l7proxy.request import Request, edited, serialise
 
+if TYPE_CHECKING:
+    from l7proxy.heads import Heads, KnownRequest
+
 _PROTOCOLS = ("HTTP/1.0", "HTTP/1.1", "HTTP/2")
 """As Envoy's %PROTOCOL% has them, by `Request.minor`."""
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110 9.2.2."""
+
+_REQUEST, _RESPONSE = RecordKind
+_NOTHING = LengthReader(0)
+"""Reads the body of every request that has none; it has no state to share."""
 
 
 class Ongoing:
@@ -29,9 +36,14 @@ class Ongoing:
         replay: its bytes, if it may be sent once more to another connection, else empty.
         head_at: monotonic seconds of its head, `latency_s` from there to the answer's head.
         received_bytes: bytes of its body so far.
+        request_id: as the server gets it, or empty.
+
+    Args:
+        known: what the head became, if it was HTTP/1.
     """
 
     __slots__ = (
+        "_known",
         "_texts",
         "head_at",
         "judgement",
@@ -44,22 +56,30 @@ class Ongoing:
         "request_id",
     )
 
-    def __init__(self, request: Request, judgement: Judgement, limits: Limits, now: float) -> None:
+    def __init__(
+        self,
+        request: Request,
+        judgement: Judgement,
+        limits: Limits,
+        now: float,
+        known: "KnownRequest | None" = None,
+    ) -> None:
         self.request = request
         self.judgement = judgement
-        self.reader: BodyReader | AgreedReader = body_reader(
-            request.framing, limits, request.reference
-        )
+        self.reader: BodyReader | AgreedReader = _NOTHING
+        if known is None or known.has_body:
+            self.reader = body_reader(request.framing, limits, request.reference)
         self.reply: Reply | None = None
         self.replay = b""
         self.head_at = now
         self.latency_s = 0.0
         self.received_bytes = 0
-        self.request_id = b""
-        self._texts: _Texts | None = None
+        self.request_id = ""
+        self._known = known
+        self._texts = None if known is None else known.texts
 
     def prepare(
-        self, limits: Limits, new_request_id: Callable[[], str], *, replayable: bool
+        self, limits: Limits, heads: "Heads", new_request_id: Callable[[], str], *, replayable: bool
     ) -> bytes:
         """Return the head to send to the server, and expect its answer.
 
@@ -68,10 +88,17 @@ class Ongoing:
         Raises:
             RequestRefused: the policy's header actions would break the request.
         """
-        request = self.request
-        fields, added_id = self.fields_to_send(limits, new_request_id)
-        data = serialise(request, fields, added_id)
-        self.reply = Reply(request, limits)
+        request, known = self.request, self._known
+        if known is None or self.judgement.edits:
+            fields, added_id = self.fields_to_send(limits, new_request_id)
+            data = serialise(request, fields, added_id)
+        elif known.request_id or not limits.request_id:
+            self.request_id = known.request_id
+            data = known.wire + b"\r\n"
+        else:
+            self.request_id = new_request_id()
+            data = b"%bX-Request-Id: %b\r\n\r\n" % (known.wire, self.request_id.encode())
+        self.reply = Reply(request, limits, heads)
         if replayable and limits.retry_idle_close and not request.has_body:
             self.replay = data if request.method in IDEMPOTENT else b""
         return data
@@ -87,11 +114,11 @@ class Ongoing:
         fields = edited(self.request.fields, self.judgement.edits)
         for name, _, value in fields:
             if name == b"x-request-id":
-                self.request_id = value
+                self.request_id = value.decode("latin-1")
                 return fields, b""
         if limits.request_id:
-            self.request_id = new_request_id().encode()
-        return fields, self.request_id
+            self.request_id = new_request_id()
+        return fields, self.request_id.encode()
 
     @property
     def answer_begun(self) -> bool:
@@ -104,7 +131,8 @@ class Ongoing:
         """Describe it as it stands; `refusal` says how it ended, if not by the server's answer."""
         texts = self._texts
         if texts is None:
-            self._texts = texts = _texts(self.request, limits.log_headers)
+            wanted = [name.encode() for name in limits.log_headers]
+            self._texts = texts = texts_of(self.request, wanted)
         reply = self.reply
         response = None if reply is None else reply.response
         status = 0 if response is None else response.head.status
@@ -121,7 +149,7 @@ class Ongoing:
             status,
             flag,
             detail,
-            self.request_id.decode("latin-1"),
+            self.request_id,
             self.latency_s,
             now - self.head_at,
             self.received_bytes,
@@ -130,7 +158,7 @@ class Ongoing:
         )
 
 
-class _Texts(NamedTuple):
+class Texts(NamedTuple):
     """The parts of a request that every record of it has."""
 
     method: str
@@ -140,9 +168,9 @@ class _Texts(NamedTuple):
     headers: tuple[tuple[str, str], ...]
 
 
-def _texts(request: Request, wanted: tuple[str, ...]) -> _Texts:
-    names = [name.encode() for name in wanted]
-    return _Texts(
+def texts_of(request: Request, wanted: Collection[bytes]) -> Texts:
+    """Return them; `wanted` are the names of the fields that records show, in lower case."""
+    return Texts(
         request.method.decode("ascii"),
         request.target.authority.decode("ascii"),
         request.target.wire.decode("ascii"),
@@ -150,10 +178,8 @@ def _texts(request: Request, wanted: tuple[str, ...]) -> _Texts:
         tuple(
             (field[0].decode("ascii"), field[2].decode("latin-1"))
             for field in request.fields
-            if field[0] in names
-        )
-        if names
-        else (),
+            if field[0] in wanted
+        ),
     )
 
 

@@ -33,6 +33,8 @@ from l7proxy.head import Field, RequestHead, ResponseHead
 from l7proxy.limits import Limits
 from l7proxy.refusals import RequestRefused, ResponseRefused
 
+_CHUNKED, _CLOSE = Delimiter.CHUNKED, Delimiter.CLOSE
+
 _UNBOUNDED = sys.maxsize
 """Bytes h11 may hold of an incomplete line; our own readers, which come first, hold fewer."""
 
@@ -181,11 +183,8 @@ def body_reader(
 
     A chunked message was never lean, so h11 has always been asked.
     """
-    match framing.delimiter:
-        case Delimiter.CHUNKED:
-            ours = ChunkedReader(limits)
-            return ours if theirs is None else AgreedReader(ours, theirs)
-        case Delimiter.CLOSE:
-            return CloseReader()
-        case Delimiter.NONE | Delimiter.LENGTH:
-            return LengthReader(framing.length)
+    delimiter = framing.delimiter
+    if delimiter is _CHUNKED:
+        ours = ChunkedReader(limits)
+        return ours if theirs is None else AgreedReader(ours, theirs)
+    return CloseReader() if delimiter is _CLOSE else LengthReader(framing.length)

@@ -5,7 +5,10 @@ flag. Where Envoy has a detail string for the same thing, it is used (response_c
 `RequestRefused` carries one from the module that noticed to the exchange that answers.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from l7proxy.head import RequestHead
 
 
 class Refusal(NamedTuple):
@@ -17,11 +20,15 @@ class Refusal(NamedTuple):
 
 
 class RequestRefused(Exception):  # noqa: N818 - a refusal is the normal answer to a hostile request
-    """The request must not be forwarded; `refusal` says what to answer."""
+    """The request must not be forwarded; `refusal` says what to answer.
+
+    `head`: what was read of it before it was refused, if it is a head at all.
+    """
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.detail)
         self.refusal = refusal
+        self.head: RequestHead | None = None
 
 
 class ResponseRefused(Exception):  # noqa: N818 - see RequestRefused

@@ -6,6 +6,10 @@ sends more than one answer to one request must not be asked again on this connec
 Source: RFC 9110 15.2; RFC 9112 4, 6.3, 9.2.
 """
 
+from typing import TYPE_CHECKING
+
+import h11
+
 from l7proxy import refusals
 from l7proxy.framing import (
     LAST_CHUNK,
@@ -27,7 +31,11 @@ from l7proxy.responses import (
     serialise_response,
 )
 
+if TYPE_CHECKING:
+    from l7proxy.heads import Heads
+
 _HEAD_END = b"\r\n\r\n"
+_CHUNKED = Delimiter.CHUNKED
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -40,9 +48,14 @@ class Reply:
         begun: some byte of it has come.
         excess: bytes came after its end.
         sent_bytes: body bytes written for the client.
+
+    Args:
+        heads: those that were read before; None: each is read anew.
     """
 
     __slots__ = (
+        "_chunked",
+        "_heads",
         "_inbox",
         "_informational_count",
         "_limits",
@@ -55,9 +68,11 @@ class Reply:
         "sent_bytes",
     )
 
-    def __init__(self, request: Request, limits: Limits) -> None:
+    def __init__(self, request: Request, limits: Limits, heads: "Heads | None" = None) -> None:
         self._request = request
         self._limits = limits
+        self._heads = heads
+        self._chunked = False
         self._inbox = b""
         self._informational_count = 0
         self._reader: BodyReader | AgreedReader | None = None
@@ -78,7 +93,7 @@ class Reply:
         self.begun = True
         if self._reader is not None:
             return self._read_body(self._reader, data)
-        self._inbox += data
+        self._inbox = self._inbox + data if self._inbox else data
         return self._read_heads(close=close)
 
     def end(self) -> bytes | None:
@@ -92,19 +107,27 @@ class Reply:
 
     def _read_heads(self, *, close: bool) -> bytes:
         written = b""
-        while (end := self._inbox.find(_HEAD_END) + len(_HEAD_END)) >= len(_HEAD_END):
-            head = parse_response(self._inbox[:end], self._limits)
+        request = self._request
+        while (end := self._inbox.find(_HEAD_END) + 4) >= 4:
+            raw = self._inbox[:end]
+            if self._heads is not None:
+                known = self._heads.response(raw, request.method, request.minor)
+                if known is not None:
+                    begun = known.closing if close else known.kept
+                    rest, self._inbox = self._inbox[end:], b""
+                    return written + begun + self._begin(known.response, rest, None)
+            head = parse_response(raw, self._limits)
             rest, self._inbox = self._inbox[end:], b""
             if head.status >= 200:
-                request = self._request
-                self.response = response = admit_response(head, request.method, request.minor)
+                response = admit_response(head, request.method, request.minor)
                 theirs = None
                 if head.raw:
                     theirs = check_response(head, request.method, response.framing)
+                elif self._heads is not None:
+                    self._heads.remember(raw, request.method, request.minor, response)
                 close = close or response.sent.delimiter is Delimiter.CLOSE
                 written += self._write_head(response, close=close)
-                self._reader = reader = body_reader(response.framing, self._limits, theirs)
-                return written + self._read_body(reader, rest)
+                return written + self._begin(response, rest, theirs)
             self._informational_count += 1
             # RFC 9110 15.2.2: nobody asked to switch.
             if (
@@ -119,6 +142,13 @@ class Reply:
             self._inbox = rest
         check_response_start(self._inbox, self._limits)
         return written
+
+    def _begin(self, response: Response, rest: bytes, theirs: h11.Connection | None) -> bytes:
+        """Go on with the body after a final head; return what there is of it already."""
+        self.response = response
+        self._chunked = response.sent.delimiter is _CHUNKED
+        self._reader = reader = body_reader(response.framing, self._limits, theirs)
+        return self._read_body(reader, rest)
 
     def _read_body(self, reader: BodyReader | AgreedReader, data: bytes) -> bytes:
         try:
@@ -139,10 +169,6 @@ class Reply:
 
     def _write_interim(self, head: ResponseHead) -> bytes:
         return serialise_informational(head)
-
-    @property
-    def _chunked(self) -> bool:
-        return self.response is not None and self.response.sent.delimiter is Delimiter.CHUNKED
 
     def _terminator(self) -> bytes:
         return LAST_CHUNK if self._chunked else b""
@@ -168,6 +194,7 @@ class StreamReply(Reply):
         self.interim.append(head)
         return b""
 
-    @property
-    def _chunked(self) -> bool:
-        return False
+    def _begin(self, response: Response, rest: bytes, theirs: h11.Connection | None) -> bytes:
+        self.response = response
+        self._reader = reader = body_reader(response.framing, self._limits, theirs)
+        return self._read_body(reader, rest)

@@ -25,6 +25,8 @@ from l7proxy.reference import check_request
 from l7proxy.refusals import RequestRefused
 from l7proxy.target import Target, check_host, normalise
 
+_CHUNKED, _LENGTH = Delimiter.CHUNKED, Delimiter.LENGTH
+
 _CONNECTION = b"connection"
 _CONTENT_LENGTH = b"content-length"
 _EXPECT = b"expect"
@@ -91,7 +93,8 @@ class Request(NamedTuple):
     @property
     def has_body(self) -> bool:
         """Whether bytes follow the head."""
-        return self.framing.delimiter is Delimiter.CHUNKED or self.framing.length > 0
+        delimiter, length = self.framing
+        return length > 0 or delimiter is _CHUNKED
 
 
 def admit(head: RequestHead, limits: Limits) -> Request:
@@ -220,17 +223,20 @@ def serialise(request: Request, fields: list[Field], request_id: bytes) -> bytes
 
     `request_id` empty: none is added.
     """
+    wire = serialise_fields(request, fields)
+    return b"%bX-Request-Id: %b\r\n\r\n" % (wire, request_id) if request_id else wire + b"\r\n"
+
+
+def serialise_fields(request: Request, fields: list[Field]) -> bytes:
+    """Write the same without request id and without the empty line at the end."""
     parts = [
         b"%b %b HTTP/1.1\r\nHost: %b\r\n"
         % (request.method, request.target.wire, request.target.authority)
     ]
     parts += [b"%b: %b\r\n" % (name, value) for _, name, value in fields]
-    if request_id:
-        parts.append(b"X-Request-Id: %b\r\n" % request_id)
     delimiter, length = request.framing
-    if delimiter is Delimiter.LENGTH:
+    if delimiter is _LENGTH:
         parts.append(b"Content-Length: %d\r\n" % length)
-    elif delimiter is Delimiter.CHUNKED:
+    elif delimiter is _CHUNKED:
         parts.append(b"Transfer-Encoding: chunked\r\n")
-    parts.append(b"\r\n")
     return b"".join(parts)

@@ -9,7 +9,7 @@ Source: RFC 9110 7.6.1, 15; RFC 9112 6.3, 9; Cilium http-403-msg.
 from functools import lru_cache
 from typing import NamedTuple
 
-from l7proxy.framing import Delimiter, Framing, response_framing
+from l7proxy.framing import CHUNKED, UNTIL_CLOSE, Delimiter, Framing, response_framing
 from l7proxy.head import Field, ResponseHead
 from l7proxy.refusals import Refusal
 
@@ -69,6 +69,8 @@ def local_response(refusal: Refusal, *, head_only: bool, close: bool, denied_bod
     )
 
 
+_UNKNOWN_LENGTH = frozenset((Delimiter.CHUNKED, Delimiter.CLOSE))
+
 _USUAL_OPTIONS = frozenset((b"close", b"keep-alive"))
 """Options of `Connection` that are not also fields of the response."""
 
@@ -116,11 +118,9 @@ def admit_response(head: ResponseHead, method: bytes, client_minor: int) -> Resp
         kept = [field for field in kept if field[0] not in options]
     framing = response_framing(method, head.status, head.minor, lengths, codings)
     sent = framing
-    if framing.delimiter in {Delimiter.CHUNKED, Delimiter.CLOSE}:
-        sent = Framing(Delimiter.CHUNKED if client_minor else Delimiter.CLOSE)
-    reusable = (
-        head.minor == 1 and framing.delimiter is not Delimiter.CLOSE and b"close" not in options
-    )
+    if framing.delimiter in _UNKNOWN_LENGTH:
+        sent = CHUNKED if client_minor else UNTIL_CLOSE
+    reusable = head.minor == 1 and framing is not UNTIL_CLOSE and b"close" not in options
     return Response(head, kept, framing, sent, lengths[0] if lengths else None, reusable)
 
 
@@ -129,7 +129,7 @@ def serialise_response(response: Response, *, close: bool) -> bytes:
     head = response.head
     parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
     parts += [b"%b: %b\r\n" % (spelling, value) for _, spelling, value in response.fields]
-    if response.sent.delimiter is Delimiter.CHUNKED:
+    if response.sent is CHUNKED:
         parts.append(b"Transfer-Encoding: chunked\r\n")
     elif response.length is not None and head.status != 204:  # RFC 9110 8.6: none with 204
         parts.append(b"Content-Length: %d\r\n" % int(response.length))

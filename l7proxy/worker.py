@@ -54,6 +54,7 @@ from l7proxy.accesslog import Ends, http_event, is_final, text_line
 from l7proxy.certificates import Certificates
 from l7proxy.commands import Record
 from l7proxy.connection import ClientConnection
+from l7proxy.heads import Heads
 from l7proxy.judgement import Judge
 from l7proxy.limits import LimitError, Limits, override
 from l7proxy.listener import ListenError, is_local, listen
@@ -66,6 +67,9 @@ SWEEP_S = 0.25
 
 FLUSH_S = 0.05
 """Longest time that an event waits for company."""
+
+RECORDS_PER_TELLING = 64
+"""Records that wait for company at most: telling them takes about 0.2 ms."""
 
 EVENTS_PER_FLUSH = 1024
 """Events made per FLUSH_S, about 20,000/s."""
@@ -95,6 +99,7 @@ class Worker:
 
     def __init__(self, options: argparse.Namespace, limits: Limits) -> None:
         self.limits = limits
+        self.heads = Heads(limits)
         self.metrics = Metrics()
         self.mark: int = options.mark_from_proxy
         self._number: int = options.number
@@ -107,6 +112,7 @@ class Worker:
         self._policy = Policy(secrets)
         self._connections: set[ClientConnection] = set()
         self._per_source: Counter[bytes] = Counter()
+        self._records: list[tuple[Record, Ends, int]] = []
         self._events: list[HttpEvent] = []
         self._lost_count = 0
         self._started_at = time.monotonic()
@@ -209,14 +215,21 @@ class Worker:
         return f"{prefix[:8]}-{prefix[8:12]}-{prefix[12:16]}-{prefix[16:20]}-{tail}"
 
     def report(self, record: Record, ends: Ends) -> None:
-        """Log a record: to the agent if there is one, and to the access log."""
-        time_ns = time.time_ns()
-        if self._access_log is not None and is_final(record):
-            self._access_log.write(text_line(record, ends, time_ns))
-        if not self._channel.connected or len(self._events) >= EVENTS_PER_FLUSH:
-            self._lost_count += 1
-            return
-        self._events.append(http_event(record, ends, time_ns))
+        """Take a record; it is told a moment later, when the answer is on its way."""
+        self._records.append((record, ends, time.time_ns()))
+        if len(self._records) >= RECORDS_PER_TELLING:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Count what was recorded, log it, and make events of it if there is an agent."""
+        records, self._records = self._records, []
+        for record, ends, time_ns in records:
+            self.metrics.observe(record)
+            if self._access_log is not None and is_final(record):
+                self._access_log.write(text_line(record, ends, time_ns))
+        room = EVENTS_PER_FLUSH - len(self._events) if self._channel.connected else 0
+        self._events += [http_event(*told) for told in records[:room]]
+        self._lost_count += max(0, len(records) - room)
 
     # --- the agent -------------------------------------------------------------------------------
 
@@ -270,6 +283,7 @@ class Worker:
 
     def _answer(self, question: Ask) -> None:
         rows: list[Row] = []
+        self._tell()
         if question.what == "metrics":
             rows = self.metrics.rows()
         elif question.what == "status":
@@ -299,6 +313,7 @@ class Worker:
 
     def _flush(self) -> None:
         """Send the events that have gathered; what finds no room is counted by the channel."""
+        self._tell()
         if self._events or self._lost_count:
             self._channel.send(Events(tuple(self._events), self._lost_count))
             self._events.clear()
