@@ -74,10 +74,11 @@ def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
     if cell == IV or (event != TcpEvent.SYN and not loose):
         return invalid("a flow begins with SYN")
     end = segment_end(packet.sequence, packet.payload_bytes, packet.tcp_flags)
-    memory = (event, 0, packet.sequence, end, packet.acknowledgment, packet.window, 0, 0, 0)
     if event == TcpEvent.SYN:
-        windows = _begin(packet, Direction.ORIGINAL, end, UNKNOWN)
+        memory = (event, 0, 0, 0, 0, packet.window, 0, 0, 0)
+        windows = _begin(packet, Direction.ORIGINAL, end, UNKNOWN, UNKNOWN)
     else:
+        memory = (event, 0, packet.sequence, end, packet.acknowledgment, packet.window, 0, 0, 0)
         windows = _met_in_its_middle(packet)
     timeouts = profile.timeouts
     timeout_s = timeouts.tcp[cell]
@@ -92,20 +93,13 @@ def _met_in_its_middle(packet: Packet) -> tuple[Window, Window]:
     window = max(packet.window, 1)
     acknowledgment = packet.acknowledgment
     flags = LIBERAL | SACK
-    waiting = UNACKNOWLEDGED if packet.payload_bytes else 0
-    sender = make(
-        end,
-        (end + window) & MODULUS_MASK,
-        window,
-        acknowledgment,
-        0,
-        flags | ACKED | waiting,
-        end,
-        NO_FIN,
-    )
     granted = (acknowledgment + packet.window) & MODULUS_MASK
+    sender = make(end, (end + window) & MODULUS_MASK, window, 0, 0, flags, end, NO_FIN)
     receiver = make(acknowledgment, granted, 0, 0, 0, flags, acknowledgment, NO_FIN)
-    return sender, receiver
+    if after(highest_sack(packet.options, acknowledgment), acknowledgment):
+        return sender, receiver  # out of the window already, but not refused
+    waiting = UNACKNOWLEDGED if packet.payload_bytes else 0
+    return sender._replace(max_ack=acknowledgment, flags=flags | ACKED | waiting), receiver
 
 
 def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Judgement:
@@ -223,22 +217,25 @@ def _reset(
     if receiver.flags & ACKED and memory[_EVENT] != TcpEvent.SYN:
         established = state == TcpState.ESTABLISHED and entry.assured
         sequence = packet.sequence
-        if sequence or established:
-            if after(receiver.max_ack, sequence):
-                return invalid("reset below what was acknowledged"), cell, True
-            train = (
-                memory[_EVENT] == TcpEvent.ACK
-                and memory[_DIRECTION] == direction
-                and memory[_END] == sequence
-            )
-            if established and sequence != receiver.max_ack and not train:
-                cell = state
+        if sequence == 0 and not established:
+            return None, cell, True  # most likely answers a SYN that was let pass
+        if after(receiver.max_ack, sequence):
+            return invalid("reset below what was acknowledged"), cell, True
+        train = (
+            memory[_EVENT] == TcpEvent.ACK
+            and memory[_DIRECTION] == direction
+            and memory[_END] == sequence
+        )
+        if not established or sequence == receiver.max_ack or train:
+            return None, cell, True
+        cell = state
     challenged = memory[_EVENT] == TcpEvent.ACK and memory[_DIRECTION] != direction
     if state == TcpState.SYN_SENT and challenged and packet.sequence == memory[_ACKNOWLEDGMENT]:
         return None, cell, False  # RFC 9293 3.5.1: it ends the server's older flow
     answers_syn = entry.seen_reply and memory[_EVENT] == TcpEvent.SYN
     answers_ack = not entry.assured and memory[_EVENT] == TcpEvent.ACK
-    if (answers_syn or answers_ack) and packet.acknowledgment == memory[_END]:
+    other = memory[_DIRECTION] != direction
+    if other and (answers_syn or answers_ack) and packet.acknowledgment == memory[_END]:
         return None, cell, False
     return None, cell, True
 
@@ -356,16 +353,22 @@ def _relearn(
 
 
 def _begin(
-    packet: Packet, direction: int, end: int, receiver: Window, kept: int = 0
+    packet: Packet, direction: int, end: int, sender: Window, receiver: Window
 ) -> tuple[Window, Window]:
-    """Sequence space of a side that sends its SYN or SYN/ACK; `kept` are flags that stay."""
-    scale, flags = syn_options(packet.options)
-    flags |= kept
+    """Sequence space of a side that sends its SYN or SYN/ACK.
+
+    Without any option, what an earlier one of this side has announced still holds.
+    """
+    scale, flags = sender.scale, sender.flags
+    if packet.options:
+        scale, announced = syn_options(packet.options)
+        flags = flags & LIBERAL | announced
     if direction == Direction.REPLY and not flags & receiver.flags & SCALING:
         # RFC 7323 section 2.2: scaling needs the option in both SYNs.
         scale = 0
         receiver = receiver._replace(scale=0)
-    return make(end, end, max(packet.window, 1), 0, scale, flags, end, NO_FIN), receiver
+    max_ack = sender.max_ack if flags & ACKED else 0
+    return make(end, end, max(packet.window, 1), max_ack, scale, flags, end, NO_FIN), receiver
 
 
 def _windows(
@@ -392,7 +395,7 @@ def _windows(
         selective = highest_sack(packet.options, acknowledgment)
     if sender.max_window == 0:
         if flags & 2:
-            sender, receiver = _begin(packet, direction, end, receiver, sender.flags & LIBERAL)
+            sender, receiver = _begin(packet, direction, end, sender, receiver)
             if not has_ack:
                 return _INSIDE, sender, receiver
         else:
@@ -406,7 +409,7 @@ def _windows(
                 receiver = receiver._replace(end=selective)
     elif flags & 2 and state in _OPENING and after(end, sender.end):
         # RFC 9293 3.4.2: a host that has restarted begins with another number.
-        sender, receiver = _begin(packet, direction, end, receiver, sender.flags & LIBERAL)
+        sender, receiver = _begin(packet, direction, end, sender, receiver)
         if direction == Direction.REPLY and not has_ack:
             return _INSIDE, sender, receiver
     if not has_ack or (flags & 0x14 == 0x14 and acknowledgment == 0):
