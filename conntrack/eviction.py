@@ -37,7 +37,7 @@ class Rank(IntEnum):
 _DEAD_TCP: set[IntEnum] = {TcpState.LAST_ACK, TcpState.TIME_WAIT, TcpState.CLOSE}
 _HALF_CLOSED_TCP: set[IntEnum] = {TcpState.FIN_WAIT, TcpState.CLOSE_WAIT}
 _DEAD_SCTP: set[IntEnum] = {SctpState.CLOSED, SctpState.SHUTDOWN_ACK_SENT}
-_HALF_CLOSED_SCTP: set[IntEnum] = {SctpState.SHUTDOWN_SENT, SctpState.SHUTDOWN_RECEIVED}
+_HALF_CLOSED_SCTP: set[IntEnum] = {SctpState.SHUTDOWN_SENT, SctpState.SHUTDOWN_RECD}
 
 _KEPT, _UNASSURED = int(Rank.KEPT), int(Rank.UNASSURED)
 

@@ -15,7 +15,7 @@ class Fault(IntEnum):
     NO_TRANSPORT = 7  # the IPv6 chain ends in "no next header" (59)
     WRONG_FAMILY = 8  # ICMP over IPv6 or ICMPv6 over IPv4
     BAD_CHECKSUM = 9  # only with verify=True
-    UNKNOWN_L4 = 10  # a transport header of a version that nobody defined (GRE)
+    UNKNOWN_L4 = 10  # GRE version 1 that carries anything but PPP (RFC 2637 section 4.1)
 
 
 class PacketError(ValueError):
@@ -36,3 +36,4 @@ class Oddity(IntFlag):
     ROUTING_0 = 2  # IPv6 routing header type 0 (RFC 5095: deprecated)
     NO_CHECKSUM = 4  # UDP over IPv6 with checksum 0 (RFC 8200 section 8.1: discard)
     HOP_BY_HOP_LATE = 8  # hop-by-hop options not directly after the header (RFC 8200 section 4.1)
+    GRE_HEADER = 16  # neither RFC 2784's nor the whole of RFC 2637's: nobody defined it

@@ -34,7 +34,7 @@ from conntrack.checksum import transport_is_intact
 from conntrack.extensions import NO_NEXT, walk_extensions
 from conntrack.fault import Fault, Oddity, PacketError
 from conntrack.flow import GRE, ICMP, ICMPV6, SCTP, TCP, UDP
-from conntrack.quote import ICMPV6_REDIRECT, Quoted, is_error, read_quote, read_redirect
+from conntrack.quote import ICMPV6_REDIRECT, PPP, Quoted, is_error, read_quote, read_redirect
 
 __all__ = [
     "Fault",
@@ -333,14 +333,13 @@ def _parse_transport(head: _Head, data: bytes, start: int) -> Packet:
         return _parse_icmp(head, data, start)
     if protocol == SCTP:
         return _parse_sctp(head, data, start)
-    if protocol == GRE:
-        _check_gre(head, data, start)
+    oddities = head.oddities | _gre_oddity(head, data, start) if protocol == GRE else head.oddities
     key = head.source + head.destination + bytes((protocol,))
     return _new(
         Packet, (
             head.version, protocol, head.source, head.destination, 0, 0, -1, -1, 0,
             0, head.total, head.hop_limit, key, 0, 0, 0,
-            head.total - start, b"", head.oddities, None,
+            head.total - start, b"", oddities, None,
         )
     )  # fmt: skip
 
@@ -400,13 +399,22 @@ def _parse_sctp(head: _Head, data: bytes, start: int) -> Packet:
     )  # fmt: skip
 
 
-def _check_gre(head: _Head, data: bytes, start: int) -> None:
-    """GRE version 0 (RFC 2784) and version 1 carrying PPP (RFC 2637) exist; nothing else does."""
+def _gre_oddity(head: _Head, data: bytes, start: int) -> int:
+    """GRE version 0 (RFC 2784) and version 1 carrying PPP (RFC 2637) are what exists.
+
+    Raises:
+        PacketError: version 1 that carries something else.
+    """
     _require(head, data, start, 4)
     version = data[start + 1] & 7
-    ethertype = data[start + 2 : start + 4]
-    if version > 1 or (version == 1 and ethertype != b"\x88\x0b"):
+    if version == 0:
+        return 0
+    if version > 1 or start + 8 > head.total:
+        return int(Oddity.GRE_HEADER)
+    _require(head, data, start, 8)
+    if data[start + 2 : start + 4] != PPP:
         raise PacketError(Fault.UNKNOWN_L4)
+    return 0
 
 
 def _parse_icmp(head: _Head, data: bytes, start: int) -> Packet:

@@ -11,10 +11,11 @@ from typing import Final, NamedTuple
 
 from conntrack.extensions import walk_extensions
 from conntrack.fault import PacketError
-from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, UDP
+from conntrack.flow import GRE, ICMP, ICMPV6, SCTP, TCP, UDP
 
 ICMP_ERRORS: Final = frozenset((3, 4, 5, 11, 12))  # RFC 792: messages that quote a packet
 ICMPV6_REDIRECT: Final = 137  # RFC 4861 section 4.5
+PPP: Final = b"\x88\x0b"  # what GRE version 1 carries (RFC 2637 section 4.1)
 _ICMPV6_FIRST_INFORMATIONAL: Final = 128  # RFC 4443 section 2.1: below are errors
 
 _IPV4: Final = Struct("!BxHxxHBBxx4s4s")
@@ -120,4 +121,7 @@ def _read_transport(
             return None
         key = addresses + data[start + 4 : start + 6] + data[start : start + 2] + suffix
         return Quoted(protocol, source, destination, 0, 0, key, -1)
+    header = data[start : start + 8]
+    if protocol == GRE and len(header) == 8 and header[1] & 7 == 1 and header[2:4] != PPP:
+        return None
     return Quoted(protocol, source, destination, 0, 0, addresses + suffix, -1)

@@ -1,10 +1,11 @@
-"""The state machine of an SCTP association, as a table with a reason for every cell.
+"""The state machine of an SCTP association, as tables with a reason for every cell.
 
-States are those of RFC 9260 section 4, as a box between the ends sees them: the client is ORIGINAL.
-Chunks that do not move an association (DATA, SACK, ERROR, ...) are OTHER.
+States are those of RFC 9260 section 4, as a box between the ends sees them: the client is ORIGINAL;
+their names are those of conntrack(8). Chunks that do not move an association (DATA, SACK, ...) are
+OTHER.
 
-Cells: the next state, or IV = the packet is INVALID. Observed on Linux 6.18.44 along the ordinary
-life of an association; the remaining cells are derived from RFC 9260 sections 5.2, 8.4 and 9.
+Cells: the next state, or IV = the packet is INVALID. STRICT is derived from RFC 9260 sections 5.2,
+8.4 and 9. LINUX states what Linux 6.18.44 was observed to do, cell by cell.
 """
 
 from enum import IntEnum
@@ -14,7 +15,7 @@ from typing import Final
 class SctpState(IntEnum):
     """State of an association; see the module header.
 
-    Operations: `conntrack.sctp` moves an association along the table.
+    Operations: `conntrack.sctp_strict` and `conntrack.sctp_linux` move it along their table.
     Caveats: NONE exists only before the first packet is confirmed.
     """
 
@@ -24,7 +25,7 @@ class SctpState(IntEnum):
     COOKIE_ECHOED = 3
     ESTABLISHED = 4
     SHUTDOWN_SENT = 5  # by the client
-    SHUTDOWN_RECEIVED = 6  # by the client, from the server
+    SHUTDOWN_RECD = 6  # SHUTDOWN-RECEIVED: by the client, from the server
     SHUTDOWN_ACK_SENT = 7
     HEARTBEAT_SENT = 8  # a further path of an association that was set up elsewhere
 
@@ -42,7 +43,8 @@ class SctpChunk(IntEnum):
     ABORT = 7
     HEARTBEAT = 8
     HEARTBEAT_ACK = 9
-    OTHER = 10
+    ERROR = 10
+    OTHER = 11
 
 
 CHUNK_OF_TYPE: Final = {  # RFC 9260 section 3.2, chunk type numbers
@@ -53,6 +55,7 @@ CHUNK_OF_TYPE: Final = {  # RFC 9260 section 3.2, chunk type numbers
     6: SctpChunk.ABORT,
     7: SctpChunk.SHUTDOWN,
     8: SctpChunk.SHUTDOWN_ACK,
+    9: SctpChunk.ERROR,
     10: SctpChunk.COOKIE_ECHO,
     11: SctpChunk.COOKIE_ACK,
     14: SctpChunk.SHUTDOWN_COMPLETE,
@@ -64,25 +67,25 @@ CW: Final = int(SctpState.COOKIE_WAIT)
 CE: Final = int(SctpState.COOKIE_ECHOED)
 ES: Final = int(SctpState.ESTABLISHED)
 SS: Final = int(SctpState.SHUTDOWN_SENT)
-SR: Final = int(SctpState.SHUTDOWN_RECEIVED)
+SR: Final = int(SctpState.SHUTDOWN_RECD)
 SA: Final = int(SctpState.SHUTDOWN_ACK_SENT)
 HS: Final = int(SctpState.HEARTBEAT_SENT)
 
 Row = tuple[int, int, int, int, int, int, int, int, int]
 
 # fmt: off
-SCTP_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
+STRICT_SCTP_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
     (  # ORIGINAL
         #NO  CL  CW  CE  ES  SS  SR  SA  HS
-        (CL, CL, CW, CE, ES, CL, CL, SA, CL),  # INIT
-        # NO→CL, CL→CL  opens, or opens again       CW..ES stay  5.2.2: answered, not obeyed
-        # SS→CL, SR→CL  begins anew   SA→SA  9.2: answered by SHUTDOWN ACK   HS→CL  opens
+        (CL, CL, CW, CE, ES, SS, SR, SA, CL),  # INIT
+        # NO→CL, CL→CL  opens, or opens again       CW..SR stay  5.2.2: a candidate, if its end has
+        #   restarted     SA→SA  9.2: answered by SHUTDOWN ACK       HS→CL  opens
         (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # INIT_ACK
         # NO→IV  answers nothing                    rest stay  5.2.1: both sides opened at once
         (IV, CL, CE, CE, ES, SS, SR, SA, HS),  # COOKIE_ECHO
         # NO→IV  tags unknown   CW→CE  client continues   rest stay  repeated (5.2.4)
-        (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # COOKIE_ACK
-        # NO→IV   rest stay  answers a server's COOKIE ECHO (5.2.1)
+        (IV, CL, CW, ES, ES, SS, SR, SA, HS),  # COOKIE_ACK
+        # NO→IV   CE→ES  5.2.4 B: both sides opened at once    rest stay  repeated
         (IV, CL, CW, CE, SS, SS, SR, SA, SS),  # SHUTDOWN
         # NO→IV   CL, CW, CE stay  not open yet   ES→SS, HS→SS  9.2: client ends   SS, SR, SA stay
         (IV, CL, CW, CE, ES, SA, SA, SA, SA),  # SHUTDOWN_ACK
@@ -95,6 +98,8 @@ SCTP_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
         # NO→HS  8.3: a path of a multi-homed association    rest stay
         (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # HEARTBEAT_ACK
         # NO→IV  answers nothing                    rest stay
+        (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # ERROR
+        # NO→IV  8.4: out of the blue               rest stay  an ABORT follows if it is fatal
         (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # OTHER
         # NO→IV  8.4: out of the blue               rest stay
     ),
@@ -104,8 +109,8 @@ SCTP_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
         # NO→IV  a reply has an entry               rest stay  5.2.1, 5.2.2: answered, not obeyed
         (IV, CW, CW, CE, ES, SS, SR, SA, HS),  # INIT_ACK
         # CL→CW  server answers                     rest stay  repeated
-        (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # COOKIE_ECHO
-        # rest stay  5.2.1: both sides opened at once
+        (IV, CL, CE, CE, ES, SS, SR, SA, HS),  # COOKIE_ECHO
+        # CW→CE  5.2.1: both sides opened at once   rest stay  repeated
         (IV, CL, CW, ES, ES, SS, SR, SA, HS),  # COOKIE_ACK
         # CE→ES  open                               rest stay  repeated
         (IV, CL, CW, CE, SR, SS, SR, SA, SR),  # SHUTDOWN
@@ -120,6 +125,66 @@ SCTP_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
         # rest stay
         (IV, CL, CW, CE, ES, SS, SR, SA, ES),  # HEARTBEAT_ACK
         # HS→ES  8.3: the path works                rest stay
+        (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # ERROR
+        # rest stay
+        (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # OTHER
+        # rest stay
+    ),
+)
+
+# Observed on Linux 6.18.44, all cells, tags given as each cell needs them.
+LINUX_SCTP_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
+    (  # ORIGINAL
+        #NO  CL  CW  CE  ES  SS  SR  SA  HS
+        (CL, CL, CW, CE, ES, CL, CL, SA, CW),  # INIT
+        # NO→CL  opens    SS→CL, SR→CL  taken for a new beginning    HS→CW  taken for known
+        (CL, CL, CW, CE, ES, SS, SR, SA, CL),  # INIT_ACK
+        # NO→CL  only with tag 0 (so for every row below)       HS→CL  unexpected on such a path
+        (CL, CL, CE, CE, ES, SS, SR, SA, CL),  # COOKIE_ECHO
+        # CW→CE  client continues           HS→CL  unexpected
+        (CL, CL, CW, ES, ES, SS, SR, SA, CL),  # COOKIE_ACK
+        # CE→ES  both sides opened at once  HS→CL  unexpected
+        (CL, CL, CW, CE, SS, SS, SR, SA, CL),  # SHUTDOWN
+        # ES→SS  client ends                HS→CL  unexpected
+        (SA, CL, CW, CE, ES, SA, SA, SA, SA),  # SHUTDOWN_ACK
+        # NO→SA  8.4: waits for SHUTDOWN COMPLETE    SS→SA, SR→SA, HS→SA  client agrees
+        (CL, CL, CW, CE, ES, SS, SR, CL, CL),  # SHUTDOWN_COMPLETE
+        # SA→CL  over                       HS→CL  unexpected
+        (CL, CL, CL, CL, CL, CL, CL, CL, CL),  # ABORT
+        # all→CL  over at once
+        (HS, CL, CW, CE, ES, SS, SR, SA, HS),  # HEARTBEAT
+        # NO→HS  a path of a multi-homed association
+        (CL, CL, CW, CE, ES, SS, SR, SA, HS),  # HEARTBEAT_ACK
+        # NO→CL  the answer of another path
+        (CL, CL, CW, CE, ES, SS, SR, SA, CL),  # ERROR
+        # HS→CL  unexpected
+        (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # OTHER
+        # NO→IV  out of the blue            rest stay
+    ),
+    (  # REPLY
+        #NO  CL  CW  CE  ES  SS  SR  SA  HS
+        (IV, CL, CW, CE, ES, SS, SR, SA, IV),  # INIT
+        # HS→IV  no answer to a heartbeat (so for every row below)    rest stay
+        (IV, CW, CW, CE, ES, SS, SR, SA, IV),  # INIT_ACK
+        # CL→CW  server answers             rest stay
+        (IV, CL, CE, CE, ES, SS, SR, SA, IV),  # COOKIE_ECHO
+        # CW→CE  both sides opened at once  rest stay
+        (IV, CL, CW, ES, ES, SS, SR, SA, IV),  # COOKIE_ACK
+        # CE→ES  open                       rest stay
+        (IV, CL, CW, CE, SR, SS, SR, SA, IV),  # SHUTDOWN
+        # ES→SR  server ends                rest stay
+        (IV, CL, CW, CE, ES, SA, SA, SA, IV),  # SHUTDOWN_ACK
+        # SS→SA, SR→SA  server agrees       rest stay
+        (IV, CL, CW, CE, ES, SS, SR, CL, IV),  # SHUTDOWN_COMPLETE
+        # SA→CL  over                       rest stay
+        (IV, CL, CL, CL, CL, CL, CL, CL, IV),  # ABORT
+        # rest→CL  over at once
+        (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # HEARTBEAT
+        # rest stay
+        (IV, CL, CW, CE, ES, SS, SR, SA, ES),  # HEARTBEAT_ACK
+        # HS→ES  the path works             rest stay
+        (IV, CL, CW, CL, ES, SS, SR, SA, IV),  # ERROR
+        # CE→CL  the cookie was stale       rest stay
         (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # OTHER
         # rest stay
     ),

@@ -70,7 +70,7 @@ LINUX_TIMEOUTS: Final = Timeouts(
         3,  # COOKIE_ECHOED
         210,  # ESTABLISHED: 7 heartbeats of 30 s
         3,  # SHUTDOWN_SENT
-        3,  # SHUTDOWN_RECEIVED
+        3,  # SHUTDOWN_RECD
         3,  # SHUTDOWN_ACK_SENT
         30,  # HEARTBEAT_SENT
     ),

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from conntrack import datagram, sctp, tcp_linux, tcp_strict
+from conntrack import datagram, sctp_linux, sctp_strict, tcp_linux, tcp_strict
 from conntrack.entry import CtState, Entry, Judgement, Tracked, Update, invalid
 from conntrack.eviction import Limits
 from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, Direction, FlowTuple
@@ -69,6 +69,7 @@ _ODDITIES: Final = {
     Oddity.ROUTING_0: "routing header type 0",
     Oddity.NO_CHECKSUM: "UDP over IPv6 without checksum",
     Oddity.HOP_BY_HOP_LATE: "hop-by-hop options out of place",
+    Oddity.GRE_HEADER: "GRE header that nobody defined",
 }
 
 
@@ -122,6 +123,7 @@ class Tracker:
         self._ready: deque[Entry] = deque()
         self._strict = profile.strict
         self._follow_tcp = tcp_strict.follow if profile.strict else tcp_linux.follow
+        self._follow_sctp = sctp_strict.follow if profile.strict else sctp_linux.follow
 
     def __len__(self) -> int:
         return self._table.count
@@ -147,7 +149,7 @@ class Tracker:
                 self._make_ready(entry)
             finding = self._follow_tcp(entry, packet, direction, self.profile)
         elif protocol == SCTP:
-            finding = sctp.follow(entry, packet, direction, self.profile)
+            finding = self._follow_sctp(entry, packet, direction, self.profile)
         else:
             finding = datagram.follow(entry, packet, direction, self.profile, now)
         reason = ""
@@ -201,7 +203,8 @@ class Tracker:
             tcp_first = tcp_strict.first if self._strict else tcp_linux.first
             return tcp_first(packet, self.profile, self.loose)
         if packet.protocol == SCTP:
-            return sctp.first(packet, self.profile)
+            sctp_first = sctp_strict.first if self._strict else sctp_linux.first
+            return sctp_first(packet, self.profile)
         return datagram.first(packet, self.profile)
 
     @staticmethod

@@ -1,192 +1,121 @@
 """Random conversations between a client and a server, some of them with a liar in between.
 
-A `Dialogue` makes one IPv4 packet after another: most continue what was said before, so that every
-state of a flow is reached, and the others are wrong in a way that matters: another flag, a number
-at or just behind an edge, an option. Everything comes from the given `random.Random`.
+A dialogue makes one packet after another: most continue what was said before, so that every state
+of a flow is reached, and the others are wrong in a way that matters: another flag, a number at or
+just behind an edge, an option, a tag. Everything comes from the given `random.Random`. The TCP
+dialogue is in `tcp_dialogue`.
 """
 
 import random
-import socket
 import struct
+from typing import NamedTuple, Protocol
 
-from kernel_tracker import CLIENT, SERVER, Shot
+from kernel_tracker import SERVER, SERVER6, FlowName, Shot
 from packet_script import checksum
 
-FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
-_MODULUS = 1 << 32
-_EDGES = (0, 0, 0, 1, -1, 2, -2, 10, -10, 1460, -1460, 30000, 65535, -65535, -66001, 66001, 1 << 20)
-_FLAGS = (SYN, SYN | ACK, ACK, ACK, ACK | PSH, FIN | ACK, FIN | ACK, RST, RST | ACK)
+from conntrack.address import format_address, parse_address
+from conntrack.checksum import crc32c
+
+ICMP, TCP, UDP, GRE, ICMPV6, SCTP = 1, 6, 17, 47, 58, 132
+OTHERS = (50, 51, 99, 253)
+_CHECKSUM_AT = {ICMP: 2, TCP: 16, UDP: 6, ICMPV6: 2}
 
 
-def ipv4(reply: bool, protocol: int, payload: bytes, hop_limit: int = 64) -> bytes:
-    """A packet from one side to the other."""
-    ends = (SERVER, CLIENT) if reply else (CLIENT, SERVER)
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, hop_limit, protocol, 0)
-    head += socket.inet_aton(ends[0]) + socket.inet_aton(ends[1])
-    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+class Path(NamedTuple):
+    """A client and the server, of one family; packed addresses."""
+
+    client: bytes
+    server: bytes
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return 4 if len(self.client) == 4 else 6
+
+    def name(self, protocol: int, number: int = 0) -> FlowName:
+        """What the flow of a protocol and client port on this path is called."""
+        return FlowName(protocol, format_address(self.client), number)
+
+    def packet(self, reply: bool, protocol: int, body: bytes, extensions: bytes = b"") -> bytes:
+        """A packet from one side to the other; the checksum of a known transport is filled in.
+
+        Args:
+            reply: from the server.
+            protocol: of the body.
+            body: from the transport header on, with zero where the checksum belongs.
+            extensions: IPv6 extension headers, the last of which names the protocol; the first
+                one's kind stands before them as one byte.
+        """
+        source, destination = (self.server, self.client) if reply else (self.client, self.server)
+        body = _with_checksum(source + destination, protocol, body)
+        if self.version == 4:
+            head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, protocol, 0)
+            head += source + destination
+            return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + body
+        following, chain = (extensions[0], extensions[1:]) if extensions else (protocol, b"")
+        length = len(chain) + len(body)
+        head = struct.pack("!IHBB", 6 << 28, length, following, 64)
+        return head + source + destination + chain + body
 
 
-def with_checksum(reply: bool, protocol: int, payload: bytes, at: int) -> bytes:
-    """The transport's bytes with their checksum at `at`; it is the same both ways."""
-    addresses = socket.inet_aton(CLIENT) + socket.inet_aton(SERVER)
-    pseudo = addresses + struct.pack("!HH", protocol, len(payload))
-    total = checksum((b"" if protocol == 1 else pseudo) + payload)
-    return payload[:at] + struct.pack("!H", total) + payload[at + 2 :]
+def _with_checksum(addresses: bytes, protocol: int, body: bytes) -> bytes:
+    if protocol == SCTP:
+        return body[:8] + crc32c(body).to_bytes(4, "little") + body[12:]
+    at = _CHECKSUM_AT.get(protocol)
+    if at is None:
+        return body
+    pseudo = addresses + struct.pack("!IHH", len(body), 0, protocol)
+    total = checksum((b"" if protocol == ICMP else pseudo) + body)
+    return body[:at] + struct.pack("!H", total or 0xFFFF) + body[at + 2 :]
 
 
-class Side:
-    """What one side of a TCP conversation has said."""
-
-    def __init__(self, chance: random.Random) -> None:
-        near_the_end = _MODULUS - chance.randrange(1, 5000)
-        self.initial = chance.choice((chance.randrange(_MODULUS), near_the_end, 0))
-        self.next = (self.initial + 1) % _MODULUS
-        self.window = chance.choice((1, 1000, 29200, 65535))
-        self.options = b""
-        if chance.random() < 0.5:
-            self.options += bytes((3, 3, chance.choice((0, 1, 7, 14, 15)), 1))
-        if chance.random() < 0.5:
-            self.options += b"\x04\x02\x01\x01"
-        self.has_opened = self.has_ended = False
+def path(index: int, version: int) -> Path:
+    """The path of the dialogue with this number: a client of its own."""
+    if version == 4:
+        high, low = divmod(index, 250)
+        return Path(bytes((10, 201, 16 + high, 1 + low)), parse_address(SERVER))
+    return Path(parse_address(f"fd00:201:1::{index + 16:x}"), parse_address(SERVER6))
 
 
-class TcpDialogue:
-    """One TCP conversation of a client port."""
+class Dialogue(Protocol):
+    """A conversation; `name` is the flow that its packets belong to."""
 
-    protocol = "tcp"
-
-    def __init__(self, chance: random.Random, port: int, liar: float) -> None:
-        self.port = port
-        self._chance = chance
-        self._liar = liar
-        self._sides = (Side(chance), Side(chance))
-        self._turn = 0
+    name: FlowName
 
     def next(self) -> Shot:
         """The next packet."""
-        chance = self._chance
-        if chance.random() < 0.02:
-            reply = chance.random() < 0.5
-            return Shot(self._error(reply), reply)
-        reply, flags, sequence, ack, length = self._natural()
-        options = b""
-        own, other = self._sides[reply], self._sides[not reply]
-        window = chance.choice((own.window, own.window, own.window, 0))
-        if flags & SYN:
-            options, window = own.options, own.window
-        lies = chance.random() < self._liar
-        if lies:
-            reply, flags, sequence, ack, length = self._lie(reply, flags, sequence, ack, length)
-            own, other = self._sides[reply], self._sides[not reply]
-            if chance.random() < 0.2:
-                window = chance.choice((0, 1, 512, 65535))
-            if chance.random() < 0.1:
-                left, right = ((other.next + chance.choice(_EDGES)) % _MODULUS for _ in range(2))
-                options = struct.pack("!BBBBII", 1, 1, 5, 10, left, right)
-        self._note(reply, flags, sequence, length)
-        packet = self._segment(reply, flags, sequence, ack, window, options, length)
-        return Shot(packet, reply)
-
-    def _natural(self) -> tuple[bool, int, int, int, int]:
-        """What a well-behaved end would send now."""
-        chance, (client, server) = self._chance, self._sides
-        if not client.has_opened:
-            return False, SYN, client.initial, 0, 0
-        if not server.has_opened:
-            return True, SYN | ACK, server.initial, client.next, 0
-        self._turn += 1
-        if self._turn == 1:
-            return False, ACK, client.next, server.next, 0
-        reply = chance.random() < 0.5
-        own, other = self._sides[reply], self._sides[not reply]
-        if own.has_ended:
-            if client.has_ended and server.has_ended and chance.random() < 0.2:
-                self._sides = (Side(chance), Side(chance))  # the port is used again
-                self._turn = 0
-                return self._natural()
-            return reply, ACK, own.next, other.next, 0
-        kind = chance.random()
-        if kind < 0.2:
-            return reply, FIN | ACK, own.next, other.next, 0
-        if kind < 0.6:
-            return reply, ACK | PSH, own.next, other.next, chance.choice((1, 100, 1400))
-        return reply, ACK, own.next, other.next, 0
-
-    def _lie(
-        self, reply: bool, flags: int, sequence: int, ack: int, length: int
-    ) -> tuple[bool, int, int, int, int]:
-        """Change one or two things of a segment."""
-        chance = self._chance
-        for _ in range(chance.choice((1, 1, 2))):
-            match chance.randrange(6):
-                case 0:
-                    flags = chance.choice(_FLAGS)
-                case 1:
-                    sequence += chance.choice(_EDGES)
-                case 2:
-                    ack += chance.choice(_EDGES)
-                case 3:
-                    reply = not reply
-                    own, other = self._sides[reply], self._sides[not reply]
-                    sequence, ack = own.next, other.next
-                case 4:
-                    own = self._sides[reply]
-                    base = chance.choice((own.initial, own.next, chance.randrange(_MODULUS)))
-                    sequence = base + chance.choice(_EDGES)
-                case _:
-                    length = chance.choice((0, 1, 1400))
-                    if chance.random() < 0.1:
-                        flags = chance.randrange(256)
-        if not flags & ACK and chance.random() < 0.7:
-            ack = 0
-        return reply, flags, sequence % _MODULUS, ack % _MODULUS, length
-
-    def _note(self, reply: bool, flags: int, sequence: int, length: int) -> None:
-        """Remember what has been said, as far as it continues the conversation."""
-        own = self._sides[reply]
-        end = (sequence + length + bool(flags & SYN) + bool(flags & FIN)) % _MODULUS
-        if flags & SYN:
-            own.has_opened = True
-        if flags & RST:
-            return
-        if 0 < (end - own.next) % _MODULUS <= 1 << 17:
-            own.next = end
-        if flags & FIN and end == own.next:
-            own.has_ended = True
-
-    def _segment(  # noqa: PLR0917 -- the fields of a segment, in its order
-        self, reply: bool, flags: int, sequence: int, ack: int, window: int, options: bytes,
-        length: int,
-    ) -> bytes:  # fmt: skip
-        ports = (80, self.port) if reply else (self.port, 80)
-        offset = (20 + len(options)) // 4 << 4
-        head = struct.pack("!HHIIBBHHH", *ports, sequence, ack, offset, flags, window, 0, 0)
-        return ipv4(reply, 6, with_checksum(reply, 6, head + options + b"x" * length, 16))
-
-    def _error(self, reply: bool) -> bytes:
-        """An ICMP error from one side about a segment of the other."""
-        quoted = self._segment(not reply, ACK, self._sides[not reply].next, 0, 0, b"", 0)
-        return icmp_error(self._chance, reply, quoted)
 
 
-def icmp_error(chance: random.Random, reply: bool, quoted: bytes) -> bytes:
+def icmp_error(chance: random.Random, path: Path, reply: bool, quoted: bytes) -> Shot:
     """An ICMP error, sometimes cut or about a packet of its own direction."""
-    kind = chance.choice(((3, 1), (3, 3), (3, 4), (11, 0), (12, 0), (4, 0)))
-    if chance.random() < 0.2:
-        quoted = quoted[: chance.choice((20, 24, 27))]
     if chance.random() < 0.1:
-        quoted = quoted[:12] + quoted[16:20] + quoted[12:16] + quoted[20:]
-    body = bytes((*kind, 0, 0)) + struct.pack("!I", 1400 if kind == (3, 4) else 0) + quoted
-    return ipv4(reply, 1, with_checksum(reply, 1, body, 2))
+        quoted = _turned(quoted)
+    if path.version == 4:
+        kind = chance.choice(((3, 1), (3, 3), (3, 4), (11, 0), (12, 0), (4, 0), (5, 1)))
+        if chance.random() < 0.2:
+            quoted = quoted[: chance.choice((20, 24, 27))]
+        body = bytes((*kind, 0, 0)) + struct.pack("!I", 1400 if kind == (3, 4) else 0) + quoted
+        return Shot(path.packet(reply, ICMP, body), reply)
+    kind = chance.choice(((1, 0), (1, 4), (2, 0), (3, 0), (4, 1), (100, 0), (127, 0)))
+    if chance.random() < 0.2:
+        quoted = quoted[: chance.choice((40, 44, 47))]
+    body = bytes((*kind, 0, 0)) + struct.pack("!I", 1400 if kind[0] == 2 else 0) + quoted
+    return Shot(path.packet(reply, ICMPV6, body), reply)
+
+
+def _turned(packet: bytes) -> bytes:
+    at, size = (12, 4) if packet[0] >> 4 == 4 else (8, 16)
+    middle = packet[at + size : at + 2 * size] + packet[at : at + size]
+    return packet[:at] + middle + packet[at + 2 * size :]
 
 
 class UdpDialogue:
     """Datagrams of one client port, either way, and errors about them."""
 
-    protocol = "udp"
-
-    def __init__(self, chance: random.Random, port: int, liar: float) -> None:
-        self.port = port
+    def __init__(self, chance: random.Random, path: Path, liar: float) -> None:
+        self._path = path
+        self._port = chance.randrange(1024, 65536)
+        self.name = path.name(UDP, self._port)
         self._chance = chance
         self._liar = liar
 
@@ -195,27 +124,49 @@ class UdpDialogue:
         chance = self._chance
         reply = chance.random() < 0.4
         if chance.random() < self._liar / 2:
-            quoted = self._datagram(not reply)
-            return Shot(icmp_error(chance, reply, quoted), reply)
+            return icmp_error(chance, self._path, reply, self._datagram(not reply))
         return Shot(self._datagram(reply), reply)
 
     def _datagram(self, reply: bool) -> bytes:
-        ports = (53, self.port) if reply else (self.port, 53)
+        ports = (53, self._port) if reply else (self._port, 53)
         payload = b"x" * self._chance.randrange(3)
-        datagram = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
-        return ipv4(reply, 17, with_checksum(reply, 17, datagram, 6))
+        length = 8 + len(payload)
+        if self._chance.random() < self._liar / 4:
+            length += self._chance.choice((-8, -1, 1, 8))
+        datagram = struct.pack("!HHHH", *ports, max(length, 0), 0) + payload
+        return self._path.packet(reply, UDP, datagram, self._extensions())
+
+    def _extensions(self) -> bytes:
+        """Now and then, some extension headers in any order (IPv6)."""
+        chance = self._chance
+        if self._path.version == 4 or chance.random() > self._liar:
+            return b""
+        kinds = [chance.choice((60, 43, 51, 60)) for _ in range(chance.randrange(1, 5))]
+        if chance.random() < 0.3:
+            kinds.insert(0, 0)  # hop-by-hop options: anywhere else no router takes them
+        chain = b""
+        for kind, following in zip(kinds, (*kinds[1:], UDP), strict=True):
+            if kind == 51:
+                chain += bytes((following, 4)) + bytes(22)
+            elif kind == 43:
+                chain += bytes((following, 0, chance.choice((0, 2, 4)))) + bytes(5)
+            else:
+                chain += bytes((following, 0, 1, 4)) + bytes(4)
+        return bytes((kinds[0],)) + chain
 
 
 class IcmpDialogue:
     """Queries and answers of one identifier; not all that come were asked for."""
 
-    protocol = "icmp"
-
-    def __init__(self, chance: random.Random, port: int, liar: float) -> None:
-        self.port = port
+    def __init__(self, chance: random.Random, path: Path, liar: float) -> None:
+        self._path = path
+        self._protocol = ICMP if path.version == 4 else ICMPV6
+        self._identifier = chance.randrange(65536)
+        self.name = path.name(self._protocol, self._identifier)
         self._chance = chance
         self._liar = liar
-        self._pair = chance.choice(((8, 0), (8, 0), (13, 14), (15, 16), (17, 18)))
+        pairs = ((8, 0), (8, 0), (13, 14), (15, 16), (17, 18))
+        self._pair = chance.choice(pairs if path.version == 4 else ((128, 129), (139, 140)))
 
     def next(self) -> Shot:
         """The next packet."""
@@ -224,7 +175,106 @@ class IcmpDialogue:
         kind = self._pair[reply]
         code = 0
         if chance.random() < self._liar:
-            kind = chance.choice((*self._pair, 0, 8, 9, 10, 14, 19, 40))
+            lies = (0, 8, 9, 10, 14, 19, 40) if self._protocol == ICMP else (138, 141, 144, 200)
+            kind = chance.choice((*self._pair, *lies))
             code = chance.choice((0, 0, 1))
-        message = struct.pack("!BBHHH", kind, code, 0, self.port, 1) + b"x" * 8
-        return Shot(ipv4(reply, 1, with_checksum(reply, 1, message, 2)), reply)
+        if chance.random() < self._liar / 4:
+            query = self._message(self._pair[0], 0)
+            return icmp_error(chance, self._path, True, self._path.packet(False, *query))
+        return Shot(self._path.packet(reply, *self._message(kind, code)), reply)
+
+    def _message(self, kind: int, code: int) -> tuple[int, bytes]:
+        message = struct.pack("!BBHHH", kind, code, 0, self._identifier, 1) + b"x" * 8
+        return self._protocol, message
+
+
+class PlainDialogue:
+    """A protocol without ports: GRE, tunnels, or a number that nobody knows."""
+
+    def __init__(self, chance: random.Random, path: Path, liar: float) -> None:
+        self._path = path
+        self._protocol = chance.choice((GRE, GRE, *OTHERS))
+        if path.version == 6 and self._protocol == 51:
+            self._protocol = 50  # over IPv6 an authentication header is an extension header
+        self.name = path.name(self._protocol)
+        self._chance = chance
+        self._liar = liar
+
+    def next(self) -> Shot:
+        """The next packet."""
+        chance = self._chance
+        reply = chance.random() < 0.4
+        if chance.random() < self._liar / 2:
+            return icmp_error(chance, self._path, reply, self._packet(not reply))
+        return Shot(self._packet(reply), reply)
+
+    def _packet(self, reply: bool) -> bytes:
+        body = b"\0\0\x08\0" + bytes(20)
+        if self._protocol == GRE and self._chance.random() < self._liar:
+            flags = self._chance.choice((0x2000, 0x3001, 0x0001, 0x0002, 0x0007, 0x2081))
+            kind = self._chance.choice((0x0800, 0x880B))
+            body = struct.pack("!HH", flags, kind) + bytes(self._chance.choice((0, 4, 12)))
+        return self._path.packet(reply, self._protocol, body)
+
+
+class SctpDialogue:
+    """One association of a client port: its life, and chunks out of place."""
+
+    _LIFE = (
+        (False, 1), (True, 2), (False, 10), (True, 11), (False, 0), (True, 3), (True, 0),
+        (False, 3), (False, 4), (True, 5), (False, 7), (True, 8), (False, 14),
+    )  # fmt: skip
+    _KINDS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 192)
+
+    def __init__(self, chance: random.Random, path: Path, liar: float) -> None:
+        self._path = path
+        self._port = chance.randrange(1024, 65536)
+        self.name = path.name(SCTP, self._port)
+        self._chance = chance
+        self._liar = liar
+        self._tags = (chance.getrandbits(32) or 1, chance.getrandbits(32) or 1)
+        self._at = 0
+
+    def next(self) -> Shot:
+        """The next packet."""
+        chance = self._chance
+        reply, kind = self._LIFE[self._at % len(self._LIFE)]
+        flags = 0
+        tag = 0 if kind == 1 else self._tags[not reply]
+        if chance.random() < self._liar:
+            match chance.randrange(5):
+                case 0:
+                    kind = chance.choice(self._KINDS)
+                case 1:
+                    kind, reply = chance.choice(self._KINDS), chance.random() < 0.5
+                    tag = 0 if kind == 1 else self._tags[not reply]
+                case 2:
+                    tag = chance.choice((0, self._tags[reply], chance.getrandbits(32)))
+                case 3:
+                    kind = chance.choice((6, 14))
+                    flags = chance.choice((0, 1))
+                    tag = self._tags[chance.random() < 0.5]
+                case _:
+                    reply = not reply
+        elif kind == 10 and chance.random() < 0.3:
+            self._at += 1
+            chunks = self._chunk(reply, 10, 0) + self._chunk(reply, 0, 0)
+            return Shot(self._packet(reply, tag, chunks), reply)
+        else:
+            self._at += 1
+        return Shot(self._packet(reply, tag, self._chunk(reply, kind, flags)), reply)
+
+    def _chunk(self, reply: bool, kind: int, flags: int) -> bytes:
+        if kind in (1, 2):
+            body = struct.pack("!IIHHI", self._tags[reply], 65535, 1, 1, 7)
+        elif kind in (8, 11, 14):
+            body = b""
+        elif kind == 7:
+            body = bytes(4)
+        else:
+            body = bytes(12)
+        return struct.pack("!BBH", kind, flags, 4 + len(body)) + body
+
+    def _packet(self, reply: bool, tag: int, chunks: bytes) -> bytes:
+        ports = (3868, self._port) if reply else (self._port, 3868)
+        return self._path.packet(reply, SCTP, struct.pack("!HHII", *ports, tag, 0) + chunks)

@@ -1,9 +1,9 @@
 """The kernel's conntrack as a tracker that can be asked: the class of each packet, every flow.
 
-Packets go through the node of a lab: the client's net is behind host a, the server's behind host b,
-and neither host owns an address of them, so nobody answers and only what a test sends is tracked.
-Each packet of a batch gets an IP identification of its own; a rule notes class and direction under
-it in a set, which is read once per batch.
+Packets go through the node of a lab: the client's nets are behind host a, the server's behind host
+b, and neither host owns an address of them, so nobody answers and only what a test sends is
+tracked. Each packet of a batch gets a number of its own (IPv4 identification, IPv6 flow label); a
+rule notes class and direction under it in a set, which is read once per batch.
 
 The two directions enter through different links in the order in which they are sent.
 """
@@ -12,6 +12,7 @@ import json
 import re
 import struct
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from scapy.utils import checksum
@@ -20,17 +21,26 @@ from traffic import eventually
 from lab.laboratory import Lab
 
 CLIENT, SERVER = "10.201.1.2", "10.201.2.2"
-_RULES = """
-table ip watch {
-  set seen { typeof ip id . ct state . ct direction; flags dynamic; size 65536; }
-  set refused { typeof ip id; flags dynamic; size 65536; }
-  chain look {
+CLIENT6, SERVER6 = "fd00:201:1::2", "fd00:201:2::2"
+CLIENT_NET, SERVER_NET = "10.201.0.0/16", "10.201.2.0/24"
+CLIENT_NET6, SERVER_NET6 = "fd00:201:1::/48", "fd00:201:2::/48"
+_NOTED = "ct state . ct direction"
+_RULES = f"""
+table inet watch {{
+  set seen4 {{ typeof ip id . {_NOTED}; flags dynamic; size 65536; }}
+  set seen6 {{ typeof ip6 flowlabel . {_NOTED}; flags dynamic; size 65536; }}
+  set refused4 {{ typeof ip id; flags dynamic; size 65536; }}
+  set refused6 {{ typeof ip6 flowlabel; flags dynamic; size 65536; }}
+  chain look {{
     type filter hook prerouting priority -100;
-    ct state { invalid, untracked } update @refused { ip id }
-    ct state { new, established, related } update @seen { ip id . ct state . ct direction }
-  }
-}
+    ct state {{ invalid, untracked }} update @refused4 {{ ip id }}
+    ct state {{ invalid, untracked }} update @refused6 {{ ip6 flowlabel }}
+    ct state {{ new, established, related }} update @seen4 {{ ip id . {_NOTED} }}
+    ct state {{ new, established, related }} update @seen6 {{ ip6 flowlabel . {_NOTED} }}
+  }}
+}}
 """
+_SETS = ("seen4", "seen6", "refused4", "refused6")
 _CLASSES = {
     ("new", "original"): "NEW",
     ("established", "original"): "ESTABLISHED",
@@ -39,10 +49,21 @@ _CLASSES = {
     ("related", "reply"): "RELATED_REPLY",
 }
 _FLOW = re.compile(
-    r"^(?P<protocol>\w+)\s+\d+ (?P<timeout>\d+) (?:(?P<state>[A-Z_0-9]+) )?"
-    r"src=(?P<source>\S+) dst=(?P<destination>\S+) "
-    r"(?:sport=(?P<sport>\d+) dport=(?P<dport>\d+)|type=\d+ code=\d+ id=(?P<id>\d+))?"
+    r"^\w+\s+(?P<protocol>\d+) (?P<timeout>\d+) (?:(?P<state>[A-Z_0-9]+) )?"
+    r"(?:timeout=\d+, stream_timeout=\d+ )?src=(?P<source>\S+) dst=(?P<destination>\S+) "
+    r"(?:sport=(?P<sport>\d+) dport=(?P<dport>\d+) |type=\d+ code=\d+ id=(?P<id>\d+) )?"
 )
+
+
+class FlowName(NamedTuple):
+    """What a flow is asked for by, whoever began it: addresses as text, the client's number.
+
+    `number` is the client's port, an ICMP identifier, or 0 for protocols without.
+    """
+
+    protocol: int
+    client: str
+    number: int
 
 
 class KernelFlow(NamedTuple):
@@ -55,7 +76,7 @@ class KernelFlow(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """One IPv4 packet and the side that sends it."""
+    """One packet and the side that sends it."""
 
     packet: bytes
     reply: bool
@@ -66,10 +87,16 @@ class KernelTracker:
 
     def __init__(self, lab: Lab) -> None:
         self._node = lab.node
-        self._hosts = (lab.host("a"), lab.host("b"))
-        for net, host in zip(("10.201.1.0/24", "10.201.2.0/24"), self._hosts, strict=True):
-            route = ["ip", "route", "add", net, "via", host.address4, "dev", host.interface]
-            self._node.run([*route, "onlink"], check=True)
+        self._hosts = a, b = (lab.host("a"), lab.host("b"))
+        for net, via, host in (
+            (CLIENT_NET, a.address4, a),
+            (SERVER_NET, b.address4, b),
+            (CLIENT_NET6, a.address6, a),
+            (SERVER_NET6, b.address6, b),
+        ):
+            route = ["route", "add", net, "via", via, "dev", host.interface, "onlink"]
+            family = ["-6"] if ":" in net else []
+            self._node.run(["ip", *family, *route], check=True)
         self._node.run(["nft", "-f", "-"], stdin=_RULES, check=True)
 
     def set(self, **values: int) -> None:
@@ -82,58 +109,62 @@ class KernelTracker:
         self._node.run(["conntrack", "-F"], check=True)
 
     def send(self, shots: list[Shot]) -> list[str]:
-        """Send a batch; the class of each packet, as `CtState` names it."""
-        self._node.run(
-            ["nft", "-f", "-"],
-            stdin="flush set ip watch seen\nflush set ip watch refused\n",
-            check=True,
-        )
+        """Send a batch; the class of each packet, as `CtState` names it (UNTRACKED: INVALID)."""
+        flushing = "".join(f"flush set inet watch {name}\n" for name in _SETS)
+        self._node.run(["nft", "-f", "-"], stdin=flushing, check=True)
         for number, shot in enumerate(shots, 1):
-            self._hosts[shot.reply].send(with_identification(shot.packet, number))
+            self._hosts[shot.reply].send(numbered(shot.packet, number))
         found: dict[int, str] = {}
 
         def all_seen() -> bool:
             found.update(self._seen())
-            return len(found) == len(shots)
+            return all(number in found for number in range(1, len(shots) + 1))
 
         eventually(all_seen, f"{len(shots)} packets pass the hook")
         return [found[number] for number in range(1, len(shots) + 1)]
 
     def _seen(self) -> dict[int, str]:
-        listed = self._node.run(["nft", "-j", "list", "table", "ip", "watch"], check=True).stdout
+        listed = self._node.run(["nft", "-j", "list", "table", "inet", "watch"], check=True).stdout
         sets = {
             item["set"]["name"]: item["set"].get("elem", [])
             for item in json.loads(listed)["nftables"]
             if "set" in item
         }
-        classes = dict.fromkeys(sets["refused"], "INVALID")
-        for element in sets["seen"]:
+        classes = dict.fromkeys((*sets["refused4"], *sets["refused6"]), "INVALID")
+        for element in (*sets["seen4"], *sets["seen6"]):
             number, state, direction = element["concat"]
             classes[number] = _CLASSES[state, direction]
         return classes
 
-    def flows(self) -> dict[tuple[str, int], KernelFlow]:
-        """Every flow by (protocol, port or ICMP identifier of the client, whoever began)."""
-        flows = {}
+    def flows(self) -> dict[FlowName, KernelFlow]:
+        """Every flow between a client and a server."""
+        return dict(self._flows())
+
+    def _flows(self) -> Iterator[tuple[FlowName, KernelFlow]]:
         for line in self._node.run(["conntrack", "-L"], check=True).stdout.splitlines():
             match = _FLOW.match(line)
             if match is None:
                 continue
-            port = match["sport"] if match["source"] == CLIENT else match["dport"]
-            flows[match["protocol"], int(port or match["id"] or 0)] = KernelFlow(
+            forward = match["destination"] in (SERVER, SERVER6)
+            client = match["source"] if forward else match["destination"]
+            port = match["sport"] if forward else match["dport"]
+            name = FlowName(int(match["protocol"]), client, int(port or match["id"] or 0))
+            flow = KernelFlow(
                 match["state"] or "",
                 int(match["timeout"]),
                 "[UNREPLIED]" not in line,
                 "[ASSURED]" in line,
             )
-        return flows
+            yield name, flow
 
 
-def with_identification(packet: bytes, number: int) -> bytes:
-    """The IPv4 packet with another identification, and the right header checksum."""
-    head = packet[:4] + struct.pack("!H", number) + packet[6:10] + b"\0\0" + packet[12:20]
-    head += packet[20 : (packet[0] & 15) * 4]
-    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[len(head) :]
+def numbered(packet: bytes, number: int) -> bytes:
+    """The packet with another identification or flow label, and the right header checksum."""
+    if packet[0] >> 4 == 6:
+        return struct.pack("!I", 6 << 28 | number) + packet[4:]
+    size = (packet[0] & 15) * 4
+    head = packet[:4] + struct.pack("!H", number) + packet[6:10] + b"\0\0" + packet[12:size]
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + packet[size:]
 
 
 def now() -> float:

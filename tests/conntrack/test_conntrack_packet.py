@@ -69,8 +69,8 @@ REFUSED = [
     (v6(1, bytes(8)), Fault.WRONG_FAMILY, "ICMP over IPv6"),
     (v4(1, bytes(7)), Fault.TRUNCATED, "ICMP header cut"),
     (v4(132, bytes(11)), Fault.TRUNCATED, "SCTP header cut"),
-    (v4(47, b"\x20\x01\x08\x00"), Fault.UNKNOWN_L4, "GRE 1 without PPP"),
-    (v4(47, b"\x00\x02\x08\x00"), Fault.UNKNOWN_L4, "GRE 2"),
+    (v4(47, b"\x20\x01\x08\x00\0\0\0\0"), Fault.UNKNOWN_L4, "GRE 1 without PPP"),
+    (v4(47, bytes(3)), Fault.TRUNCATED, "GRE header cut"),
     (v6(6, tcp(), payload=19), Fault.TRUNCATED, "IPv6 payload below TCP"),
     (v6(6, tcp(), payload=21), Fault.TRUNCATED, "IPv6 payload behind the bytes"),
     (v6(59, b""), Fault.NO_TRANSPORT, "no next header"),
@@ -147,6 +147,14 @@ def test_oddities_of_ipv6() -> None:
     assert parse(late).oddities == Oddity.HOP_BY_HOP_LATE
     assert parse(v6(17, udp(checksum=0))).oddities == Oddity.NO_CHECKSUM
     assert parse(v4(17, udp(checksum=0))).oddities == 0
+
+
+@pytest.mark.parametrize("gre", [b"\0\2\x08\0", b"\0\7\x88\x0b\0\0\0\0", b"\0\1\x88\x0b"])
+def test_a_gre_header_that_nobody_defined_is_odd(gre: bytes) -> None:
+    """Linux tracks it by address pair; the tracker refuses it when strict."""
+    assert parse(v4(47, gre)).oddities == Oddity.GRE_HEADER
+    for known in (b"\0\0\x08\0", b"\x30\1\x88\x0b\0\0\0\0"):
+        assert parse(v4(47, known)).oddities == 0
 
 
 def test_a_large_packet_shows_its_length_through_a_short_copy() -> None:

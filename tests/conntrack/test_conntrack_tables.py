@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conntrack import sctp_states, tcp_states
 from conntrack.profile import LINUX, STRICT
-from conntrack.sctp_states import SCTP_TABLE, SctpChunk, SctpState
+from conntrack.sctp_states import LINUX_SCTP_TABLE, STRICT_SCTP_TABLE, SctpChunk, SctpState
 from conntrack.tcp_states import (
     EVENT_OF_FLAGS,
     IG,
@@ -58,14 +59,16 @@ def test_strict_reaches_all_but_the_state_it_replaces() -> None:
     assert reachable(STRICT_TABLE, len(TcpState)) == set(TcpState) - {TcpState.SYN_SENT2}
 
 
-def test_every_association_state_is_reachable() -> None:
+@pytest.mark.parametrize("table", [STRICT_SCTP_TABLE, LINUX_SCTP_TABLE])
+def test_every_association_state_is_reachable(table: Any) -> None:
     """As for TCP."""
-    assert reachable(SCTP_TABLE, len(SctpState)) == set(SctpState)
+    assert reachable(table, len(SctpState)) == set(SctpState)
 
 
-def test_the_sctp_table_is_total() -> None:
+@pytest.mark.parametrize("table", [STRICT_SCTP_TABLE, LINUX_SCTP_TABLE])
+def test_the_sctp_table_is_total(table: Any) -> None:
     """Every direction, chunk and state has a cell."""
-    for direction in SCTP_TABLE:
+    for direction in table:
         assert len(direction) == len(SctpChunk)
         for row in direction:
             assert len(row) == len(SctpState)
@@ -107,6 +110,6 @@ def test_every_row_has_reasons_below_it(module: object) -> None:
     """A row of cells is followed by a comment that says why."""
     source = Path(str(module.__file__)).read_text().splitlines()  # type: ignore[attr-defined]
     rows = [n for n, line in enumerate(source) if re.match(r"^ {8}\((\w\w, ){8,}\w\w\),", line)]
-    assert len(rows) == (24 if module is tcp_states else 22)
+    assert len(rows) == (24 if module is tcp_states else 48)
     for number in rows:
         assert source[number + 1].strip().startswith("#")

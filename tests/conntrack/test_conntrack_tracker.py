@@ -7,12 +7,11 @@ import packet_script
 import pytest
 from packet_script import Ends
 
-from conntrack.flow import SCTP, Direction, FlowTuple
+from conntrack.flow import Direction, FlowTuple
 from conntrack.packet import Packet, parse
-from conntrack.sctp_states import SctpState
 from conntrack.tcp_states import TcpState
 from conntrack.tcp_window import NO_FIN, UNKNOWN, make, pack, unpack
-from conntrack.tracker import LINUX, READY_COUNT, STRICT, CtState, Profile, Tracked, Tracker
+from conntrack.tracker import LINUX, READY_COUNT, STRICT, CtState, Tracked, Tracker
 
 A4, B4, C4 = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2)), bytes((10, 0, 0, 3))
 A6, B6 = bytes(15) + b"\1", bytes(15) + b"\2"
@@ -249,50 +248,6 @@ def test_an_echo_flow_is_its_identifier_and_type() -> None:
     entry = tracker.find(FlowTuple(A4, B4, 1, 7, 7), icmp_type=8)
     assert entry is not None
     assert entry.seen_reply
-
-
-def sctp(source: bytes, destination: bytes, tag: int, *chunks: tuple[int, int, bytes]) -> Packet:
-    ports = (4000, 3868) if source == A4 else (3868, 4000)
-    body = struct.pack("!HHII", *ports, tag, 0)
-    for kind, flags, value in chunks:
-        body += struct.pack("!BBH", kind, flags, 4 + len(value)) + value
-    return v4(SCTP, source, destination, body)
-
-
-def init(tag: int) -> bytes:
-    return struct.pack("!IIHHI", tag, 65535, 1, 1, 1)
-
-
-@pytest.mark.parametrize("profile", [STRICT, LINUX], ids=lambda profile: profile.name)
-def test_only_who_knows_the_tag_moves_an_association(profile: Profile) -> None:
-    """RFC 9260 8.5; T bit: 8.5.1."""
-    tracker = Tracker(profile)
-    feed(tracker, sctp(A4, B4, 0, (1, 0, init(0x11))))
-    assert feed(tracker, sctp(B4, A4, 0x12, (2, 0, init(0x22)))).ctstate == CtState.INVALID
-    assert feed(tracker, sctp(B4, A4, 0x11, (2, 0, init(0x22)))).ctstate == CtState.REPLY
-    assert feed(tracker, sctp(A4, B4, 0x23, (10, 0, b"cook"))).ctstate == CtState.INVALID
-    feed(tracker, sctp(A4, B4, 0x22, (10, 0, b"cook")))
-    feed(tracker, sctp(B4, A4, 0x11, (11, 0, b"")))
-    (entry,) = tracker.entries()
-    assert (entry.sctp_state, entry.assured) == (SctpState.ESTABLISHED, True)
-    for forged in (
-        sctp(A4, B4, 0x99, (6, 0, b"")),
-        sctp(A4, B4, 0x11, (6, 0, b"")),
-        sctp(A4, B4, 0x22, (6, 1, b"")),
-        sctp(A4, B4, 0x22, (1, 0, init(5))),
-        sctp(A4, B4, 0x22, (0, 3, bytes(12)), (14, 0, b"")),
-    ):
-        assert feed(tracker, forged).ctstate == CtState.INVALID
-        assert entry.sctp_state is SctpState.ESTABLISHED
-    assert feed(tracker, sctp(A4, B4, 0x11, (6, 1, b""))).ctstate == CtState.ESTABLISHED
-    assert entry.sctp_state is SctpState.CLOSED
-
-
-def test_a_chunk_without_length_ends_the_packet() -> None:
-    """A length of 0 would never end (CVE-2004-0626 for TCP options; the same idea)."""
-    tracker = Tracker(STRICT)
-    body = struct.pack("!HHII", 4000, 3868, 0, 0) + bytes((1, 0, 0, 0)) + init(1)
-    assert feed(tracker, v4(SCTP, A4, B4, body)).ctstate == CtState.INVALID
 
 
 def test_endless_tcp_options_are_read_once() -> None:
