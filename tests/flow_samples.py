@@ -2,6 +2,7 @@
 
 from conntrack.address import parse_address
 from firewall.flows.event import HttpEvent, PacketEvent
+from firewall.flows.note import Noter
 from firewall.flows.record import EndpointName, build
 from firewall.policy.snapshot import OriginRow
 from firewall.policy.verdict import DropReason, PolicyMatch, TrafficDirection, Verdict
@@ -139,3 +140,7 @@ def response(**changed):
 
 def flow(event=None):
     return build(event or packet(), Cast())
+
+
+def note(event=None):
+    return Noter(Cast()).note(event or packet())

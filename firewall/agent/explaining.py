@@ -29,7 +29,7 @@ from firewall.policy.realm import Asked, Realm, Traffic, ask
 from firewall.policy.remedy import suggest
 from firewall.policy.selectors import describe
 from firewall.policy.snapshot import Snapshot
-from firewall.policy.verdict import DROP_TEXT, DropReason
+from firewall.policy.verdict import DROP_TEXT, DropReason, Verdict
 from firewall.policy.view import View
 
 LAST_DROP = "last-drop"
@@ -93,18 +93,18 @@ class Explainer:
         Raises:
             UnknownFlowError: there is none, or there are several.
         """
-        flows = self._collector.flows()
+        notes = self._collector.notes()
         if uuid == LAST_DROP:
-            for flow in reversed(flows):
-                if flow.verdict == "DROPPED":
-                    return flow
+            for note in reversed(notes):
+                if note.event.verdict == Verdict.DROP and note.flow.verdict == "DROPPED":
+                    return note.flow
             raise UnknownFlowError("no flow was dropped, among those that are kept")
-        found = {flow.uuid: flow for flow in flows if flow.uuid.startswith(uuid)}
+        found = {note.uuid: note for note in notes if note.uuid.startswith(uuid)}
         if len(found) > 1:
             raise UnknownFlowError(f"{len(found)} flows have an id that begins with {uuid}")
         if not found:
-            raise UnknownFlowError(f"no flow {uuid} is kept; the ring holds the last {len(flows)}")
-        return next(iter(found.values()))
+            raise UnknownFlowError(f"no flow {uuid} is kept; the ring holds the last {len(notes)}")
+        return next(iter(found.values())).flow
 
     def why(self, flow: Flow) -> FlowAnswer:
         """Explain a recorded flow."""

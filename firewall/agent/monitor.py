@@ -15,9 +15,10 @@ from firewall.agent.supervisor import Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.control.messages import Watch
 from firewall.flows.captured import Captured, to_line
-from firewall.flows.event import Event, PacketEvent
+from firewall.flows.event import PacketEvent
 from firewall.flows.filters import Filter
 from firewall.flows.flow import Flow
+from firewall.flows.note import Note
 
 WATCH_S = 4.0
 """How long a worker goes on if nobody renews the watch."""
@@ -83,11 +84,11 @@ class Monitor:
         """How many watch, after all workers have been told."""
         return sum(reader.begun for reader in self._readers)
 
-    def saw(self, event: Event, flow: Flow) -> None:
-        """Take an event and the record that was made of it."""
-        if isinstance(event, PacketEvent):
+    def saw(self, note: Note) -> None:
+        """Take an event."""
+        if self._readers and isinstance(note.event, PacketEvent):
             for reader in self._readers:
-                reader.offer(event, flow)
+                reader.offer(note.event, note.flow)
 
     def lost(self, count: int) -> None:
         """Count events that never came: whose they were, nobody knows."""

@@ -4,6 +4,9 @@ Names and labels: Documentation/observability/metrics.rst. HTTP is counted from 
 of view (Hubble's httpV2): once per request, with the status that the client got. Every label whose
 values a peer chooses is bounded, or a stranger could fill our memory: unknown methods are "other",
 and ports beyond the first `PORTS_MAX_COUNT` too.
+
+Flows that are alike are counted together: which series a flow adds to depends on a few numbers of
+its event, so each such set of numbers is counted, and the series grow when they are asked for.
 """
 
 from typing import TypeVar
@@ -11,6 +14,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from firewall.flows.compact import MATCH_TEXT, TRACE_POINTS
+from firewall.flows.event import Event, HttpEvent, PacketEvent
 from firewall.flows.flow import (
     EVENT_DROP,
     EVENT_L7,
@@ -19,12 +23,16 @@ from firewall.flows.flow import (
     Flow,
     Layer4,
 )
+from firewall.flows.note import Note
 from firewall.flows.summary import flag_names, icmp_text
 from firewall.identities.reserved import is_world
-from firewall.policy.verdict import DROP_TEXT, DropReason
+from firewall.policy.verdict import DROP_TEXT, DropReason, TrafficDirection, Verdict
 
 PORTS_MAX_COUNT = 1024
 """How many destination ports get a series of their own."""
+
+WAITING_MAX_COUNT = 1024
+"""Kinds of flows that are counted before the series grow: about 1 MB."""
 
 METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
@@ -51,6 +59,7 @@ class FlowMetrics:
         self.registry = registry or CollectorRegistry()
         self._children: dict[tuple[str, ...], Counter | Histogram] = {}
         self._ports: set[tuple[str, str]] = set()
+        self._waiting: dict[tuple[object, ...], _Alike] = {}
         counter = self._counter
         self._lost = counter("hubble_lost_events", "Flows that were lost", "source")
         self._flows = counter("hubble_flows_processed", "Flows", "type", "subtype", "verdict")
@@ -90,29 +99,52 @@ class FlowMetrics:
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
+        self.settle()
         return generate_latest(self.registry)
 
     def lost(self, source: str, count: int) -> None:
         """Count flows that were lost; `source` as in flow.proto."""
         self._child(self._lost, source.lower()).inc(count)
 
-    def observe(self, flow: Flow) -> None:
+    def observe(self, note: Note) -> None:
         """Count one flow."""
+        event = note.event
+        key = _kind_of(event)
+        alike = self._waiting.get(key)
+        if alike is None:
+            if len(self._waiting) >= WAITING_MAX_COUNT:
+                self.settle()
+            self._waiting[key] = _Alike(note)
+        else:
+            alike.count += 1
+        if isinstance(event, HttpEvent) and event.latency_ns and event.verdict != Verdict.DROP:
+            reporter = _reporter(ingress=event.direction != TrafficDirection.EGRESS)
+            duration = self._child(self._durations, _method(event.method), reporter)
+            duration.observe(event.latency_ns / 1e9)
+
+    def settle(self) -> None:
+        """Bring the series up to date."""
+        waiting, self._waiting = self._waiting, {}
+        for alike in waiting.values():
+            self._count(alike.example.flow, alike.count)
+
+    def _count(self, flow: Flow, count: int) -> None:
+        """Count flows that are alike."""
         event = flow.event_type
         kind = "Unknown" if event is None else _TYPES.get(event.type, "Unknown")
         protocol = _protocol(flow)
-        self._child(self._flows, kind, _subtype(flow), flow.verdict).inc()
+        self._child(self._flows, kind, _subtype(flow), flow.verdict).inc(count)
         if flow.verdict == "DROPPED":
-            self._child(self._drops, _reason(flow), protocol).inc()
-        self._observe_policy(flow)
+            self._child(self._drops, _reason(flow), protocol).inc(count)
+        self._count_policy(flow, count)
         if _to_world(flow):
-            self._child(self._world, protocol, flow.verdict).inc()
+            self._child(self._world, protocol, flow.verdict).inc(count)
         if flow.l7 is not None:
-            self._observe_http(flow)
+            self._count_http(flow, count)
         elif flow.l4 is not None and flow.verdict in ("FORWARDED", "REDIRECTED"):
-            self._observe_layer4(flow, flow.l4, protocol)
+            self._count_layer4(flow, flow.l4, protocol, count)
 
-    def _observe_policy(self, flow: Flow) -> None:
+    def _count_policy(self, flow: Flow, count: int) -> None:
         event = flow.event_type
         if event is not None and event.type == EVENT_POLICY_VERDICT:
             match = MATCH_TEXT.get(flow.policy_match_type, "none").lower()
@@ -121,22 +153,22 @@ class FlowMetrics:
         else:
             return
         direction = flow.traffic_direction.lower() or "unknown"
-        self._child(self._verdicts, direction, match, flow.verdict.lower()).inc()
+        self._child(self._verdicts, direction, match, flow.verdict.lower()).inc(count)
 
-    def _observe_layer4(self, flow: Flow, l4: Layer4, protocol: str) -> None:
+    def _count_layer4(self, flow: Flow, l4: Layer4, protocol: str, count: int) -> None:
         family = flow.ip.ip_version if flow.ip is not None else ""
         if l4.tcp is not None:
             names = flag_names(l4.tcp.flags)
             for name in names:
                 if name in ("FIN", "RST"):
-                    self._child(self._flags, name, family).inc()
+                    self._child(self._flags, name, family).inc(count)
                 elif name == "SYN":  # told apart, so that SYNs nobody answered show
                     answered = "SYN-ACK" if "ACK" in names else name
-                    self._child(self._flags, answered, family).inc()
+                    self._child(self._flags, answered, family).inc(count)
         if l4.icmpv4 is not None:
-            self._child(self._icmp, family, icmp_text(4, l4.icmpv4)).inc()
+            self._child(self._icmp, family, icmp_text(4, l4.icmpv4)).inc(count)
         if l4.icmpv6 is not None:
-            self._child(self._icmp, family, icmp_text(6, l4.icmpv6)).inc()
+            self._child(self._icmp, family, icmp_text(6, l4.icmpv6)).inc(count)
         ports = l4.tcp or l4.udp or l4.sctp
         if ports is not None and not flow.is_reply:
             port = str(ports.destination_port)
@@ -145,23 +177,68 @@ class FlowMetrics:
                     port = "other"
                 else:
                     self._ports.add((protocol, port))
-            self._child(self._port_counts, protocol, port).inc()
+            self._child(self._port_counts, protocol, port).inc(count)
 
-    def _observe_http(self, flow: Flow) -> None:
+    def _count_http(self, flow: Flow, count: int) -> None:
         http = flow.l7.http if flow.l7 is not None else None
         if flow.l7 is None or http is None:
             return
         denied = flow.verdict == "DROPPED"
-        response = flow.l7.type == "RESPONSE"
-        if response == denied:
+        if (flow.l7.type == "RESPONSE") == denied:
             return  # a request is counted by its answer; a denied one has no other than ours
-        method = http.method if http.method in METHODS else "other"
-        reporter = "client" if flow.traffic_direction == "EGRESS" else "server"
+        reporter = _reporter(ingress=flow.traffic_direction != "EGRESS")
         status = "403" if denied else str(http.code)
-        self._child(self._requests, method, http.protocol, status, reporter).inc()
-        if response and flow.l7.latency_ns:
-            seconds = int(flow.l7.latency_ns) / 1e9
-            self._child(self._durations, method, reporter).observe(seconds)
+        labels = _method(http.method), http.protocol, status, reporter
+        self._child(self._requests, *labels).inc(count)
+
+
+class _Alike:
+    """Flows that add to the same series, and one of them."""
+
+    __slots__ = ("count", "example")
+
+    def __init__(self, example: Note) -> None:
+        self.example = example
+        self.count = 1
+
+
+def _kind_of(event: Event) -> tuple[object, ...]:
+    """Return everything of an event that decides which series it adds to."""
+    if isinstance(event, PacketEvent):
+        return (
+            event.verdict,
+            event.drop_reason,
+            event.audited,
+            event.direction,
+            event.match,
+            event.protocol,
+            event.tcp_flags,
+            event.icmp_type,
+            event.icmp_code,
+            event.reply,
+            len(event.source),
+            event.destination_port,
+            event.destination_identity,
+        )
+    return (
+        event.kind,
+        event.verdict,
+        event.drop_reason,
+        event.direction,
+        _method(event.method),
+        event.protocol,
+        event.code,
+        event.source_identity,
+        event.destination_identity,
+    )
+
+
+def _method(method: str) -> str:
+    return method if method in METHODS else "other"
+
+
+def _reporter(*, ingress: bool) -> str:
+    return "server" if ingress else "client"
 
 
 def _protocol(flow: Flow) -> str:

@@ -112,30 +112,74 @@ class Names(Protocol):
         """Return the names that DNS answered with this address."""
 
 
+class Ends(NamedTuple):
+    """What the two ends of an event are called, and where it was seen.
+
+    Attributes:
+        node_name: the node.
+        source: who an event's `source` is; of HTTP events the client, in a response too.
+        destination: as `source`.
+        source_names: what DNS called the source.
+        destination_names: as `source_names`.
+    """
+
+    node_name: str
+    source: FlowEndpoint
+    destination: FlowEndpoint
+    source_names: tuple[str, ...] = ()
+    destination_names: tuple[str, ...] = ()
+
+
 def build(event: Event, names: Names) -> Flow:
+    """Make the flow record of an event by the names of now."""
+    return record(event, ends_of(event, names))
+
+
+def ends_of(event: Event, names: Names) -> Ends:
+    """Name the ends of an event."""
+    sides = (
+        (event.source_endpoint, event.source_identity),
+        (event.destination_endpoint, event.destination_identity),
+    )
+    source, destination = (
+        endpoint(
+            number, identity, names.labels(identity), names.endpoint(number) if number else None
+        )
+        for number, identity in sides
+    )
+    return Ends(
+        names.node_name,
+        source,
+        destination,
+        names.dns_names(event.source),
+        names.dns_names(event.destination),
+    )
+
+
+def record(event: Event, ends: Ends) -> Flow:
     """Make the flow record of an event."""
     if isinstance(event, PacketEvent):
-        return _of_packet(event, names)
-    return _of_http(event, names)
+        return _of_packet(event, ends)
+    return _of_http(event, ends)
 
 
-def _of_packet(event: PacketEvent, names: Names) -> Flow:
+def _of_packet(event: PacketEvent, ends: Ends) -> Flow:
     reason = _REASONS.get(event.drop_reason)
     kind, point = _event_type(event, reason)
     flow = Flow(
         time=format_time(event.time_ns),
-        uuid=_uuid(event),
+        uuid=event_id(event),
         verdict="AUDIT" if event.audited else _verdict(event.verdict),
         drop_reason=0 if event.audited else int(event.drop_reason),
         drop_reason_desc="" if event.audited else _reason_name(event.drop_reason),
         ip=_addresses(event.source, event.destination),
         l4=_layer4(event),
-        source=_endpoint(event.source_endpoint, event.source_identity, names),
-        destination=_endpoint(event.destination_endpoint, event.destination_identity, names),
+        source=ends.source,
+        destination=ends.destination,
         type="L3_L4",
-        node_name=names.node_name,
-        source_names=names.dns_names(event.source) if event.source else (),
-        destination_names=names.dns_names(event.destination) if event.destination else (),
+        node_name=ends.node_name,
+        source_names=ends.source_names if event.source else (),
+        destination_names=ends.destination_names if event.destination else (),
         event_type=kind,
         trace_observation_point=point,
         traffic_direction=_DIRECTIONS.get(event.direction, ""),
@@ -153,12 +197,9 @@ def _of_packet(event: PacketEvent, names: Names) -> Flow:
     return msgspec.structs.replace(flow, summary=flow_text(flow))
 
 
-def _of_http(event: HttpEvent, names: Names) -> Flow:
+def _of_http(event: HttpEvent, ends: Ends) -> Flow:
     response = event.kind == "response"
-    source = _endpoint(event.source_endpoint, event.source_identity, names)
-    destination = _endpoint(event.destination_endpoint, event.destination_identity, names)
-    source_names = names.dns_names(event.source)
-    destination_names = names.dns_names(event.destination)
+    node_name, source, destination, source_names, destination_names = ends
     addresses = _addresses(event.source, event.destination)
     ports = (event.source_port, event.destination_port)
     if response:  # the event keeps client and server; Hubble's source is who sends
@@ -172,7 +213,7 @@ def _of_http(event: HttpEvent, names: Names) -> Flow:
     headers = tuple(HttpHeader(key=key, value=value) for key, value in event.headers)
     flow = Flow(
         time=format_time(event.time_ns),
-        uuid=_uuid(event),
+        uuid=event_id(event),
         verdict=_verdict(event.verdict),
         drop_reason=int(event.drop_reason),
         drop_reason_desc=_reason_name(event.drop_reason),
@@ -181,7 +222,7 @@ def _of_http(event: HttpEvent, names: Names) -> Flow:
         source=source,
         destination=destination,
         type="L7",
-        node_name=names.node_name,
+        node_name=node_name,
         source_names=source_names,
         destination_names=destination_names,
         l7=Layer7(
@@ -212,8 +253,8 @@ def _of_http(event: HttpEvent, names: Names) -> Flow:
 _encoder = msgspec.msgpack.Encoder()
 
 
-def _uuid(event: Event) -> str:
-    """Derive the id from the event (RFC 9562 version 8: 122 bits of our own making)."""
+def event_id(event: Event) -> str:
+    """Derive a record's id from its the event (RFC 9562 version 8: 122 bits of our own making)."""
     digest = bytearray(hashlib.blake2b(_encoder.encode(event), digest_size=16).digest())
     digest[6] = digest[6] & 0x0F | 0x80
     digest[8] = digest[8] & 0x3F | 0x80
@@ -272,9 +313,10 @@ def _layer4(event: PacketEvent) -> Layer4 | None:
             return None
 
 
-def _endpoint(number: int, identity: int, names: Names) -> FlowEndpoint:
-    labels = names.labels(identity)
-    known = names.endpoint(number) if number else None
+def endpoint(
+    number: int, identity: int, labels: tuple[str, ...], known: EndpointName | None
+) -> FlowEndpoint:
+    """Show one side: the endpoint `number` (0 = none) with its name, if it is known, and labels."""
     if known is not None:
         return FlowEndpoint(
             id=number,

@@ -4,6 +4,8 @@ Every flow gets the next sequence number; the ring keeps the newest `capacity`. 
 the number it wants next. If the ring has moved past it, the reader is told how many it missed
 (`Response.lost_events`), at the place in the stream where they are missing. What a worker could not
 even deliver is recorded the same way, as an item of its own.
+
+The ring holds notes; readers and filters see the records that are made of them.
 """
 
 from collections import deque
@@ -11,7 +13,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from firewall.flows.flow import Flow, Response, lost, parse_time
+from firewall.flows.flow import Flow, Response, lost
+from firewall.flows.note import Note
 
 RATE_WINDOW_S = 60
 """Flows per second are averaged over the last minute, as Hubble's status does."""
@@ -37,7 +40,12 @@ class Status(NamedTuple):
 
 class _Slot(NamedTuple):
     time_ns: int
-    item: Item
+    held: Note | Response
+
+    @property
+    def item(self) -> Item:
+        """What a reader gets."""
+        return self.held.flow if isinstance(self.held, Note) else self.held
 
 
 class Ring:
@@ -69,14 +77,14 @@ class Ring:
         """The sequence number that the next item will get."""
         return self._next
 
-    def append(self, flow: Flow, now: float) -> None:
+    def append(self, note: Note, now: float) -> None:
         """Add a flow.
 
         Args:
-            flow: with its time.
+            note: its event.
             now: monotonic seconds, for the rate.
         """
-        self._put(parse_time(flow.time), flow)
+        self._put(note.event.time_ns, note)
         self._seen_count += 1
         second = int(now)
         if self._seconds and self._seconds[-1][0] >= second:
@@ -101,8 +109,8 @@ class Ring:
             )
             self._put(time_ns, response)
 
-    def _put(self, time_ns: int, item: Item) -> None:
-        self._slots.append(_Slot(time_ns, item))
+    def _put(self, time_ns: int, held: Note | Response) -> None:
+        self._slots.append(_Slot(time_ns, held))
         self._next += 1
 
     def _forget(self, now: float) -> None:
@@ -120,6 +128,10 @@ class Ring:
             per_second=recent / RATE_WINDOW_S,
             lost_count=self._lost_count,
         )
+
+    def notes(self) -> list[Note]:
+        """Return the flows as they were noted, in the order of their arrival."""
+        return [slot.held for slot in self._slots if isinstance(slot.held, Note)]
 
     def from_sequence(self, start: int, limit: int) -> list[tuple[int, Item]]:
         """Return up to `limit` (wall-clock ns, item) from sequence number `start` on."""
@@ -157,15 +169,15 @@ class Ring:
         found: list[_Slot] = []
         flow_count = 0
         for slot in self._slots if last is None else reversed(self._slots):
-            time_ns, item = slot
+            time_ns, held = slot
             if limit is not None and flow_count >= limit:
                 break
             if since_ns is not None and time_ns < since_ns:
                 continue
             if until_ns is not None and time_ns > until_ns:
                 continue
-            if isinstance(item, Flow):
-                if matches is not None and not matches(item):
+            if isinstance(held, Note):
+                if matches is not None and not matches(held.flow):
                     continue
                 flow_count += 1
             found.append(slot)

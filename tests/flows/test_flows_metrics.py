@@ -1,7 +1,7 @@
 """Hubble's metric names and labels (research/ux.md a.6)."""
 
 import pytest
-from flow_samples import SYN_ACK, allowed, flow, packet, request, response
+from flow_samples import SYN_ACK, allowed, note, packet, request, response
 
 from conntrack.address import parse_address
 from firewall.flows import metrics
@@ -13,7 +13,7 @@ def counted(*events):
     """Return every sample above zero as text, without the histogram's buckets and time stamps."""
     counts = FlowMetrics()
     for event in events:
-        counts.observe(flow(event))
+        counts.observe(note(event))
     return samples(counts)
 
 

@@ -1,7 +1,7 @@
 """The last flows in bounded memory; a loss is told at its place."""
 
 import pytest
-from flow_samples import AT_NS, flow, packet
+from flow_samples import AT_NS, note, packet
 
 from firewall.flows.flow import Response, parse_time
 from firewall.flows.ring import QUEUE_SOURCE, RING_SOURCE, Ring
@@ -10,8 +10,8 @@ SECOND_NS = 10**9
 
 
 def numbered(number):
-    """A flow whose source port is its number, one second after the one before."""
-    return flow(packet(source_port=number, time_ns=AT_NS + number * SECOND_NS))
+    """A note whose source port is its number, one second after the one before."""
+    return note(packet(source_port=number, time_ns=AT_NS + number * SECOND_NS))
 
 
 def filled(count, capacity=10):
