@@ -29,7 +29,7 @@ unit-test: setup ## Run the tests that need no kernel feature
 	$(BIN)/pytest tests -n auto --dist worksteal
 
 netns-test: setup ## Run the tests with real packets, in namespaces of their own
-	$(BIN)/pytest netns-tests -n auto --dist loadscope
+	$(BIN)/pytest netns-tests -n auto --dist loadscope --no-loadscope-reorder
 
 check: setup ## Check format, lint, types and layers
 	$(BIN)/ruff format --check .

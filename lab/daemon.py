@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -87,6 +88,7 @@ class Bartizan:
         }
         self.config_path.write_text(yaml.safe_dump(document), encoding="utf-8")
         self.process: subprocess.Popen[str] | None = None
+        self._range: dict[str, str] = {}
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -246,9 +248,15 @@ class Bartizan:
             {"kind": kind, "namespace": namespace, "name": name, "wait": 10},
         )
 
+    def clear(self) -> None:
+        """Delete every policy, and let `flows` answer with later decisions only."""
+        self._json("DELETE", "/v1/policy", None, {"all": 1, "wait": 10})
+        self._range = {"since": datetime.now(UTC).isoformat()}
+
     def flows(self, last: int = 1000, **filters: str) -> list[dict[str, Any]]:
         """The latest decisions, oldest first, in Hubble's JSON."""
-        status, data = self.request("GET", "/v1/flows", None, {"last": last, **filters})
+        query = {**self._range, "last": last, **filters}
+        status, data = self.request("GET", "/v1/flows", None, query)
         if status != http.HTTPStatus.OK:
             raise ApiRefused(status, data.decode(errors="replace"))
         lines = [json.loads(line) for line in data.splitlines() if line.strip()]

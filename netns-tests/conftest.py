@@ -155,11 +155,14 @@ def _machine_offers_what_the_test_needs(request: pytest.FixtureRequest) -> None:
         require(*mark.args)
 
 
-_evidence = pytest.StashKey[list[Callable[[], list[tuple[str, str]]]]]()
+Evidence = Callable[[], list[tuple[str, str]]]
+_evidence = pytest.StashKey[list[Evidence]]()
 
 
-def attach(node: pytest.Item, source: Callable[[], list[tuple[str, str]]]) -> None:
-    """Have `source` give (title, text) sections for the report if the test fails."""
+def attach(node: pytest.Item | pytest.Collector, source: Evidence) -> None:
+    """Have `source` give (title, text) sections for the report if the test, or one of the module's,
+    fails.
+    """
     node.stash.setdefault(_evidence, []).append(source)
 
 
@@ -168,11 +171,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     outcome = yield
     report = outcome.get_result()
     if report.when == "call" and report.failed:
-        for source in item.stash.get(_evidence, []):
-            try:
-                report.sections += source()
-            except Exception as error:  # noqa: BLE001 (evidence must never hide the failure itself)
-                report.sections.append(("evidence lost", repr(error)))
+        for node in item.listchain():
+            for source in node.stash.get(_evidence, []):
+                try:
+                    report.sections += source()
+                except Exception as error:  # noqa: BLE001 (must never hide the failure itself)
+                    report.sections.append(("evidence lost", repr(error)))
 
 
 def _rules(lab: Lab) -> list[tuple[str, str]]:
@@ -188,21 +192,31 @@ def _rules(lab: Lab) -> list[tuple[str, str]]:
 MakeLab = Callable[..., Lab]
 
 
-@pytest.fixture
-def lab(request: pytest.FixtureRequest) -> Iterator[MakeLab]:
-    """Make a lab: `lab(a="app=a", b="app=b")`, or `lab(topology)`; it ends with the test."""
+def _labs(node: pytest.Item | pytest.Collector) -> Iterator[MakeLab]:
     require("veth")
     made: list[Lab] = []
 
     def make(plan: Topology | None = None, **labels: str) -> Lab:
         fresh = Lab(plan or topology.hosts(**labels))
         made.append(fresh)
-        attach(request.node, lambda: _rules(fresh))
+        attach(node, lambda: _rules(fresh))
         return fresh
 
     yield make
     for one in reversed(made):
         one.close()
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Iterator[MakeLab]:
+    """Make a lab: `lab(a="app=a", b="app=b")`, or `lab(topology)`; it ends with the test."""
+    yield from _labs(request.node)
+
+
+@pytest.fixture(scope="module")
+def module_lab(request: pytest.FixtureRequest) -> Iterator[MakeLab]:
+    """As `lab`; it ends with the module, whose tests share it."""
+    yield from _labs(request.node)
 
 
 def _said(running: Bartizan) -> list[tuple[str, str]]:
@@ -218,19 +232,29 @@ def _said(running: Bartizan) -> list[tuple[str, str]]:
 StartBartizan = Callable[..., Bartizan]
 
 
-@pytest.fixture
-def bartizan(request: pytest.FixtureRequest) -> StartBartizan:
-    """Start the firewall in a lab's node: `bartizan(lab, {"workers": 1})`, every host managed.
-
-    `endpoints=False` leaves the hosts unmanaged. It ends with the lab.
-    """
+def _daemons(node: pytest.Item | pytest.Collector) -> StartBartizan:
     require("nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset", "set")
 
     def start(
         where: Lab, config: dict[str, Any] | None = None, *, endpoints: bool = True
     ) -> Bartizan:
         running = daemon.start(where, config, endpoints=endpoints)
-        attach(request.node, lambda: _said(running))
+        attach(node, lambda: _said(running))
         return running
 
     return start
+
+
+@pytest.fixture
+def bartizan(request: pytest.FixtureRequest) -> StartBartizan:
+    """Start the firewall in a lab's node: `bartizan(lab, {"workers": 1})`, every host managed.
+
+    `endpoints=False` leaves the hosts unmanaged. It ends with the lab.
+    """
+    return _daemons(request.node)
+
+
+@pytest.fixture(scope="module")
+def module_bartizan(request: pytest.FixtureRequest) -> StartBartizan:
+    """As `bartizan`, in a lab of the module; a test that shares it begins with `clear()`."""
+    return _daemons(request.node)

@@ -33,15 +33,26 @@ def to_b(node, b, *more: str, chain: str = "PREROUTING") -> None:
         nat(node, "-A", chain, *where, "-j", "DNAT", "--to", f"{b.address4}:{target}")
 
 
-@pytest.fixture(params=[True, False], ids=["bypass", "userspace"])
-def node(request, lab, bartizan):
-    """a, b and c are endpoints, w is the world outside."""
-    made = lab(a="app=a", b="app=b", c="app=c", w="app=w")
-    made.firewall = bartizan(made, {"bypass": request.param, "workers": 1}, endpoints=False)
+@pytest.fixture(scope="module", params=[True, False], ids=["bypass", "userspace"])
+def running(request, module_lab, module_bartizan):
+    made = module_lab(a="app=a", b="app=b", c="app=c", w="app=w")
+    made.firewall = module_bartizan(made, {"bypass": request.param, "workers": 1}, endpoints=False)
     for name in "abc":
         made.firewall.add(made.host(name))
     made.bypass = request.param
-    return made
+    yield made
+    made.close()  # the other one takes the same names
+
+
+@pytest.fixture
+def node(running):
+    """a, b and c are endpoints, w is the world outside; no rules of the user's."""
+    running.firewall.clear()
+    yield running
+    nat(running.node, "-F")
+    running.node.run(["conntrack", "-F"])
+    running.node.run(["ip", "route", "del", SERVICE])
+    running.node.run(["nft", "delete table inet user"])
 
 
 def talk(node, client, accepted, count: int = 30) -> None:

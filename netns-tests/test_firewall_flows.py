@@ -18,19 +18,37 @@ from traffic import (
     udp,
 )
 
+from lab.topology import HostPlan, Topology, assigned
+
 FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=["ipv4", "ipv6"])
 
 SHUT = policy("app=a", ingress=[{}])
 """a is isolated for INGRESS and nothing is allowed: only replies may reach it."""
 
 
-@pytest.fixture
-def three(lab, bartizan):
-    """Hosts a (shut), b, c under a running firewall."""
-    made = lab(a="app=a", b="app=b", c="app=c")
-    made.firewall = bartizan(made)
-    made.firewall.apply(SHUT)
+PLAN = assigned(
+    Topology(
+        hosts=(
+            *(HostPlan(name=name, labels={"app": name}) for name in "abc"),
+            HostPlan(name="outside", managed=False, addresses=("203.0.113.7", "2001:db8::7")),
+        )
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def running(module_lab, module_bartizan):
+    made = module_lab(PLAN)
+    made.firewall = module_bartizan(made)
     return made
+
+
+@pytest.fixture
+def three(running):
+    """Hosts a (shut), b, c under a running firewall, and one outside."""
+    running.firewall.clear()
+    running.firewall.apply(SHUT)
+    return running
 
 
 @FAMILY
@@ -160,24 +178,15 @@ def test_a_spoofed_reply_does_not_ride_on_an_established_flow(three):
         assert not [p for p in at_a.so_far() if lie in p]
 
 
-def test_the_world_is_under_policy_as_every_peer(lab, bartizan):
+@FAMILY
+def test_the_world_is_under_policy_as_every_peer(three, family):
     """An unmanaged host has the identity world: its packets need a rule for world."""
-    from lab.topology import HostPlan, Topology
-
-    plan = Topology(
-        hosts=(
-            HostPlan(name="b", labels={"app": "b"}),
-            HostPlan(name="outside", managed=False, addresses=("203.0.113.7", "2001:db8::7")),
-        )
-    )
-    made = lab(plan)
-    firewall = bartizan(made)
-    firewall.apply(policy("app=b", ingress=[{"fromEntities": ["world"], **ports("53/UDP")}]))
-    outside, b = made.host("outside"), made.host("b")
-    for family in FAMILIES:
-        payload = token()
-        delivered(outside, b, udp(outside, b, 53, payload, family=family), payload)
-        denied = udp(outside, b, 54, token(), family=family)
-        outside.send(bytes(denied))
-        record = dropped(firewall, denied)
-        assert "reserved:world" in " ".join(record["source"]["labels"])
+    world = {"fromEntities": ["world"], **ports("53/UDP")}
+    three.firewall.apply(policy("app=b", ingress=[world]))
+    outside, b = three.host("outside"), three.host("b")
+    payload = token()
+    delivered(outside, b, udp(outside, b, 53, payload, family=family), payload)
+    denied = udp(outside, b, 54, token(), family=family)
+    outside.send(bytes(denied))
+    record = dropped(three.firewall, denied)
+    assert "reserved:world" in " ".join(record["source"]["labels"])

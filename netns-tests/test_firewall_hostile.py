@@ -30,13 +30,19 @@ SEED = 20261123
 """Fixed, so that a failure can be repeated."""
 
 
-@pytest.fixture
-def three(lab, bartizan):
-    """a may reach everything of b, c nothing."""
-    made = lab(a="app=a", b="app=b", c="app=c")
-    made.firewall = bartizan(made)
-    made.firewall.apply(policy("app=b", ingress=[peers("app=a")]))
+@pytest.fixture(scope="module")
+def running(module_lab, module_bartizan):
+    made = module_lab(a="app=a", b="app=b", c="app=c")
+    made.firewall = module_bartizan(made)
     return made
+
+
+@pytest.fixture
+def three(running):
+    """a may reach everything of b, c nothing."""
+    running.firewall.clear()
+    running.firewall.apply(policy("app=b", ingress=[peers("app=a")]))
+    return running
 
 
 def _queued(lab) -> int:

@@ -11,12 +11,18 @@ OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "53/UDP")}]
 PING = policy("app=b", ingress=[{**peers("app=a"), **echo_requests()}])
 
 
-@pytest.fixture
-def three(lab, bartizan):
-    """Hosts a, b, c under a running firewall; policies are up to the test."""
-    made = lab(a="app=a", b="app=b", c="app=c")
-    made.firewall = bartizan(made)
+@pytest.fixture(scope="module")
+def running(module_lab, module_bartizan):
+    made = module_lab(a="app=a", b="app=b", c="app=c")
+    made.firewall = module_bartizan(made)
     return made
+
+
+@pytest.fixture
+def three(running):
+    """Hosts a, b, c under a running firewall; policies are up to the test."""
+    running.firewall.clear()
+    return running
 
 
 @FAMILY

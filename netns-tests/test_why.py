@@ -57,16 +57,24 @@ DENY = _line("- fromEndpoints:", "ingressDeny")
 EGRESS = _line("- toEndpoints:")
 
 
-@pytest.fixture
-def three(lab, bartizan, tmp_path):
-    """a may ask b, c is denied; the policy is a file, applied by the command."""
-    made = lab(a="app=a", b="app=b", c="app=c")
-    made.firewall = bartizan(made)
-    made.file = tmp_path / "guard.yaml"
-    made.file.write_text(POLICY, encoding="utf-8")
-    done = made.firewall.cli("policy", "apply", "-f", made.file)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def running(module_lab, module_bartizan):
+    made = module_lab(a="app=a", b="app=b", c="app=c")
+    made.firewall = module_bartizan(made)
+    made.host("b").start([sys.executable, "-m", "lab.demo.deathstar"])
+    eventually(lambda: "operational" in made.host("b").log(), "the server runs", 15)
     return made
+
+
+@pytest.fixture
+def three(running, tmp_path):
+    """a may ask b, c is denied; the policy is a file, applied by the command."""
+    running.firewall.clear()
+    running.file = tmp_path / "guard.yaml"
+    running.file.write_text(POLICY, encoding="utf-8")
+    done = running.firewall.cli("policy", "apply", "-f", running.file)
+    assert done.returncode == 0, done.stderr
+    return running
 
 
 def _why(three, uuid: str) -> dict:
@@ -132,8 +140,6 @@ def test_an_allowed_packet_names_the_rule_that_allowed_it(three):
 
 def _refused_request(three) -> dict:
     """Send a request that the proxy refuses; the flow record of it."""
-    three.host("b").start([sys.executable, "-m", "lab.demo.deathstar"])
-    eventually(lambda: "operational" in three.host("b").log(), "the server runs", 15)
     client = http.client.HTTPConnection("b", 80, timeout=DEADLINE_S)
     client.sock = three.host("a").connect(three.host("b").address4, 80)
     client.request("PUT", "/v1/exhaust-port")
