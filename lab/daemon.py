@@ -255,7 +255,7 @@ class Bartizan:
 
     def flows(self, last: int = 1000, **filters: str) -> list[dict[str, Any]]:
         """The latest decisions, oldest first, in Hubble's JSON."""
-        query = {**self._range, "last": last, **filters}
+        query: Query = {**self._range, "last": last, **filters}
         status, data = self.request("GET", "/v1/flows", None, query)
         if status != http.HTTPStatus.OK:
             raise ApiRefused(status, data.decode(errors="replace"))
