@@ -148,6 +148,15 @@ class PolicySettings:
             live=True,
         ),
     )
+    reset_connections: str = field(
+        default="l7",
+        metadata=_meaning(
+            "which established TCP connections end by RST, not by their time-outs:"
+            " l7: those that passed directly before L7 rules applied to them; all: those that lost"
+            " their permission too; none",
+            words=("l7", "all", "none"),
+        ),
+    )
     extended_protocols: bool = field(
         default=False,
         metadata=_meaning(

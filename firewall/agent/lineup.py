@@ -38,6 +38,7 @@ def specs(config: Config) -> list[WorkerSpec]:
             "--flow-limit", str(config.conntrack.limit),
             "--source-limit", str(config.conntrack.share),
             "--profile", config.conntrack.profile,
+            "--resets", config.policy.reset_connections,
             "--log-level", config.log.level,
             "--log-format", config.log.format,
         ]  # fmt: skip

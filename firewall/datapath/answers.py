@@ -70,6 +70,7 @@ def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iter
     Counters end in `_total`; everything else is a gauge.
     """
     yield _metric("forward_count_total", counts.forwarded_count)
+    yield _metric("reset_count_total", counts.reset_count)
     yield _metric("forward_bytes_total", counts.forwarded_bytes)
     yield _metric("proxy_redirected_count_total", counts.redirected_count)
     yield _metric("passed_on_count_total", counts.passed_on_count)

@@ -27,12 +27,14 @@ class Ruling(NamedTuple):
         decision: what policy said.
         source: packed address that policy was asked with (see `admission`).
         bypass: accepted, and nobody needs to see the packets: no L7 rules, no audit.
+        severed: its packets passed directly, and may no longer; both ends are told by RST.
     """
 
     verdict: Accept | Drop | Redirect
     decision: Decision
     source: bytes
     bypass: bool = False
+    severed: bool = False
 
 
 class Ground:

@@ -28,6 +28,18 @@ class Drop(NamedTuple):
     detail: str = ""
 
 
+class Reset(NamedTuple):
+    """Stop the packet, and end its TCP connection.
+
+    Attributes:
+        drop: what it counts as.
+        segments: IP packets to send, which tell both ends.
+    """
+
+    drop: Drop
+    segments: tuple[bytes, ...]
+
+
 class Redirect(NamedTuple):
     """Hand the packet to the L7 proxy that listens on `port`."""
 
@@ -52,7 +64,7 @@ class PassOn(NamedTuple):
     otherwise: Accept | Drop
 
 
-PacketVerdict = Accept | Drop | Redirect | PassOn | Offload | Defer
+PacketVerdict = Accept | Drop | Reset | Redirect | PassOn | Offload | Defer
 
 
 class Report(NamedTuple):

@@ -59,9 +59,10 @@ from firewall.datapath.events import packet_event
 from firewall.datapath.kernel_flows import Dump, read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
 from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
-from firewall.datapath.pipeline import Pipeline, PipelineSettings
+from firewall.datapath.pipeline import Pipeline, PipelineSettings, Resets
+from firewall.datapath.raw import RawSender
 from firewall.datapath.ruleset import passing_count
-from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, PassOn, Redirect, Report
+from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, PassOn, Redirect, Report, Reset
 from firewall.flows.event import Event
 from firewall.policy.snapshot import SnapshotError
 from firewall.policy.view import View
@@ -122,8 +123,14 @@ class Worker:
                 source_limit_count=options.source_limit or None,
             ),
             None,
-            PipelineSettings(worker_count=options.workers, bypass=options.bypass, defers=True),
+            PipelineSettings(
+                worker_count=options.workers,
+                bypass=options.bypass,
+                defers=True,
+                resets=Resets[options.resets.upper()],
+            ),
         )
+        self._sender = RawSender(self._marks.of(Kind.FROM_PROXY).value)
         self._decide = self._pipeline.decide
         self._offloaded = self._pipeline.offloaded
         self._suspect = self._marks.of(Kind.SUSPECT)
@@ -212,6 +219,7 @@ class Worker:
         """Give up the queue and the socket."""
         self._channel.close()
         self._queue.close()
+        self._sender.close()
 
     def _patience_s(self) -> float:
         """Return how long the loop may sleep."""
@@ -255,6 +263,9 @@ class Worker:
             self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
             self._queue.repeat(packet, self._marks.put(packet.mark, Kind.TO_PROXY))
+        elif isinstance(verdict, Reset):
+            self._queue.drop(packet)
+            self._sender.send(verdict.segments)
         elif isinstance(verdict, Defer):
             self._queue.repeat(packet, self._marks.put(packet.mark, Kind.DEFERRED))
         elif isinstance(verdict, PassOn) and not self._pass_on(packet, verdict):
@@ -509,6 +520,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--source-limit", type=int, default=0, help="of them, one source's; 0 = no such limit")
     add("--profile", choices=("strict", "linux"), default="strict", help="of the tracker")
     add("--bypass", action="store_true", help="let the kernel carry flows that need no look")
+    add("--resets", choices=("none", "l7", "all"), default="l7", help="connections that end by RST")
     add("--no-gso", action="store_true", help="have the kernel split large segments first")
     add("--log-level", default="info", help="debug, info, warning or error")
     add("--log-format", choices=("logfmt", "json"), default="logfmt", help="of each line")

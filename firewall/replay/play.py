@@ -34,6 +34,7 @@ from firewall.datapath.verdict import (
     PacketDecision,
     PassOn,
     Redirect,
+    Reset,
 )
 from firewall.policy.policymap import DirectionVerdict
 from firewall.policy.snapshot import OriginRow
@@ -192,6 +193,8 @@ def _final(decision: PacketDecision) -> Accept | Drop | Redirect:
     verdict = decision.verdict
     if isinstance(verdict, Offload | Defer):
         return ACCEPT  # neither comes here: this pipeline may do neither
+    if isinstance(verdict, Reset):
+        return verdict.drop
     return verdict.otherwise if isinstance(verdict, PassOn) else verdict
 
 

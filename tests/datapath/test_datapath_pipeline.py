@@ -31,7 +31,7 @@ from conntrack.address import parse_address
 from conntrack.packet import Fault
 from conntrack.tracker import Tracker
 from firewall.datapath.events import packet_event
-from firewall.datapath.pipeline import FAULT_REASON, PREROUTING, Pipeline
+from firewall.datapath.pipeline import FAULT_REASON, PREROUTING, Pipeline, PipelineSettings, Resets
 from firewall.datapath.verdict import ACCEPT, QUIETLY, Drop, PassOn, Redirect
 from firewall.policy.model import Action, Tier
 from firewall.policy.snapshot import DirectionRow, EndpointRow, EntryRow, PolicyRow
@@ -277,8 +277,9 @@ def test_our_own_kernel_may_reset_for_the_server_and_nobody_else(known):
     is_drop(world.b(reset), DropReason.INVALID_PACKET_DROPPED)
 
 
-def test_a_direct_flow_that_now_needs_the_proxy_is_sent_there():
+def test_a_direct_flow_that_now_needs_the_proxy_is_sent_there_if_none_is_reset():
     world = proxied(Rule(1001, 1002, TCP, 80))
+    world.pipeline.settings = PipelineSettings(resets=Resets.NONE)
     handshake(world)
     world.change(WEB)
     moved = world.a(segment())
