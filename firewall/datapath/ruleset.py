@@ -15,6 +15,7 @@ as many sets as needed, gathered in one list:set.
     a packet in PREROUTING, the node's or forwarded     rule
     loopback, unless on its way to the proxy            RETURN
     marked TO_PROXY by a worker                         TPROXY to the proxy's port (or dropped)
+    UDP reply to what the proxy asked                   mark LOCAL (not if its source is spoofed)
     marked PASS_ON by a worker                          the named worker's queue
     marked DEFERRED by a worker                         RETURN: see FORWARD and INPUT
     marked OFFLOAD by a worker                          connmark OFFLOAD and generation; ACCEPT
@@ -26,7 +27,7 @@ as many sets as needed, gathered in one list:set.
     managed source or destination, endpoint interface   NFQUEUE, balanced by address pair
 
     a packet in OUTPUT
-    sent by the proxy over loopback                     connmark FROM_PROXY
+    sent by the proxy over loopback, or a UDP question  connmark FROM_PROXY
     loopback; sent by the proxy; on its way to it       RETURN
     reply, connmark FROM_PROXY                          mark LOCAL: a server of this node answers
     marked PASS_ON by a worker                          the named worker's queue
@@ -49,6 +50,10 @@ nobody knows in PREROUTING whether its destination will be translated. If policy
 its destination is not managed, it is DEFERRED: decided in FORWARD or INPUT, whatever it is then.
 If policy accepts it and it is translated all the same, FORWARD decides once more. TPROXY works only
 in PREROUTING: a translated destination that needs the L7 proxy is dropped.
+
+UDP (DNS). Every datagram of a redirected flow is queued and marked anew: the proxy has no socket of
+its own for each client. What servers reply to the proxy is recognised by its flow, not by a socket,
+which may be closed when a late answer comes: the proxy's flows have the connmark FROM_PROXY.
 
 The bypass. A worker marks one packet of an established flow that needs no more looking at OFFLOAD
 and repeats it; if the mark bears the present generation, it is saved to the flow's connmark (bits
@@ -127,8 +132,8 @@ class RulesetConfig:
         marks: our mark bits.
         first_queue: number of the first worker's queue; worker N reads `first_queue + N`.
         queue_count: number of workers, at least 1.
-        http_proxy_port: TCP port that the transparent listeners have on 127.0.0.1 and ::1, or on
-            every address; 0 = no proxy.
+        http_proxy_port: TCP and UDP port that the transparent listeners have on 127.0.0.1 and ::1,
+            or on every address; 0 = no proxy.
         route_table: routing table that delivers the proxy's packets locally.
         rule_priority: priority of the first of our two `ip rule`s; before `main` (32766).
         generation: flows that were marked in it bypass userspace; None = every packet is queued.
@@ -250,15 +255,19 @@ def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
         # A listener on loopback cannot be reached around the rules; without --on-ip the kernel
         # would look for one on the address of the interface.
         loopback = "127.0.0.1" if family is Family.IPV4 else "::1"
-        yield (
-            f"{rule} -p tcp -m mark --mark {to_proxy} -j TPROXY --on-port {config.http_proxy_port} "
-            f"--on-ip {loopback} --tproxy-mark {config.marks.of(Kind.LOCAL)}"
-        )
+        for protocol in ("tcp", "udp"):
+            yield (
+                f"{rule} -p {protocol} -m mark --mark {to_proxy} -j TPROXY "
+                f"--on-port {config.http_proxy_port} --on-ip {loopback} "
+                f"--tproxy-mark {config.marks.of(Kind.LOCAL)}"
+            )
     yield f"{rule} -m mark --mark {to_proxy} -j DROP"
     yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j RETURN"
     yield from _passed_on(config, rule)
     yield from _offloaded(config, rule)
     yield f"{rule} -p tcp -m tcp ! --syn -m socket --transparent -j {_SOCKET}"
+    ours = config.marks.of(Kind.FROM_PROXY)
+    yield f"{rule} -p udp -m conntrack --ctdir REPLY -m connmark --mark {ours} -j {_SOCKET}"
     for message in _path_messages(family):
         yield f"{rule} {message} -m socket --transparent -j {_SOCKET}"
     yield f"{rule} {_DNAT} -j RETURN"
@@ -301,10 +310,9 @@ def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
     rule = f"-A {CHAIN_PREFIX}OUTPUT"
     # A server of this very node answers the proxy at its client's address, which is elsewhere.
     ours = config.marks.of(Kind.FROM_PROXY)
-    yield (
-        f"{rule} -o lo -m mark --mark {ours} -j CONNMARK --save-mark "
-        f"--nfmask {ours.mask:#x} --ctmask {ours.mask:#x}"
-    )
+    save = f"-j CONNMARK --save-mark --nfmask {ours.mask:#x} --ctmask {ours.mask:#x}"
+    yield f"{rule} -o lo -m mark --mark {ours} {save}"
+    yield f"{rule} -p udp -m mark --mark {ours} -m conntrack --ctdir ORIGINAL {save}"
     yield f"{rule} -o lo -j RETURN"
     yield f"{rule} -m mark --mark {ours} -j RETURN"
     yield f"{rule} -m conntrack --ctdir REPLY -m connmark --mark {ours} -g {_LOCAL}"

@@ -7,7 +7,7 @@ next with a single store.
 
 from typing import Final, NamedTuple, assert_never
 
-from conntrack.flow import ICMP, ICMPV6, TCP, FlowTuple
+from conntrack.flow import ICMP, ICMPV6, TCP, UDP, FlowTuple
 from conntrack.tracker import Entry
 from firewall.datapath.admission import Admission
 from firewall.datapath.verdict import ACCEPT, Accept, Drop, Redirect
@@ -15,7 +15,8 @@ from firewall.identities.reserved import Reserved
 from firewall.policy.verdict import DropReason, Verdict
 from firewall.policy.view import Decision, View
 
-_PROXIED: Final = frozenset({"http"})  # kinds of L7 rules that the proxy carries out, over TCP
+_PROXIED: Final = {"http": frozenset({TCP}), "dns": frozenset({TCP, UDP})}
+"""Kinds of L7 rules that the proxy carries out, and over which protocols."""
 _NO_PROXY: Final = DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL
 
 
@@ -118,16 +119,19 @@ class Ground:
         """Redirect what the proxy can judge; anything else must not pass unjudged."""
         if not self.proxy_port:
             return Drop(_NO_PROXY, "no proxy is running")
-        if protocol != TCP:
-            return Drop(_NO_PROXY, "only TCP can be proxied")
         kinds = {
             row.kind
             for side in (decision.egress, decision.ingress)
             if side is not None
             for row in side.l7 or ()
         }
-        if not kinds <= _PROXIED:
-            return Drop(_NO_PROXY, f"L7 rules of kind {', '.join(sorted(kinds - _PROXIED))}")
+        if not kinds <= _PROXIED.keys():
+            foreign = sorted(kinds - _PROXIED.keys())
+            return Drop(_NO_PROXY, f"L7 rules of kind {', '.join(foreign)}")
+        if "dns" in kinds and len(kinds) > 1:
+            return Drop(_NO_PROXY, f"L7 rules of several kinds: {', '.join(sorted(kinds))}")
+        if any(protocol not in _PROXIED[kind] for kind in kinds):
+            return Drop(_NO_PROXY, f"{', '.join(kinds)} rules hold for TCP only")
         return Redirect(self.proxy_port)
 
 

@@ -248,13 +248,30 @@ def test_without_a_proxy_the_flow_is_closed():
     is_drop(World(WEB).a(syn()), reason, "no proxy")
 
 
-@pytest.mark.parametrize("kind", ["dns", "tls", "kafka"])
+@pytest.mark.parametrize("kind", ["tls", "kafka"])
 def test_what_the_proxy_cannot_judge_is_closed(kind):
     reason = DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL
     world = proxied(Rule(1001, 1002, TCP, 80, l7=kind))
     is_drop(world.a(syn()), reason, kind)
     world = proxied(Rule(1001, 1002, UDP, 53, l7=kind))
-    is_drop(world.a(udp()), reason, "only TCP")
+    is_drop(world.a(udp()), reason, kind)
+
+
+def test_http_over_udp_and_two_kinds_at_once_are_closed():
+    """Who wrote http for UDP did not mean it to pass, and two parsers cannot both have a flow."""
+    reason = DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL
+    is_drop(proxied(Rule(1001, 1002, UDP, 53, l7="http")).a(udp()), reason, "TCP only")
+    both = (Rule(1001, 1002, TCP, 80, l7="http"), Rule(1001, 1002, TCP, 80, l7="dns"))
+    is_drop(proxied(*both).a(syn()), reason, "several kinds: dns, http")
+
+
+def test_every_datagram_of_a_dns_flow_goes_to_the_proxy():
+    """There is no socket for each client that the kernel could find by itself."""
+    world = proxied(Rule(1001, 1002, UDP, 53, l7="dns"))
+    for _ in range(3):
+        assert world.a(udp()).verdict == Redirect(15006)
+    assert len(world.tracker) == 1
+    is_drop(world.b(udp(B4, A4, port=4000, sport=53)), DropReason.INVALID_PACKET_DROPPED)
 
 
 def test_a_segment_without_a_flow_goes_to_the_proxy_whose_kernel_resets_it():

@@ -97,7 +97,7 @@ def fresh() -> Ipset:
 def test_loopback_goes_by_first_except_on_its_way_to_the_proxy(family):
     text = install_text(RulesetConfig(), family, EMPTY)
     assert rules(text, "PREROUTING")[0] == "-i lo -m mark ! --mark 0x1000000/0xff000000 -j RETURN"
-    assert rules(text, "OUTPUT")[1] == "-o lo -j RETURN"
+    assert rules(text, "OUTPUT")[2] == "-o lo -j RETURN"
 
 
 @pytest.mark.parametrize("family", Family)
@@ -107,6 +107,19 @@ def test_a_server_of_this_node_answers_the_proxy_here(family):
     assert first.startswith("-o lo -m mark --mark 0x3000000/0xff000000 -j CONNMARK --save-mark")
     back = "-m conntrack --ctdir REPLY -m connmark --mark 0x3000000/0xff000000 -g BARTIZAN-LOCAL"
     assert found.index(back) < next(at for at, rule in enumerate(found) if "NFQUEUE" in rule)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_what_dns_servers_reply_to_the_proxy_is_known_by_its_flow(family):
+    """The question leaves its mark on the flow; the reply meets no queue, unless it is spoofed."""
+    text = install_text(RulesetConfig(), family, EMPTY)
+    asked = "-p udp -m mark --mark 0x3000000/0xff000000 -m conntrack --ctdir ORIGINAL -j CONNMARK"
+    assert any(rule.startswith(asked) for rule in rules(text, "OUTPUT"))
+    back = "-p udp -m conntrack --ctdir REPLY -m connmark --mark 0x3000000/0xff000000"
+    found = rules(text, "PREROUTING")
+    at = found.index(f"{back} -j BARTIZAN-SOCKET")
+    assert at < next(at for at, rule in enumerate(found) if "NFQUEUE" in rule)
+    assert rules(text, "SOCKET")[0].endswith("src,src -g BARTIZAN-LOCAL")
 
 
 @pytest.mark.parametrize("family", Family)
@@ -125,7 +138,8 @@ def test_what_is_marked_for_a_proxy_that_is_not_there_is_dropped():
     )
     without = rules(install_text(RulesetConfig(), Family.IPV4, EMPTY), "PREROUTING")
     assert "TPROXY --on-port 9 --on-ip 127.0.0.1" in with_proxy[2]
-    assert with_proxy[3] == without[2] == "-m mark --mark 0x1000000/0xff000000 -j DROP"
+    assert with_proxy[3].startswith("-p udp -m mark --mark 0x1000000/0xff000000 -j TPROXY")
+    assert with_proxy[4] == without[2] == "-m mark --mark 0x1000000/0xff000000 -j DROP"
 
 
 @pytest.mark.parametrize("family", Family)
