@@ -14,7 +14,10 @@ from firewall.identities.reserved import LOCAL_MAX, LOCAL_MIN, Reserved, reserve
 GRACE_S = 900.0
 """How long an unused number keeps its labels: 15 min (Cilium identity-gc-interval)."""
 
-_LOCAL_SOURCES = frozenset({"cidr", "fqdn", "cidrgroup", RESERVED})
+FQDN = "fqdn"
+"""Source of the labels of addresses that DNS answered for a selected name."""
+
+_LOCAL_SOURCES = frozenset({"cidr", FQDN, "cidrgroup", RESERVED})
 
 
 class IdentityError(RuntimeError):

@@ -1,0 +1,1 @@
+"""What DNS answered, and which addresses names may lead to."""

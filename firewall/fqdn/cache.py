@@ -1,0 +1,247 @@
+"""What DNS answered, by endpoint and name, for as long as it counts. Pure: `now` is an argument.
+
+An answer lives for its TTL, at least for `min_ttl_s`. What has expired is looked at by `collect`,
+which the agent calls at intervals: as long as a connection of the endpoint to the address lives, it
+stays, as a *zombie* (source "connection"; Cilium's deferred deletes). Above `per_name` addresses of
+a name, those that expire first become zombies as well. Above `zombie_count` zombies the oldest go,
+connection or not.
+
+Times are wall-clock seconds: they are kept over restarts.
+
+Source: Cilium pkg/fqdn/cache.go (DNSCache, DNSZombieMappings).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+Connection = tuple[int, bytes]
+"""An endpoint's id and a packed address that it has a connection to."""
+
+NAMES_PER_ENDPOINT = 10_000
+"""Names of one endpoint: what a tunnel through an allowed pattern could use up, about 5 MB."""
+
+
+class Bounds(NamedTuple):
+    """What the cache holds at most, and how long.
+
+    Attributes:
+        min_ttl_s: shortest life of an answer (Cilium tofqdns-min-ttl).
+        per_name: addresses of one name for one endpoint (tofqdns-endpoint-max-ip-per-hostname).
+        zombie_count: zombies of all endpoints (tofqdns-max-deferred-connection-deletes).
+        grace_s: how long a zombie stays after its last connection
+            (tofqdns-idle-connection-grace-period).
+    """
+
+    min_ttl_s: float = 0.0
+    per_name: int = 50
+    zombie_count: int = 10_000
+    grace_s: float = 0.0
+
+
+class Entry(NamedTuple):
+    """One address of one name, as one endpoint learnt it.
+
+    `zombie_since` None: the answer still counts by itself. `connected_at`: when a connection of a
+    zombie was last seen.
+    """
+
+    endpoint: int
+    name: str
+    address: bytes
+    ttl_s: int
+    expires_at: float
+    zombie_since: float | None = None
+    connected_at: float = 0.0
+
+    @property
+    def source(self) -> str:
+        """Cilium's word for why the address counts."""
+        return "lookup" if self.zombie_since is None else "connection"
+
+
+class NameCache:
+    """Names and their addresses.
+
+    Attributes:
+        changed: the addresses whose names are not what they were; the caller empties it.
+        forgotten_count: zombies that went because there were too many.
+    """
+
+    def __init__(self, bounds: Bounds = Bounds()) -> None:  # noqa: B008 - an immutable value
+        self.bounds = bounds
+        self.changed: set[bytes] = set()
+        self.forgotten_count = 0
+        self._entries: dict[int, dict[str, dict[bytes, Entry]]] = {}
+        self._by_address: dict[bytes, dict[str, set[int]]] = {}
+        self._zombies: dict[tuple[int, str, bytes], None] = {}
+
+    # --- learning -----------------------------------------------------------------------------
+
+    def learn(
+        self, endpoint: int, name: str, addresses: Iterable[bytes], ttl_s: int, now: float
+    ) -> bool:
+        """Note an answer; say whether an address or a longer life is new.
+
+        Args:
+            endpoint: who asked.
+            name: lower case, trailing dot.
+            addresses: packed.
+            ttl_s: as answered.
+            now: wall clock, seconds.
+        """
+        expires_at = now + max(float(ttl_s), self.bounds.min_ttl_s)
+        names = self._entries.setdefault(endpoint, {})
+        if name not in names and len(names) >= NAMES_PER_ENDPOINT:
+            self._drop_soonest(names)
+        held = names.setdefault(name, {})
+        news = False
+        for address in addresses:
+            old = held.get(address)
+            if old is not None and old.zombie_since is None and old.expires_at >= expires_at:
+                continue
+            self._put(Entry(endpoint, name, address, ttl_s, expires_at))
+            news = True
+        if len(held) > self.bounds.per_name:
+            self._retire_surplus(held, now)
+        return news
+
+    def restore(self, entries: Iterable[Entry]) -> None:
+        """Take over what an earlier life knew."""
+        for entry in entries:
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        held = self._entries.setdefault(entry.endpoint, {}).setdefault(entry.name, {})
+        key = entry.endpoint, entry.name, entry.address
+        if entry.zombie_since is None:
+            self._zombies.pop(key, None)
+        else:
+            self._zombies[key] = None
+        held[entry.address] = entry
+        names = self._by_address.setdefault(entry.address, {})
+        owners = names.get(entry.name)
+        if owners is None:
+            names[entry.name] = {entry.endpoint}
+            self.changed.add(entry.address)
+        elif entry.endpoint not in owners:
+            owners.add(entry.endpoint)
+            self.changed.add(entry.address)
+
+    def _remove(self, entry: Entry) -> None:
+        endpoint, name, address = entry.endpoint, entry.name, entry.address
+        names = self._entries[endpoint]
+        del names[name][address]
+        if not names[name]:
+            del names[name]
+        if not names:
+            del self._entries[endpoint]
+        self._zombies.pop((endpoint, name, address), None)
+        owners = self._by_address[address][name]
+        owners.discard(endpoint)
+        if not owners:
+            del self._by_address[address][name]
+        if not self._by_address[address]:
+            del self._by_address[address]
+        self.changed.add(address)
+
+    def _retire_surplus(self, held: dict[bytes, Entry], now: float) -> None:
+        """Make zombies of the addresses of a name that expire first and are too many."""
+        alive = [entry for entry in held.values() if entry.zombie_since is None]
+        surplus = len(alive) - self.bounds.per_name
+        if surplus > 0:
+            alive.sort(key=lambda entry: entry.expires_at)
+            for entry in alive[:surplus]:
+                self._put(entry._replace(zombie_since=now))
+            self._bury_surplus()
+
+    def _drop_soonest(self, names: dict[str, dict[bytes, Entry]]) -> None:
+        """Forget the name whose answers expire first."""
+        name = min(names, key=lambda name: max(e.expires_at for e in names[name].values()))
+        for entry in tuple(names[name].values()):
+            self._remove(entry)
+
+    def _bury_surplus(self) -> None:
+        """Forget the oldest zombies above the bound."""
+        while len(self._zombies) > self.bounds.zombie_count:
+            endpoint, name, address = next(iter(self._zombies))
+            self._remove(self._entries[endpoint][name][address])
+            self.forgotten_count += 1
+
+    # --- forgetting ---------------------------------------------------------------------------
+
+    def doubtful(self, now: float) -> set[Connection]:
+        """Return whose connections `collect` must know: of what has expired, and of zombies."""
+        return {
+            (entry.endpoint, entry.address)
+            for entry in self.entries()
+            if entry.zombie_since is not None or entry.expires_at <= now
+        }
+
+    def collect(self, alive: set[Connection], now: float) -> int:
+        """Make zombies of what has expired and forget those without a connection.
+
+        Args:
+            alive: which of `doubtful` have a connection.
+            now: wall clock, seconds; as `doubtful` was told, so that nothing expired in between.
+
+        Returns:
+            How many entries went.
+        """
+        before = self.count
+        for entry in tuple(self.entries()):
+            if entry.zombie_since is None:
+                if entry.expires_at > now:
+                    continue
+                entry = entry._replace(zombie_since=now)  # noqa: PLW2901
+            if (entry.endpoint, entry.address) in alive:
+                entry = entry._replace(connected_at=now)  # noqa: PLW2901
+            last = max(entry.connected_at, entry.zombie_since or now)
+            if entry.connected_at < now and now - last >= self.bounds.grace_s:
+                self._remove(entry)
+            else:
+                self._put(entry)
+        self._bury_surplus()
+        return before - self.count
+
+    def forget_endpoint(self, endpoint: int) -> None:
+        """Forget what an endpoint learnt: it is gone."""
+        for held in tuple(self._entries.get(endpoint, {}).values()):
+            for entry in tuple(held.values()):
+                self._remove(entry)
+
+    def forget(self, entries: Iterable[Entry]) -> None:
+        """Forget these entries; one that changed meanwhile stays."""
+        for entry in tuple(entries):
+            held = self._entries.get(entry.endpoint, {}).get(entry.name, {})
+            if held.get(entry.address) == entry:
+                self._remove(entry)
+
+    # --- asking -------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """Number of entries."""
+        return sum(len(held) for names in self._entries.values() for held in names.values())
+
+    @property
+    def zombie_count(self) -> int:
+        """Number of zombies."""
+        return len(self._zombies)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield every entry, by endpoint and name."""
+        for names in self._entries.values():
+            for held in names.values():
+                yield from held.values()
+
+    def addresses(self) -> Iterator[bytes]:
+        """Yield every address that a name leads to."""
+        return iter(self._by_address)
+
+    def names(self, address: bytes) -> tuple[str, ...]:
+        """Return the names that lead to an address, ascending."""
+        return tuple(sorted(self._by_address.get(address, ())))
+
+    def endpoints(self, address: bytes, name: str) -> frozenset[int]:
+        """Return who learnt an address for a name."""
+        return frozenset(self._by_address.get(address, {}).get(name, ()))
