@@ -1,7 +1,7 @@
 """Events and names for the flow tests: the cast of Cilium's demo, xwing, tiefighter, deathstar."""
 
 from conntrack.address import parse_address
-from firewall.flows.event import HttpEvent, PacketEvent
+from firewall.flows.event import DnsEvent, HttpEvent, PacketEvent
 from firewall.flows.note import Noter
 from firewall.flows.record import EndpointName, build
 from firewall.policy.snapshot import OriginRow
@@ -136,6 +136,37 @@ def response(**changed):
         "allowed_by": (RULE,),
     }
     return request(**(fields | changed))
+
+
+def question(**changed):
+    """A question of an endpoint to a server outside, and with kind="response" its answer."""
+    fields = {
+        "time_ns": AT_NS,
+        "kind": "request",
+        "verdict": Verdict.ACCEPT,
+        "drop_reason": 0,
+        "direction": TrafficDirection.EGRESS,
+        "source": parse_address("10.0.0.99"),
+        "destination": parse_address("203.0.113.53"),
+        "source_port": 33656,
+        "destination_port": 53,
+        "source_identity": 31028,
+        "destination_identity": 2,
+        "source_endpoint": 99,
+        "destination_endpoint": 0,
+        "transport": 17,
+        "query": "api.example.",
+        "query_types": ("A",),
+        "rcode": 0,
+        "addresses": (),
+        "ttl_s": 0,
+        "cnames": (),
+        "answer_types": (),
+        "latency_ns": 0,
+        "policy_revision": 7,
+        "allowed_by": (RULE,),
+    }
+    return DnsEvent(**(fields | changed))
 
 
 def flow(event=None):

@@ -90,4 +90,42 @@ class HttpEvent(msgspec.Struct, frozen=True, array_like=True, tag=2):
     detail: str = ""
 
 
-Event = PacketEvent | HttpEvent
+class DnsEvent(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """One DNS question as decided, or its answer.
+
+    `source` is the client and `destination` the server, in an answer too. `kind` is "request" or
+    "response"; `transport` the IANA protocol. `query` is the name in lower case with a trailing
+    dot, "" = unreadable; `addresses` are packed; `rcode` of a refused question is the one it was
+    refused with. The rest as in HttpEvent.
+    """
+
+    time_ns: int
+    kind: str
+    verdict: int
+    drop_reason: int
+    direction: int
+    source: bytes
+    destination: bytes
+    source_port: int
+    destination_port: int
+    source_identity: int
+    destination_identity: int
+    source_endpoint: int
+    destination_endpoint: int
+    transport: int
+    query: str
+    query_types: tuple[str, ...]
+    rcode: int
+    addresses: tuple[bytes, ...]
+    ttl_s: int
+    cnames: tuple[str, ...]
+    answer_types: tuple[str, ...]
+    latency_ns: int
+    policy_revision: int
+    allowed_by: tuple[OriginRow, ...] = ()
+    denied_by: tuple[OriginRow, ...] = ()
+    isolated_by: tuple[OriginRow, ...] = ()
+    detail: str = ""
+
+
+Event = PacketEvent | HttpEvent | DnsEvent

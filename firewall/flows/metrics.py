@@ -14,7 +14,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from firewall.flows.compact import MATCH_TEXT, TRACE_POINTS
-from firewall.flows.event import Event, HttpEvent, PacketEvent
+from firewall.flows.event import DnsEvent, Event, HttpEvent, PacketEvent
 from firewall.flows.flow import (
     EVENT_DROP,
     EVENT_L7,
@@ -24,7 +24,7 @@ from firewall.flows.flow import (
     Layer4,
 )
 from firewall.flows.note import Note
-from firewall.flows.summary import flag_names, icmp_text
+from firewall.flows.summary import flag_names, icmp_text, rcode_text
 from firewall.identities.reserved import is_world
 from firewall.policy.verdict import DROP_TEXT, DropReason, TrafficDirection, Verdict
 
@@ -69,6 +69,12 @@ class FlowMetrics:
         )
         self._requests = counter(
             "hubble_http_requests", "HTTP requests", "method", "protocol", "status", "reporter"
+        )
+        self._dns_queries = counter(
+            "hubble_dns_queries", "DNS queries", "rcode", "qtypes", "ips_returned"
+        )
+        self._dns_responses = counter(
+            "hubble_dns_responses", "DNS responses", "rcode", "qtypes", "ips_returned"
         )
         self._flags = counter("hubble_tcp_flags", "TCP flags of new flows", "flag", "family")
         self._icmp = counter("hubble_icmp", "ICMP messages", "family", "type")
@@ -141,6 +147,7 @@ class FlowMetrics:
             self._child(self._world, protocol, flow.verdict).inc(count)
         if flow.l7 is not None:
             self._count_http(flow, count)
+            self._count_dns(flow, count)
         elif flow.l4 is not None and flow.verdict in ("FORWARDED", "REDIRECTED"):
             self._count_layer4(flow, flow.l4, protocol, count)
 
@@ -191,6 +198,18 @@ class FlowMetrics:
         labels = _method(http.method), http.protocol, status, reporter
         self._child(self._requests, *labels).inc(count)
 
+    def _count_dns(self, flow: Flow, count: int) -> None:
+        dns = flow.l7.dns if flow.l7 is not None else None
+        if flow.l7 is None or dns is None:
+            return
+        counter, rcode = self._dns_queries, ""
+        if flow.verdict == "DROPPED":
+            rcode = _reason(flow)
+        elif flow.l7.type == "RESPONSE":
+            counter, rcode = self._dns_responses, rcode_text(dns.rcode)
+        labels = rcode, ",".join(dns.qtypes), str(len(dns.ips))
+        self._child(counter, *labels).inc(count)
+
 
 class _Alike:
     """Flows that add to the same series, and one of them."""
@@ -218,6 +237,17 @@ def _kind_of(event: Event) -> tuple[object, ...]:
             event.reply,
             len(event.source),
             event.destination_port,
+            event.destination_identity,
+        )
+    if isinstance(event, DnsEvent):
+        return (
+            event.kind,
+            event.verdict,
+            event.drop_reason,
+            event.direction,
+            event.query_types,
+            event.rcode,
+            len(event.addresses),
             event.destination_identity,
         )
     return (

@@ -16,13 +16,14 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from conntrack.address import format_address
-from firewall.flows.event import Event, HttpEvent, PacketEvent
+from firewall.flows.event import DnsEvent, Event, HttpEvent, PacketEvent
 from firewall.flows.flow import (
     EVENT_DROP,
     EVENT_L7,
     EVENT_POLICY_VERDICT,
     EVENT_TRACE,
     Addresses,
+    Dns,
     EventType,
     Explanation,
     Extensions,
@@ -68,6 +69,8 @@ __all__ = [
 
 RULES_MAX_COUNT = 16
 """How many rules a record names per list; with 64 KiB a line is too long for Go's scanners."""
+
+_TCP = 6
 
 TRACE_TO_STACK = 3
 """Trace point "to-stack" (pkg/monitor/api TraceToStack)."""
@@ -160,6 +163,8 @@ def record(event: Event, ends: Ends) -> Flow:
     """Make the flow record of an event."""
     if isinstance(event, PacketEvent):
         return _of_packet(event, ends)
+    if isinstance(event, DnsEvent):
+        return _of_dns(event, ends)
     return _of_http(event, ends)
 
 
@@ -198,6 +203,40 @@ def _of_packet(event: PacketEvent, ends: Ends) -> Flow:
 
 
 def _of_http(event: HttpEvent, ends: Ends) -> Flow:
+    headers = tuple(HttpHeader(key=key, value=value) for key, value in event.headers)
+    http = Http(
+        code=event.code if event.kind == "response" else 0,
+        method=event.method,
+        url=event.url,
+        protocol=event.protocol,
+        headers=headers,
+    )
+    return _of_exchange(event, ends, _TCP, http=http)
+
+
+def _of_dns(event: DnsEvent, ends: Ends) -> Flow:
+    dns = Dns(
+        query=event.query,
+        ips=tuple(map(format_address, event.addresses)),
+        ttl=event.ttl_s,
+        cnames=event.cnames,
+        observation_source="proxy",
+        rcode=event.rcode,
+        qtypes=event.query_types,
+        rrtypes=event.answer_types,
+    )
+    return _of_exchange(event, ends, event.transport, dns=dns)
+
+
+def _of_exchange(
+    event: HttpEvent | DnsEvent,
+    ends: Ends,
+    transport: int,
+    *,
+    http: Http | None = None,
+    dns: Dns | None = None,
+) -> Flow:
+    """Make the flow of a request or its response."""
     response = event.kind == "response"
     node_name, source, destination, source_names, destination_names = ends
     addresses = _addresses(event.source, event.destination)
@@ -210,7 +249,6 @@ def _of_http(event: HttpEvent, ends: Ends) -> Flow:
     ingress = event.direction == TrafficDirection.INGRESS
     allowed = _policies(event.allowed_by, event.policy_revision)
     denied = _policies(event.denied_by, event.policy_revision)
-    headers = tuple(HttpHeader(key=key, value=value) for key, value in event.headers)
     flow = Flow(
         time=format_time(event.time_ns),
         uuid=event_id(event),
@@ -218,7 +256,7 @@ def _of_http(event: HttpEvent, ends: Ends) -> Flow:
         drop_reason=int(event.drop_reason),
         drop_reason_desc=_reason_name(event.drop_reason),
         ip=addresses,
-        l4=Layer4(tcp=Tcp(source_port=ports[0], destination_port=ports[1])),
+        l4=Layer4(tcp=Tcp(*ports)) if transport == _TCP else Layer4(udp=Ports(*ports)),
         source=source,
         destination=destination,
         type="L7",
@@ -228,13 +266,8 @@ def _of_http(event: HttpEvent, ends: Ends) -> Flow:
         l7=Layer7(
             type="RESPONSE" if response else "REQUEST",
             latency_ns=str(event.latency_ns) if event.latency_ns else "",
-            http=Http(
-                code=event.code if response else 0,
-                method=event.method,
-                url=event.url,
-                protocol=event.protocol,
-                headers=headers,
-            ),
+            http=http,
+            dns=dns,
         ),
         event_type=EventType(type=EVENT_L7),
         traffic_direction=_DIRECTIONS.get(event.direction, ""),
@@ -243,7 +276,7 @@ def _of_http(event: HttpEvent, ends: Ends) -> Flow:
         egress_allowed_by=() if ingress else allowed,
         ingress_denied_by=denied if ingress else (),
         egress_denied_by=() if ingress else denied,
-        extensions=_explain_http(event),
+        extensions=_explain_exchange(event),
     )
     return msgspec.structs.replace(flow, summary=flow_text(flow))
 
@@ -427,7 +460,7 @@ def _explain_packet(event: PacketEvent, reason: DropReason | None) -> Extensions
     )
 
 
-def _explain_http(event: HttpEvent) -> Extensions | None:
+def _explain_exchange(event: HttpEvent | DnsEvent) -> Extensions | None:
     reason = _REASONS.get(event.drop_reason)
     return _extensions(
         Explanation(

@@ -117,9 +117,15 @@ def _http_text(http: Http, l7: Layer7) -> str:
 
 
 _RCODES = {
+    0: "No Error",
     1: "Format Error", 2: "Server Failure", 3: "Non-Existent Domain", 4: "Not Implemented",
     5: "Query Refused",
 }  # fmt: skip
+
+
+def rcode_text(rcode: int) -> str:
+    """Name a response code as Hubble does."""
+    return _RCODES.get(rcode, str(rcode))
 
 
 def _dns_text(l7: Layer7) -> str:
@@ -129,12 +135,13 @@ def _dns_text(l7: Layer7) -> str:
     if l7.type != "RESPONSE":
         return f"DNS Query {question}"
     if dns.rcode:
-        answer = f"RCode: {_RCODES.get(dns.rcode, str(dns.rcode))}"
+        answer = f"RCode: {rcode_text(dns.rcode)}"
     else:
         parts = [f'"{",".join(dns.ips)}"'] if dns.ips else []
         parts += [f'CNAMEs: "{",".join(dns.cnames)}"'] if dns.cnames else []
         answer = " ".join(parts)
-    return f"DNS Answer {answer} TTL: {dns.ttl} (Query {question})"
+    seen_by = "Proxy" if dns.observation_source == "proxy" else "Query"
+    return f"DNS Answer {answer} TTL: {dns.ttl} ({seen_by} {question})"
 
 
 def flow_text(flow: Flow) -> str:

@@ -200,10 +200,10 @@ def test_dns_is_summarised_as_hubble_does():
     missing = Layer7(type="RESPONSE", dns=msgspec.structs.replace(question, rcode=3))
     assert flow_text(msgspec.structs.replace(made, l7=asked)) == "DNS Query x.org. A"
     assert flow_text(msgspec.structs.replace(made, l7=answered)) == (
-        'DNS Answer "10.1.1.1" TTL: 3 (Query x.org. A)'
+        'DNS Answer "10.1.1.1" TTL: 3 (Proxy x.org. A)'
     )
     assert flow_text(msgspec.structs.replace(made, l7=missing)) == (
-        "DNS Answer RCode: Non-Existent Domain TTL: 0 (Query x.org. A)"
+        "DNS Answer RCode: Non-Existent Domain TTL: 0 (Proxy x.org. A)"
     )
     assert " dns-request proxy " in line(msgspec.structs.replace(made, l7=asked))
 

@@ -1,7 +1,7 @@
 """Hubble's metric names and labels (research/ux.md a.6)."""
 
 import pytest
-from flow_samples import SYN_ACK, allowed, note, packet, request, response
+from flow_samples import SYN_ACK, allowed, note, packet, question, request, response
 
 from conntrack.address import parse_address
 from firewall.flows import metrics
@@ -118,3 +118,25 @@ def test_every_metric_is_there_before_the_first_flow():
         "port_distribution_total", "flows_to_world_total",
     ):  # fmt: skip
         assert f"# TYPE hubble_{name} " in text
+
+
+def test_dns_questions_and_answers_have_hubbles_counters():
+    answer = {"kind": "response", "addresses": (parse_address("192.0.2.1"),)}
+    refused = {"verdict": Verdict.DROP, "drop_reason": DropReason.POLICY_DENIED, "rcode": 5}
+    found = counted(
+        question(),
+        question(**answer),
+        question(kind="response", rcode=3),
+        question(**refused),
+        question(**refused),
+    )
+    assert {name: value for name, value in found.items() if "hubble_dns" in name} == {
+        'hubble_dns_queries_total{ips_returned="0",qtypes="A",rcode=""}': 1.0,
+        'hubble_dns_queries_total{ips_returned="0",qtypes="A",rcode="Policy denied"}': 2.0,
+        'hubble_dns_responses_total{ips_returned="1",qtypes="A",rcode="No Error"}': 1.0,
+        'hubble_dns_responses_total{ips_returned="0",qtypes="A",rcode="Non-Existent Domain"}': 1.0,
+    }
+    assert (
+        found['hubble_policy_verdicts_total{action="dropped",direction="egress",match="l7/dns"}']
+        == 2.0
+    )

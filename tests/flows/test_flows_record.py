@@ -3,7 +3,18 @@
 import json
 
 import pytest
-from flow_samples import AT_NS, RULE, SYN_ACK, Cast, allowed, flow, packet, request, response
+from flow_samples import (
+    AT_NS,
+    RULE,
+    SYN_ACK,
+    Cast,
+    allowed,
+    flow,
+    packet,
+    question,
+    request,
+    response,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -374,3 +385,41 @@ def test_any_event_makes_a_record_that_reads_back_and_prints(fields):
     made = build(packet(**fields), Cast())
     assert from_json(to_json(made)).flow == made
     assert line(made, policy_names=True)
+
+
+@pytest.mark.parametrize(("transport", "layer"), [(17, "UDP"), (6, "TCP")])
+def test_a_dns_question_and_its_answer_are_hubbles_records(transport, layer):
+    asked = decoded(question(transport=transport))
+    assert asked["l7"] == {
+        "type": "REQUEST",
+        "dns": {"query": "api.example.", "observation_source": "proxy", "qtypes": ["A"]},
+    }
+    assert asked["l4"] == {layer: {"source_port": 33656, "destination_port": 53}}
+    assert (asked["Type"], asked["traffic_direction"]) == ("L7", "EGRESS")
+    assert asked["egress_allowed_by"][0]["name"] == "rule1"
+    answered = decoded(
+        question(
+            kind="response",
+            transport=transport,
+            addresses=(parse_address("192.0.2.1"), parse_address("2001:db8::1")),
+            ttl_s=30,
+            cnames=("cdn.example.",),
+            answer_types=("CNAME", "A"),
+            latency_ns=5,
+        )
+    )
+    assert answered["l7"] == {
+        "type": "RESPONSE",
+        "latency_ns": "5",
+        "dns": {
+            "query": "api.example.",
+            "ips": ["192.0.2.1", "2001:db8::1"],
+            "ttl": 30,
+            "cnames": ["cdn.example."],
+            "observation_source": "proxy",
+            "qtypes": ["A"],
+            "rrtypes": ["CNAME", "A"],
+        },
+    }
+    assert answered["is_reply"] is True
+    assert answered["IP"]["source"] == "203.0.113.53"
