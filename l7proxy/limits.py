@@ -81,6 +81,29 @@ class Limits:
     """ClientHello to the end of the handshake with the client. Advice; Envoy has none."""
     tunnel_idle_timeout_s: float = 3600.0
     """Without a byte on a connection that passes unread. Envoy tcp_proxy idle_timeout 1 h."""
+
+    dns_timeout_s: float = 10.0
+    """A DNS question to its answer. Cilium ProxyForwardTimeout 10 s."""
+    dns_idle_timeout_s: float = 30.0
+    """A DNS connection without a question. Advice; RFC 7766 section 6.2.3: a few seconds."""
+    dns_pending_count: int = 4096
+    """DNS questions of one worker that wait for an answer; each has a socket over UDP. Further ones
+    are refused. Cilium dnsproxy-concurrency-limit, there off."""
+    dns_pending_count_per_source: int = 512
+    """The same for one source address."""
+    dns_pending_count_per_connection: int = 64
+    """Unanswered questions on one connection before no more is read from it (RFC 7766 6.2.1.1)."""
+    dns_rate_per_source: int = 20_000
+    """DNS questions per second of one source address, and as many in a burst; further ones are
+    refused. More than one worker can do: lower it against tunnels. Cilium has none."""
+    dns_reject: str = "refused"
+    """How a name that policy forbids is answered: "refused" (REFUSED) or "nameError" (NXDOMAIN, for
+    resolvers that end their search list at REFUSED, such as musl's). Cilium
+    tofqdns-dns-reject-response-code."""
+    dns_hold_s: float = 0.1
+    """How long an answer waits at most until every worker enforces its addresses. Cilium
+    tofqdns-proxy-response-max-delay 100 ms."""
+
     first_byte_timeout_s: float = 15.0
     """Accepted connection to first byte, or to the end of a ClientHello that is looked at. Envoy
     listener_filters_timeout 15 s."""
@@ -129,6 +152,7 @@ class Limits:
 _CHOICES = {
     "underscore_names": ("allow", "drop", "reject"),
     "escaped_twice": ("reject", "keep"),
+    "dns_reject": ("refused", "nameError"),
     "encrypted_client_hello": ("allow", "deny"),
     "h2_upstream": ("auto", "prefer", "never"),
     "path_parameters": ("keep", "reject"),
