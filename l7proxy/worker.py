@@ -25,11 +25,13 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from conntrack.address import format_address
 from firewall.control import journal
@@ -45,15 +47,19 @@ from firewall.control.messages import (
     Forget,
     Hold,
     Lend,
+    Settled,
     Watch,
 )
 from firewall.control.snapshots import SnapshotReader
-from firewall.flows.event import HttpEvent
+from firewall.flows.event import DnsEvent, Event
 from firewall.policy.snapshot import SnapshotError
 from l7proxy.accesslog import Ends, http_event, is_final, text_line
 from l7proxy.certificates import Certificates
 from l7proxy.commands import Record
 from l7proxy.connection import ClientConnection
+from l7proxy.dns_desk import Desk, Lesson
+from l7proxy.dns_service import DnsService
+from l7proxy.dns_stream import TCP, DnsStream, Doorman
 from l7proxy.heads import Heads
 from l7proxy.judgement import Judge
 from l7proxy.limits import LimitError, Limits, override
@@ -110,10 +116,10 @@ class Worker:
         self.certificates = Certificates(folder)
         self._tls_problems: list[str] = []
         self._policy = Policy(secrets)
-        self._connections: set[ClientConnection] = set()
+        self._connections: set[ClientConnection | DnsStream] = set()
         self._per_source: Counter[bytes] = Counter()
         self._records: list[tuple[Record, Ends, int]] = []
-        self._events: list[HttpEvent] = []
+        self._events: list[Event] = []
         self._lost_count = 0
         self._started_at = time.monotonic()
         self._ids = itertools.count(1)
@@ -123,6 +129,7 @@ class Worker:
             path = Path(options.access_log)
             self._access_log = path.open("a", encoding="ascii", buffering=65536)
         self._snapshots = SnapshotReader()
+        self._dns: DnsService | None = None
         self._load(Path(options.snapshot))
         # What the agent keeps open for us is listening already, and connections may wait in it.
         self._listeners = listen(self._port, self.mark, inherited(os.environ))
@@ -135,14 +142,23 @@ class Worker:
             VERSION,
             revision=self._policy.revision,
         )
+        self._dns = DnsService(
+            limits,
+            self._port,
+            self.mark,
+            count=self.metrics.add,
+            report=self._report_dns,
+            send=self._channel.send,
+        )
+        self._dns.follow(self._policy.view)
 
     async def run(self) -> None:
         """Serve until `drain` has ended."""
         loop = asyncio.get_running_loop()
         for sock in self._listeners.values():
-            self._servers.append(
-                await loop.create_server(lambda: ClientConnection(self), sock=sock, backlog=1024)
-            )
+            self._servers.append(await loop.create_server(self._doorman, sock=sock, backlog=1024))
+        assert self._dns is not None
+        self._dns.start(loop)
         loop.add_reader(self._channel.fileno(), self._listen)
         loop.add_signal_handler(signal.SIGTERM, self.drain, DRAIN_S)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's ^C is the agent's
@@ -158,8 +174,20 @@ class Worker:
         self._flush()
         loop.remove_reader(self._channel.fileno())
 
+    def _doorman(self) -> Doorman:
+        """Meet a connection, of which nothing is known yet."""
+        dns = self._dns
+        assert dns is not None
+        return Doorman(
+            lambda: DnsStream(self),
+            lambda: ClientConnection(self),
+            lambda ends: dns.desk.serves(ends, TCP),
+        )
+
     def close(self) -> None:
         """Close the control socket and the log."""
+        if self._dns is not None:
+            self._dns.close()
         self._channel.close()
         if self._access_log is not None:
             self._access_log.close()
@@ -172,6 +200,8 @@ class Worker:
         self._channel.retire()
         for server in self._servers:
             server.close()
+        if self._dns is not None:
+            self._dns.stop()
         now = time.monotonic()
         for connection in tuple(self._connections):
             connection.drain(now)
@@ -180,7 +210,7 @@ class Worker:
 
     # --- what connections ask of their worker ----------------------------------------------------
 
-    def admit(self, connection: ClientConnection) -> Judge | None:
+    def admit(self, connection: ClientConnection | DnsStream) -> Judge | None:
         """Take a new connection; None: it must be reset."""
         ends = connection.ends
         self._connections.add(connection)
@@ -198,7 +228,12 @@ class Worker:
             return None
         return ConnectionJudge(self._policy, ends.source, ends.destination, ends.destination_port)
 
-    def forget(self, connection: ClientConnection) -> None:
+    def admit_stream(self, stream: DnsStream) -> Desk | None:
+        """Take a new connection of a DNS client; None: it must be reset."""
+        assert self._dns is not None
+        return self._dns.desk if self.admit(stream) is not None else None
+
+    def forget(self, connection: ClientConnection | DnsStream) -> None:
         """Let go of a connection that has ended."""
         self._connections.discard(connection)
         self.metrics.closed()
@@ -231,6 +266,17 @@ class Worker:
         self._events += [http_event(*told) for told in records[:room]]
         self._lost_count += max(0, len(records) - room)
 
+    def hold(self, lesson: Lesson | None, send: Callable[[], None]) -> None:
+        """Send an answer when what it says is enforced."""
+        assert self._dns is not None
+        self._dns.hold(lesson, send)
+
+    def _report_dns(self, event: DnsEvent) -> None:
+        if not self._channel.connected or len(self._events) >= EVENTS_PER_FLUSH:
+            self._lost_count += 1
+            return
+        self._events.append(msgspec.structs.replace(event, time_ns=time.time_ns()))
+
     # --- the agent -------------------------------------------------------------------------------
 
     def _listen(self) -> None:
@@ -247,6 +293,9 @@ class Worker:
                     self._channel.lend(self._listeners)
                 case Forget() | Watch() | Hold():
                     pass  # for verdict workers
+                case Settled():
+                    assert self._dns is not None
+                    self._dns.settled(message)
 
     def _announced(self, message: Announce) -> None:
         error = self._load(Path(message.path))
@@ -274,6 +323,8 @@ class Worker:
             for missing in self._tls_problems:
                 log.warning("%s: its TLS connections end until it is there", missing)
             self._policy.install(snapshot)
+            if self._dns is not None:
+                self._dns.follow(self._policy.view)
             log.info("snapshot enforced: revision %d", snapshot.revision)
             return ""
         revision = self._policy.revision
@@ -286,12 +337,22 @@ class Worker:
         self._tell()
         if question.what == "metrics":
             rows = self.metrics.rows()
+        elif question.what == "connections":
+            rows = self._ends()
         elif question.what == "status":
             rows = [self._status()]
         for start in range(0, len(rows), ROWS_PER_ANSWER):
             part = tuple(rows[start : start + ROWS_PER_ANSWER])
             self._channel.send(Answer(question.request, part, last=False))
         self._channel.send(Answer(question.request, (), last=True))
+
+    def _ends(self) -> list[Row]:
+        """Return the two addresses of every connection, as text, each pair once."""
+        pairs = {(one.ends.source, one.ends.destination) for one in self._connections}
+        return [
+            {"source": format_address(source), "destination": format_address(destination)}
+            for source, destination in pairs
+        ]
 
     def _status(self) -> Row:
         """Return what this worker is and does."""
@@ -322,12 +383,14 @@ class Worker:
             self._access_log.flush()
 
     def _sweep(self, now: float) -> None:
+        assert self._dns is not None
+        self._dns.tick(now)
         for connection in tuple(self._connections):
             connection.tick(now)
 
     def _stop_if_idle(self) -> None:
         draining = bool(self._servers) and not any(s.is_serving() for s in self._servers)
-        if draining and not self._connections:
+        if draining and not self._connections and (self._dns is None or self._dns.idle):
             self._stopped.set()
 
 

@@ -120,9 +120,9 @@ class NodeNames:
             self._endpoints[number] = endpoint.labels, known
         return known
 
-    def dns_names(self, _: bytes) -> tuple[str, ...]:
-        """Return no names: nothing observes DNS yet."""
-        return ()
+    def dns_names(self, address: bytes) -> tuple[str, ...]:
+        """Return the names that DNS answered with this address."""
+        return self._engine.names.names(address)
 
 
 class Collector:

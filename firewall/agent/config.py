@@ -14,7 +14,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from conntrack.address import format_address
+from conntrack.address import format_address, parse_prefix
 from firewall.agent.declaration import Declaration, read_declaration
 from firewall.agent.document import (
     DocumentError,
@@ -27,6 +27,7 @@ from firewall.agent.document import (
 )
 from firewall.agent.nodes import NodeDeclaration, check_nodes, host_labels, read_node
 from firewall.datapath.marks import DEFAULT_MASK, Marks, MaskError
+from firewall.fqdn.cache import Bounds
 from firewall.identities.labels import LabelError, LabelFilter
 
 ENVIRONMENT_PREFIX = "BARTIZAN_"
@@ -164,6 +165,95 @@ class PolicySettings:
             " (Cilium: enable-extended-ip-protocols)"
         ),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FqdnSettings:
+    """`fqdn`: names in policies, and the DNS proxy that learns their addresses."""
+
+    reject_response_code: str = field(
+        default="refused",
+        metadata=_meaning(
+            "how a name that policy forbids is answered: refused, or nameError (NXDOMAIN), for"
+            " resolvers that end their search list at REFUSED"
+            " (Cilium: tofqdns-dns-reject-response-code)",
+            words=("refused", "nameError"),
+        ),
+    )
+    proxy_response_max_delay_s: float = field(
+        default=0.1,
+        metadata=_meaning(
+            "how long an answer waits at most until every worker enforces its addresses"
+            " (tofqdns-proxy-response-max-delay)",
+            unit="seconds",
+            minimum=0.001,
+            maximum=10,
+        ),
+    )
+    min_ttl_s: float = field(
+        default=0.0,
+        metadata=_meaning(
+            "shortest time that an answer counts (tofqdns-min-ttl)",
+            unit="seconds",
+            minimum=0,
+            maximum=604_800,
+        ),
+    )
+    endpoint_max_ip_per_hostname: int = field(
+        default=50,
+        metadata=_meaning(
+            "addresses of one name for one endpoint; those that expire first give way"
+            " (tofqdns-endpoint-max-ip-per-hostname)",
+            unit="addresses",
+            minimum=1,
+            maximum=10_000,
+        ),
+    )
+    max_deferred_connection_deletes: int = field(
+        default=10_000,
+        metadata=_meaning(
+            "expired addresses that are kept for their connections; the oldest give way"
+            " (tofqdns-max-deferred-connection-deletes)",
+            unit="addresses",
+            minimum=0,
+            maximum=1_000_000,
+        ),
+    )
+    idle_connection_grace_period_s: float = field(
+        default=0.0,
+        metadata=_meaning(
+            "how long an expired address stays after its last connection"
+            " (tofqdns-idle-connection-grace-period)",
+            unit="seconds",
+            minimum=0,
+            maximum=86_400,
+        ),
+    )
+    gc_interval_s: float = field(
+        default=60.0,
+        metadata=_meaning(
+            "pause between two looks at what has expired; until then it counts",
+            unit="seconds",
+            minimum=0.1,
+            maximum=3600,
+        ),
+    )
+    cluster_cidrs: tuple[str, ...] = field(
+        default=(),
+        metadata=_meaning(
+            "the cluster's own prefixes: no name leads into them, whatever DNS answers"
+        ),
+    )
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the cache of names holds at most, and how long."""
+        return Bounds(
+            min_ttl_s=self.min_ttl_s,
+            per_name=self.endpoint_max_ip_per_hostname,
+            zombie_count=self.max_deferred_connection_deletes,
+            grace_s=self.idle_connection_grace_period_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +438,7 @@ class Config:
     conntrack: ConntrackSettings = field(default_factory=ConntrackSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
+    fqdn: FqdnSettings = field(default_factory=FqdnSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
     api: ApiSettings = field(default_factory=ApiSettings)
@@ -590,6 +681,11 @@ def _check(reader: Reader, config: Config, given: Mapping[str, Value]) -> None:
     except LabelError as error:
         reader.note(_of(given, "node_labels"), str(error))
     check_nodes(reader, config.nodes)
+    for number, text in enumerate(config.fqdn.cluster_cidrs):
+        try:
+            parse_prefix(text)
+        except ValueError as error:
+            reader.note(_of(given, "fqdn.cluster_cidrs"), f"item {number}: {error}")
     try:
         Marks(config.mark_mask)
     except MaskError as error:

@@ -36,6 +36,7 @@ from firewall.agent.lineup import ruleset_config, specs
 from firewall.agent.node import AddressMonitor, local_addresses
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.publisher import Publisher
+from firewall.agent.resolving import Resolving
 from firewall.agent.statefile import StateError
 from firewall.agent.status import Status
 from firewall.agent.supervisor import VERSION, Supervisor, Worker, end_orphans
@@ -43,7 +44,7 @@ from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
 from firewall.control import journal
 from firewall.control.channel import ChannelError
 from firewall.control.journal import fields
-from firewall.control.messages import Acknowledged, Events, FromWorker, Hello
+from firewall.control.messages import Acknowledged, Events, FromWorker, Hello, Learnt
 from firewall.datapath import kernel
 from firewall.datapath.kernel import KernelError
 from firewall.identities.registry import IdentityRegistry, KvStoreError
@@ -109,6 +110,7 @@ class Daemon:
         self._tasks: list[asyncio.Task[None]] = []
         self._undo = False
         self._engine: Engine
+        self._resolving: Resolving
         self._collector: Collector
         self._status: Status
 
@@ -161,6 +163,7 @@ class Daemon:
             kernel.update_endpoints,
             bypass=self._bypass,
         )
+        self._resolving = Resolving(self._engine)
         self._collector = Collector(self._engine, config.flows)
         self._status = Status(self._engine, self._collector, "sqlite")
         await self._engine.restore()
@@ -181,6 +184,7 @@ class Daemon:
         self._supervisor.start()
         self._engine.publish()
         for work in (self._engine.run(), self._bypass.run(), self._collector.run(),
+                     self._resolving.run(),
                      self._keep_following(), self._keep_links(), self._keep_up()):  # fmt: skip
             self._tasks.append(asyncio.create_task(_forever(work)))
 
@@ -253,6 +257,8 @@ class Daemon:
                 await self._engine.acknowledged(worker, message)
             case Hello():
                 await self._engine.greeted(worker, message)
+            case Learnt():
+                self._resolving.learnt(worker, message)
             case _:
                 log.warning("message without a reader", extra=fields(worker=worker.spec.name))
 
@@ -445,6 +451,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._resolving.close()
         if self._undo:
             await self._give_back()
         else:

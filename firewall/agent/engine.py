@@ -21,11 +21,12 @@ from pathlib import Path
 
 import msgspec
 
-from conntrack.address import Prefix
+from conntrack.address import Prefix, parse_prefix
 from firewall.agent import statefile
 from firewall.agent.bypass import Bypass
 from firewall.agent.config import Config, value
 from firewall.agent.declaration import Declaration
+from firewall.agent.names import NameBook
 from firewall.agent.nodes import NodeNumbers, host_labels, host_row
 from firewall.agent.numbers import PrefixNumbers
 from firewall.agent.policies import BookChange, Key, PolicyBook
@@ -39,6 +40,7 @@ from firewall.datapath.ruleset import EndpointLink, RulesetError
 from firewall.endpoints.endpoint import Endpoint, Step
 from firewall.endpoints.lifecycle import EndpointState
 from firewall.endpoints.sources import Interface, SourceError, find_interface, interface_named
+from firewall.fqdn.reach import Reach
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError
 from firewall.identities.reserved import Reserved
@@ -107,6 +109,9 @@ class Engine:
         self.resolver = Resolver(cluster=config.cluster_name, last=publisher.last)
         self._prefixes = PrefixNumbers(config.state_dir, registry.local)
         self._nodes = NodeNumbers(config.state_dir, registry.nodes)
+        self.names = NameBook(config.state_dir, registry.local, config.fqdn.bounds)
+        self._inside: frozenset[bytes] | None = None
+        self._reach = Reach()
         self._manage = manage
         self._managed: list[EndpointLink] | None = None
         self._told: dict[int, LabelSet] = {}
@@ -133,6 +138,7 @@ class Engine:
         self.roster.restore(time.time_ns())
         self._prefixes.restore()
         self._nodes.restore()
+        self.names.restore()
         for member in self.roster:
             await self._relabel(member)
 
@@ -183,6 +189,7 @@ class Engine:
     def _delete(self, name: str, origin: Origin) -> None:
         endpoint = self.roster.remove(name, origin).endpoint
         number = endpoint.disconnect(time.time_ns())
+        self.names.forget_endpoint(endpoint.id)
         self._leaving.append((endpoint, number))
         self._regenerating.pop(endpoint, None)
         self._note(f"endpoint {name}", "")
@@ -435,6 +442,7 @@ class Engine:
         """Compute and publish one snapshot."""
         self._prefixes.follow(self.resolver.prefixes())
         self._nodes.follow(self.config.nodes)
+        self.names.follow(self.resolver.fqdns(), self._outside())
         self._tell_identities()
         members = list(self.roster)
         leaving, self._leaving = self._leaving, []
@@ -489,6 +497,31 @@ class Engine:
             return []
         return [host_row(self.config.node, self.local_addresses, audit=self.config.host_audit)]
 
+    def owners(self) -> dict[bytes, int]:
+        """Return the id of the endpoint that owns each managed address."""
+        rows = [member.endpoint.row() for member in self.roster]
+        return {address: row.id for row in (*rows, *self._host_rows()) for address in row.addresses}
+
+    def is_endpoint(self, number: int) -> bool:
+        """Say whether an endpoint, or this node as one, has this id."""
+        if self.roster.by_id(number) is not None:
+            return True
+        return any(row.id == number for row in self._host_rows())
+
+    def _outside(self) -> Reach:
+        """Return what names may lead to, the same object as long as it is the same."""
+        inside = frozenset(
+            [
+                *self.owners(),
+                *self.local_addresses,
+                *(address for node in self.config.nodes for address in node.addresses),
+            ]
+        )
+        if inside != self._inside:
+            self._inside = inside
+            self._reach = Reach(inside, map(parse_prefix, self.config.fqdn.cluster_cidrs))
+        return self._reach
+
     def _tell_identities(self) -> None:
         """Bring the resolver's identities in line with the registry's."""
         known = self.registry.known()
@@ -505,9 +538,11 @@ class Engine:
         """Return the identity of every prefix that is known.
 
         Of several that speak about one prefix the later here counts, in the order of
-        `identities.ipcache.Source`: generated, custom-resource, kvstore, local.
+        `identities.ipcache.Source`: generated, custom-resource, kvstore, local. An address that a
+        selected name leads to is generated too; its labels say more than those of a prefix.
         """
         known = dict(self._prefixes.items())
+        known.update(self.names.items())
         known.update(self._nodes.addresses())
         for address in self.local_addresses:
             known[_host(address)] = int(Reserved.HOST)

@@ -59,6 +59,9 @@ def specs(config: Config) -> list[WorkerSpec]:
             "--log-level", config.log.level,
             "--log-format", config.log.format,
         ]  # fmt: skip
+        fqdn = config.fqdn
+        arguments += ["--set", f"dns_reject={fqdn.reject_response_code}"]
+        arguments += ["--set", f"dns_hold_s={fqdn.proxy_response_max_delay_s:g}"]
         for limit in config.proxy.limits:
             arguments += ["--set", limit]
         if config.proxy.access_log is not None:

@@ -24,7 +24,10 @@ class Announce(msgspec.Struct, frozen=True, tag="announce"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """Answer with `Answer`s of the same `request`. `what`: "conntrack", "metrics", "status"."""
+    """Answer with `Answer`s of the same `request`.
+
+    `what`: "connections", "conntrack", "metrics", "status".
+    """
 
     request: int
     what: str
@@ -63,7 +66,17 @@ class Hold(msgspec.Struct, frozen=True, tag="hold"):
     delay_s: float
 
 
-ToWorker = Announce | Ask | Forget | Watch | Drain | Hold | Lend
+class Settled(msgspec.Struct, frozen=True, tag="settled"):
+    """Every worker enforces what `Learnt` of this token named; `enforced` False: too late to wait.
+
+    Its answer need not be held any longer.
+    """
+
+    token: int
+    enforced: bool
+
+
+ToWorker = Announce | Ask | Forget | Watch | Drain | Hold | Lend | Settled
 
 # --- worker to agent --------------------------------------------------------------------------
 
@@ -106,4 +119,18 @@ class Lent(msgspec.Struct, frozen=True, tag="lent"):
     names: tuple[str, ...]
 
 
-FromWorker = Hello | Acknowledged | Events | Answer | Lent
+class Learnt(msgspec.Struct, frozen=True, tag="learnt"):
+    """DNS answered an endpoint with these addresses for `name`; answer with `Settled`.
+
+    `name` in lower case with a trailing dot, `addresses` packed, `ttl_s` as the answer had it.
+    `token` 0: nobody waits.
+    """
+
+    token: int
+    endpoint: int
+    name: str
+    addresses: tuple[bytes, ...]
+    ttl_s: int
+
+
+FromWorker = Hello | Acknowledged | Events | Answer | Lent | Learnt

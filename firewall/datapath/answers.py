@@ -22,6 +22,9 @@ Row = dict[str, object]
 
 _ENTRIES_PER_STEP = 2000
 
+_ENDED = frozenset({"TIME_WAIT", "CLOSE"})
+"""States in which a flow is only remembered."""
+
 
 class WorkerCounts(NamedTuple):
     """What the process around the pipeline counts.
@@ -62,6 +65,21 @@ def forget_rows(
             yield {"worker": worker, "original": tuple(entry.original), "offloaded": carried}
         if index % _ENTRIES_PER_STEP == _ENTRIES_PER_STEP - 1:
             yield None
+
+
+def connection_rows(tracker: Tracker) -> Iterator[Row | None]:
+    """Yield `{"source", "destination"}`, addresses as text, of every pair that has a live flow."""
+    seen: set[tuple[bytes, bytes]] = set()
+    for index, entry in enumerate(list(tracker.entries())):
+        if index % _ENTRIES_PER_STEP == _ENTRIES_PER_STEP - 1:
+            yield None
+        if entry.serial < 0 or entry.state_name in _ENDED:
+            continue
+        pair = entry.original.source, entry.original.destination
+        if pair not in seen:
+            seen.add(pair)
+            source, destination = map(format_address, pair)
+            yield {"source": source, "destination": destination}
 
 
 def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iterator[Row | None]:

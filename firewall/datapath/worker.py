@@ -43,6 +43,7 @@ from firewall.control.messages import (
     Forget,
     Hold,
     Lend,
+    Settled,
     Watch,
 )
 from firewall.control.snapshots import SnapshotReader
@@ -50,6 +51,7 @@ from firewall.datapath import nfqueue
 from firewall.datapath.answers import (
     Row,
     WorkerCounts,
+    connection_rows,
     conntrack_rows,
     forget_rows,
     metric_rows,
@@ -324,6 +326,8 @@ class Worker:
                     self._watched_until = self._now + message.for_s
                 case Drain():
                     self.stop(message.deadline_s)
+                case Settled():
+                    pass  # for proxy workers
                 case Hold():
                     self._hold_s = max(0.0, message.delay_s)
                 case Lend():
@@ -380,6 +384,8 @@ class Worker:
         match message.what:
             case "conntrack":
                 rows = self._conntrack_rows()
+            case "connections":
+                rows = connection_rows(tracker)
             case "metrics":
                 rows = metric_rows(tracker, counts, self._counts())
             case "status":

@@ -35,7 +35,18 @@ CAPABILITIES: dict[str, str] = {
 }
 """Every capability that a field of some format can need, with the reason."""
 
-ENFORCED = frozenset({"http", "header-matches", "services", "cidr-groups", "namespaces", "nodes"})
+ENFORCED = frozenset(
+    {
+        "http",
+        "header-matches",
+        "dns",
+        "fqdn",
+        "services",
+        "cidr-groups",
+        "namespaces",
+        "nodes",
+    }
+)
 """What this version enforces."""
 
 SWITCHED: dict[str, str] = {

@@ -1,0 +1,175 @@
+"""The DNS proxy of one worker, put together: policy, desk, UDP sockets, and answers that wait.
+
+An answer with addresses is held until the agent says that every worker enforces them: the client's
+first packet must find its way open. The agent is asked once for addresses of a name; what it has
+confirmed is remembered until a new snapshot is in force, so that a name asked for again costs no
+message. Without an agent answers go out at once, and what they taught is told to the next one.
+"""
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from firewall.control.messages import FromWorker, Learnt, Settled
+from firewall.flows.event import DnsEvent
+from firewall.policy.view import View
+from l7proxy.dns_datagram import DatagramServer
+from l7proxy.dns_desk import Desk, Lesson
+from l7proxy.dns_policy import NamePolicy
+from l7proxy.limits import Limits
+
+UNTOLD_COUNT = 10_000
+"""Lessons kept for an agent that is not there, about 2 MB; older ones are forgotten."""
+
+KNOWN_COUNT = 16_384
+"""Confirmed names that are remembered, about 5 MB."""
+
+_SLACK_S = 1.0  # a TTL is whole seconds: the same answer from a cache differs by less
+
+
+class _Held(NamedTuple):
+    lesson: Lesson
+    expires_at: float
+    send: Callable[[], None]
+    timer: asyncio.TimerHandle
+
+
+class DnsService:
+    """See the module.
+
+    Args:
+        limits: the bounds.
+        port: where TPROXY leads.
+        mark: packet mark of everything that is sent.
+        count: called with the name of every counter that rises.
+        report: takes flow events.
+        send: sends to the agent; False if there is none.
+
+    Raises:
+        OSError: a socket cannot be made.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        port: int,
+        mark: int,
+        *,
+        count: Callable[[str], None],
+        report: Callable[[DnsEvent], None],
+        send: Callable[[FromWorker], bool],
+    ) -> None:
+        self.mark = mark
+        self.count = count
+        self._limits = limits
+        self._send = send
+        self._policy = NamePolicy()
+        self.desk = Desk(self._policy, limits, count, report)
+        self._datagrams = DatagramServer(self, self.desk, port, limits.dns_timeout_s)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._held: dict[int, _Held] = {}
+        self._token = 0
+        self._untold: deque[Learnt] = deque(maxlen=UNTOLD_COUNT)
+        self._known: dict[tuple[int, str], tuple[frozenset[bytes], float]] = {}
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to serve."""
+        self._loop = loop
+        self._datagrams.start(time.monotonic)
+
+    def stop(self) -> None:
+        """Take no more datagrams."""
+        self._datagrams.stop()
+
+    def close(self) -> None:
+        """Close every socket."""
+        self._datagrams.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is open."""
+        return not self._held and self._datagrams.idle
+
+    def follow(self, view: View | None) -> None:
+        """Decide by this view from now on."""
+        self._policy.follow(view)
+        self._known.clear()
+
+    def tick(self, now: float) -> None:
+        """Let time pass; called a few times a second."""
+        self._datagrams.tick(now)
+        while self._untold and self._send(self._untold[0]):
+            self._untold.popleft()
+
+    # --- sockets ----------------------------------------------------------------------------------
+
+    def watch(self, sock: socket.socket, ready: Callable[[], None]) -> None:
+        """Call `ready` whenever the socket can be read."""
+        assert self._loop is not None
+        self._loop.add_reader(sock, ready)
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Watch it no more."""
+        assert self._loop is not None
+        self._loop.remove_reader(sock)
+
+    # --- answers that wait ------------------------------------------------------------------------
+
+    def hold(self, lesson: Lesson | None, send: Callable[[], None]) -> None:
+        """Call `send` when every worker enforces the lesson, or when waiting is over."""
+        if lesson is None:
+            send()
+            return
+        expires_at = time.monotonic() + lesson.ttl_s
+        if self._is_known(lesson, expires_at):
+            send()
+            return
+        self._token += 1
+        token = self._token
+        message = Learnt(token, lesson.endpoint, lesson.name, lesson.addresses, lesson.ttl_s)
+        crowded = len(self._held) >= self._limits.dns_pending_count
+        if crowded or not self._send(message):
+            self.count("dns_unheld_answers")
+            if not crowded:
+                self._untold.append(Learnt(0, *lesson))
+            send()
+            return
+        assert self._loop is not None
+        timer = self._loop.call_later(self._limits.dns_hold_s, self._late, token)
+        self._held[token] = _Held(lesson, expires_at, send, timer)
+
+    def _is_known(self, lesson: Lesson, expires_at: float) -> bool:
+        known = self._known.get((lesson.endpoint, lesson.name))
+        return (
+            known is not None
+            and known[0].issuperset(lesson.addresses)
+            and expires_at <= known[1] + _SLACK_S
+        )
+
+    def settled(self, message: Settled) -> None:
+        """Release an answer: the agent says that its addresses are enforced, or gives up."""
+        held = self._held.pop(message.token, None)
+        if held is None:
+            return
+        held.timer.cancel()
+        if message.enforced:
+            lesson = held.lesson
+            if len(self._known) >= KNOWN_COUNT:
+                self._known.clear()
+            self._known[lesson.endpoint, lesson.name] = (
+                frozenset(lesson.addresses),
+                held.expires_at,
+            )
+        else:
+            self.count("dns_hold_timeouts")
+        held.send()
+
+    def _late(self, token: int) -> None:
+        """Release an answer that has waited long enough."""
+        held = self._held.pop(token, None)
+        if held is not None:
+            self.count("dns_hold_timeouts")
+            held.send()
