@@ -1,6 +1,7 @@
 """What is wrong is refused with words that help, and changes nothing."""
 
 import http
+import os
 from pathlib import Path
 
 import pytest
@@ -79,17 +80,21 @@ def test_without_the_right_to_change_the_network_the_daemon_says_so(lab, tmp_pat
 
 
 @pytest.mark.needs("nfqueue")
-def test_a_queue_that_somebody_else_holds_is_named(lab):
-    """Packets of a queue that is not ours would be decided by nobody knows whom."""
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_queue_that_somebody_else_holds_is_named_and_nothing_is_left(lab, number):
+    """Exit 3, long before a start is given up; also if it is only one of two that is held."""
     made = lab(a="")
     holder = made.node.netns.within(NetfilterQueue)
-    made.node.netns.within(lambda: holder.bind(0, lambda packet: packet.drop()))
+    made.node.netns.within(lambda: holder.bind(number, lambda packet: packet.drop()))
     try:
-        with pytest.raises(LabError) as caught:
-            Bartizan(made, {"workers": 1}).start(ready_s=5.0)
+        with pytest.raises(LabError, match="ended with exit 3") as caught:
+            Bartizan(made, {"workers": 2}).start(ready_s=25.0)
     finally:
         holder.unbind()
-    assert "queue 0" in str(caught.value)
+    assert f"queue {number} is read by process {os.getpid()} (" in str(caught.value)
+    assert "set queue_base to another number" in str(caught.value)
+    assert "BARTIZAN" not in made.node.run(["iptables-save"]).stdout
+    assert not made.node.netns.processes()
 
 
 def test_a_configuration_mistake_has_file_line_and_column(lab, tmp_path):

@@ -200,24 +200,39 @@ class Daemon:
         """Wait for the first snapshot to be enforced.
 
         Raises:
-            UnableError: no datapath worker enforces it in time; its own words say why.
+            UnableError: no datapath worker enforces it, or, where nothing was enforced before, one
+                of them cannot start: a share of the traffic would have no way.
         """
         enforced = asyncio.create_task(self._engine.enforced(READY_S))
-        await self._wait_for(enforced)
-        if not enforced.done():
-            enforced.cancel()
-        elif enforced.result():
-            return
-        if self._stop.is_set():
+        in_vain = asyncio.create_task(self._supervisor.in_vain("datapath"))
+        await self._wait_for(enforced, in_vain)
+        failed = in_vain.result() if in_vain.done() else []
+        whole = enforced.done() and enforced.result()
+        for task in (enforced, in_vain):
+            task.cancel()
+        if whole or self._stop.is_set():
             return
         datapath = [w for w in self._supervisor.workers if w.spec.kind == "datapath"]
-        if not any(worker.revision for worker in datapath):
-            reasons = {worker.error for worker in datapath if worker.error}
-            raise UnableError(
-                f"no datapath worker enforces a snapshot after {READY_S:g} s: "
-                f"{'; '.join(sorted(reasons)) or 'they do not start'}; see `bartizan doctor`"
-            )
+        if not any(worker.revision for worker in datapath) or (failed and self._undo):
+            raise UnableError(self._why_not(failed or datapath))
         log.warning("not everything is enforced", extra=fields(errors=self._status.errors()))
+
+    def _why_not(self, failed: "list[Worker]") -> str:
+        """Say why these workers do not enforce anything, and what would help."""
+        names = ", ".join(worker.spec.name for worker in failed)
+        reasons = {worker.error for worker in failed if worker.error} or {"no snapshot enforced"}
+        text = f"{names}: {'; '.join(sorted(reasons))}"
+        base = self._rules.first_queue
+        ours = {worker.pid for worker in self._supervisor.workers}
+        numbers = {base + worker.spec.number for worker in failed}
+        with contextlib.suppress(KernelError):
+            for queue in kernel.read_queues():
+                if queue.queue in numbers and queue.reader not in ours:
+                    return (
+                        f"{text}: queue {queue.queue} is read by {_process(queue.reader)}: "
+                        "stop that, or set queue_base to another number"
+                    )
+        return f"{text}; its own words are in the log; see `bartizan doctor`"
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -238,11 +253,11 @@ class Daemon:
                 self._reload.clear()
                 await self._do_reload()
 
-    async def _wait_for(self, task: "asyncio.Task[Any]") -> None:
+    async def _wait_for(self, *tasks: "asyncio.Task[Any]") -> None:
         """Wait until a task is done, or SIGTERM came; a failed task of ours is raised."""
         stop = asyncio.create_task(self._stop.wait())
         done, _ = await asyncio.wait(
-            {task, stop, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
+            {*tasks, stop, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
         )
         stop.cancel()
         for ended in done & set(self._tasks):
@@ -485,6 +500,15 @@ def start_errors() -> tuple[type[Exception], ...]:
         StateError,
         ChannelError,
     )
+
+
+def _process(number: int) -> str:
+    """Name the process whose number a netlink port probably is."""
+    try:
+        name = Path(f"/proc/{number}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return f"netlink port {number}"
+    return f"process {number} ({name})"
 
 
 async def _forever(work: Coroutine[Any, Any, None]) -> None:

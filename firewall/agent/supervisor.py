@@ -71,6 +71,10 @@ HEARTBEAT_S = 5.0
 MISSED_BEATS = 3
 """A worker that leaves so many unanswered in a row hangs, and is replaced."""
 
+VAIN_COUNT = 4
+"""Starts in a row that came to nothing: the cause will not go by itself. With the pauses between
+them they take 2-3 s."""
+
 STEADY_S = 10.0
 """A worker that lived this long begins with the first pause again."""
 
@@ -118,6 +122,7 @@ class Worker:
         revision: last snapshot revision that it acknowledged.
         error: why it kept an older one, or why it does not run; "" = nothing is wrong.
         restarts_count: how often it had to be started again.
+        vain_count: lives in a row that ended before it had greeted.
         sockets: our copies of the sockets on which it accepts.
         renewal: set when it shall hand over to a process with the arguments that `spec` has now.
     """
@@ -130,6 +135,7 @@ class Worker:
         self.revision = 0
         self.error = ""
         self.restarts_count = 0
+        self.vain_count = 0
         self.adopted = False
         self.channel = AgentChannel(spec.socket_path)
         self.sockets: dict[str, socket.socket] = {}
@@ -161,6 +167,7 @@ class Supervisor:
         self._tasks: list[asyncio.Task[None]] = []
         self._ending: set[Worker] = set()
         self._leaving: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
 
     def start(self) -> None:
         """Begin to adopt or start every worker."""
@@ -177,6 +184,15 @@ class Supervisor:
             close_all(worker.sockets)
             worker.sockets = {}
         await asyncio.gather(*(self._end(worker, deadline_s) for worker in chosen))
+
+    async def in_vain(self, kind: str) -> list[Worker]:
+        """Wait until workers of a kind were started VAIN_COUNT times in vain; return those."""
+        while True:
+            self._ended.clear()
+            found = [w for w in self.workers if w.spec.kind == kind and w.vain_count >= VAIN_COUNT]
+            if found:
+                return found
+            await self._ended.wait()
 
     async def release(self) -> None:
         """Let go of the workers; those that run go on running."""
@@ -225,6 +241,8 @@ class Supervisor:
             worker.pid = 0
             worker.state = WorkerState.WAITING
             worker.restarts_count += 1
+            worker.vain_count += 1
+            self._ended.set()
             if time.monotonic() - began > STEADY_S:
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
@@ -404,6 +422,7 @@ class Supervisor:
         worker.revision = greeting.revision
         worker.state = WorkerState.RUNNING
         worker.error = ""
+        worker.vain_count = 0
         await self._received(worker, greeting)
         listening = asyncio.create_task(self._listen_to(worker))
         try:

@@ -61,6 +61,7 @@ class QueueCounters(NamedTuple):
         kernel_dropped: packets dropped because the queue was full.
         user_dropped: packets dropped because the netlink socket's buffer was full.
         packet_count: packets queued since the queue was bound (the kernel counts modulo 2**32).
+        reader: netlink port of the socket that reads it, mostly the number of its process.
     """
 
     queue: int
@@ -68,6 +69,7 @@ class QueueCounters(NamedTuple):
     kernel_dropped: int
     user_dropped: int
     packet_count: int
+    reader: int
 
 
 def install(config: RulesetConfig) -> None:
@@ -164,7 +166,8 @@ def read_queues(path: Path = _QUEUES) -> tuple[QueueCounters, ...]:
         ) from error
     rows = [[int(field) for field in line.split()] for line in text.splitlines()]
     # queue, port id, depth, copy mode, copy range, dropped, dropped by the socket, last id, 1
-    return tuple(sorted(QueueCounters(row[0], row[2], row[5], row[6], row[7]) for row in rows))
+    order = (0, 2, 5, 6, 7, 1)
+    return tuple(sorted(QueueCounters(*(row[index] for index in order)) for row in rows))
 
 
 def _clear(config: RulesetConfig, mark: MaskedMark) -> None:

@@ -13,8 +13,12 @@ def test_the_queues_counters_are_read_by_number(tmp_path):
         "    0  31414     0 2   256     0     0        5  1\n"
     )
     assert read_queues(file) == (
-        QueueCounters(queue=0, depth=0, kernel_dropped=0, user_dropped=0, packet_count=5),
-        QueueCounters(queue=7, depth=3, kernel_dropped=11, user_dropped=12, packet_count=9999),
+        QueueCounters(
+            queue=0, depth=0, kernel_dropped=0, user_dropped=0, packet_count=5, reader=31414
+        ),
+        QueueCounters(
+            queue=7, depth=3, kernel_dropped=11, user_dropped=12, packet_count=9999, reader=31415
+        ),
     )
 
 
