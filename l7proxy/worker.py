@@ -47,6 +47,7 @@ from firewall.control.messages import (
     Forget,
     Hold,
     Lend,
+    Pause,
     Settled,
     Watch,
 )
@@ -291,7 +292,7 @@ class Worker:
                     self.drain(message.deadline_s)
                 case Lend():
                     self._channel.lend(self._listeners)
-                case Forget() | Watch() | Hold():
+                case Forget() | Watch() | Pause() | Hold():
                     pass  # for verdict workers
                 case Settled():
                     assert self._dns is not None

@@ -40,11 +40,11 @@ class Kernel(NamedTuple):
     """What changes the rules; both block and raise KernelError.
 
     Attributes:
-        install: puts all rules in.
+        install: puts all rules in; `keep_generation`: but for those about generations.
         set_generation: changes the generation only; `fresh`: trusts no mark that is there.
     """
 
-    install: Callable[[RulesetConfig], None]
+    install: Callable[..., None]
     set_generation: Callable[..., None]
 
 
@@ -87,6 +87,7 @@ class Bypass:
         self._workers = [worker for worker in workers if worker.spec.kind == "datapath"]
         self._kernel = kernel
         self._fresh = True
+        self._kept = False
         self._wish: _Wish | None = None
         self._wished = asyncio.Event()
         self._moved = asyncio.Condition()
@@ -97,14 +98,19 @@ class Bypass:
         """The generation of the flows that the kernel carries; None = it carries none."""
         return self.rules.generation
 
-    async def install(self) -> None:
+    async def install(self, *, keep: bool = False) -> None:
         """Install all rules, with the generation that is in force.
+
+        Args:
+            keep: what an earlier agent's rules let the kernel carry is carried until the first
+                generation of this one.
 
         Raises:
             KernelError: a command failed.
         """
         async with self._changing:
-            await asyncio.to_thread(self._kernel.install, self.rules)
+            self._kept = keep and self.enabled
+            await asyncio.to_thread(self._kernel.install, self.rules, keep_generation=self._kept)
 
     def follow(self, generation: int, revision: int) -> None:
         """A snapshot has been published: bring its generation into force."""
@@ -118,7 +124,7 @@ class Bypass:
         return self._wish is None or self.generation == self._wish.generation
 
     def _is_safe(self) -> bool:
-        return self.generation is None or self._is_settled()
+        return (self.generation is None and not self._kept) or self._is_settled()
 
     async def settled(self, timeout_s: float) -> bool:
         """Wait until the rules know of everything that was published; say whether they do."""
@@ -162,7 +168,7 @@ class Bypass:
         async with self._changing:
             rules = replace(self.rules, generation=generation)
             await asyncio.to_thread(self._kernel.set_generation, rules, fresh=self._fresh)
-            self.rules, self._fresh, self.problem = rules, False, ""
+            self.rules, self._fresh, self._kept, self.problem = rules, False, False, ""
         log.info(
             "bypass",
             extra=fields(

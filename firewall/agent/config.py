@@ -398,7 +398,13 @@ class Config:
         ),
     )
     queue_base: int = field(
-        default=0, metadata=_meaning("number of the first NFQUEUE", minimum=0, maximum=65_535 - 64)
+        default=0,
+        metadata=_meaning(
+            "number of the first NFQUEUE; 64 above it are the queues of the workers that follow"
+            " when the daemon is upgraded",
+            minimum=0,
+            maximum=65_536 - 128,
+        ),
     )
     mark_mask: int = field(
         default=DEFAULT_MASK,

@@ -7,10 +7,12 @@ as they are until the new ones replace them in one transaction, and the workers 
 decide by its last snapshot until they get ours.
 
 End, by SIGTERM: the proxy drains, rules and sets go, the datapath workers answer what is queued and
-end. Any other end is no decision of the operator to be without a firewall: after an error of ours,
-a second SIGTERM or `kill -9`, rules and workers stay, the next start takes them over, and `bartizan
-cleanup` removes them. A start that fails takes away what it installed, unless it found the rules of
-an earlier life.
+end. By SIGQUIT, rules and workers stay for the next start. By SIGUSR2 that follows at once: this
+process begins anew with the program as it is on disk now, and all workers are replaced, without
+losing a packet (`succession`). Any other end is no decision of the operator to be without a
+firewall: after an error of ours, a second SIGTERM or `kill -9`, rules and workers stay, the next
+start takes them over, and `bartizan cleanup` removes them. A start that fails takes away what it
+installed, unless it found the rules of an earlier life.
 """
 
 import asyncio
@@ -21,10 +23,11 @@ import os
 import signal
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from firewall.agent import standing
+from firewall.agent import standing, succession
 from firewall.agent.api import Api
 from firewall.agent.bypass import Bypass, Kernel
 from firewall.agent.collector import Collector
@@ -39,6 +42,7 @@ from firewall.agent.publisher import Publisher
 from firewall.agent.resolving import Resolving
 from firewall.agent.statefile import StateError
 from firewall.agent.status import Status
+from firewall.agent.succession import Plan
 from firewall.agent.supervisor import VERSION, Supervisor, Worker, end_orphans
 from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
 from firewall.control import journal
@@ -66,6 +70,10 @@ SAME_SIGNAL_S = 1.0
 """A second SIGTERM this soon is the first one over again: `timeout` and a terminal's ^C send one to
 the process and one to its group. Nobody loses patience in this time."""
 
+SIGNALS = frozenset({signal.SIGHUP, signal.SIGUSR2})
+"""Held back while one run gives way to the next in the same process, whose handlers are not there
+yet: the default of these is to end it."""
+
 SETTLE_S = 0.1
 """Links come in bursts; this long after the first message they are looked at once."""
 
@@ -83,16 +91,27 @@ class Daemon:
         loaded: the configuration.
         path: its file, read again on SIGHUP; None = there is none.
         overrides: flags, which count again on SIGHUP.
+        renew: replace the workers that run, even those that could go on.
+
+    Attributes:
+        renews: the run ended to be followed by another one, of the program as it is now.
     """
 
-    def __init__(self, loaded: Loaded, path: Path | None, overrides: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        path: Path | None,
+        overrides: Mapping[str, str],
+        *,
+        renew: bool = False,
+    ) -> None:
+        self.renews = False
         self._loaded = loaded
         self._path = path
         self._overrides = overrides
+        self._renew = renew
         config = loaded.config
-        self._rules = ruleset_config(config)
         self._publisher = Publisher(config.snapshot_path)
-        self._supervisor = Supervisor(specs(config), VERSION, self._received, self._publisher.wake)
         self._stop = asyncio.Event()
         self._stopped_at = 0.0
         self._reload = asyncio.Event()
@@ -100,15 +119,11 @@ class Daemon:
         self._policy_watch = DirectoryWatch(config.policy.directory)
         self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
         self._endpoint_files: set[str] = set()
-        self._bypass = Bypass(
-            self._rules,
-            enabled=config.bypass,
-            publisher=self._publisher,
-            workers=self._supervisor.workers,
-            kernel=Kernel(kernel.install, kernel.set_generation),
-        )
         self._tasks: list[asyncio.Task[None]] = []
-        self._undo = False
+        self._undo = self._stays = False
+        self._plan: Plan
+        self._supervisor: Supervisor
+        self._bypass: Bypass
         self._engine: Engine
         self._resolving: Resolving
         self._collector: Collector
@@ -132,6 +147,7 @@ class Daemon:
             make_directories(self._config)
             store = await SqliteStore.open(self._config.state_dir / "identities.db")
             stack.push_async_callback(store.close)
+            await self._compose()
             await self._restore(store)
             monitor = AddressMonitor()
             stack.callback(monitor.close)
@@ -144,11 +160,31 @@ class Daemon:
                 standing.tell_systemd("READY=1", f"STATUS={self._status.summary()}")
                 log.info("ready", extra=fields(status=self._status.summary()))
                 await self._serve()
-                self._undo = True
+                self._undo = not self._stays
             finally:
                 await self._end(api)
 
     # --- start --------------------------------------------------------------------------------
+
+    async def _compose(self) -> None:
+        """Decide who runs, and make what looks after them."""
+        config = self._config
+        queue = await asyncio.to_thread(kernel.first_queue)
+        self._plan = await succession.plan(config, queue, renew=self._renew)
+        self._supervisor = Supervisor(
+            specs(config, self._plan.bank),
+            VERSION,
+            self._received,
+            self._publisher.wake,
+            self._plan.outdated,
+        )
+        self._bypass = Bypass(
+            ruleset_config(config, self._plan.bank),
+            enabled=config.bypass,
+            publisher=self._publisher,
+            workers=self._supervisor.workers,
+            kernel=Kernel(kernel.install, kernel.set_generation),
+        )
 
     async def _restore(self, store: SqliteStore) -> None:
         """Make the engine, with everything that was in force before and what the files say."""
@@ -176,17 +212,32 @@ class Daemon:
         """Install the rules, start or adopt the workers, begin to publish."""
         config = self._config
         self._undo = not await asyncio.to_thread(kernel.is_installed)
-        await self._bypass.install()
-        keep = [spec.socket_path for spec in specs(config)]
-        for pid in await end_orphans(config.run_dir, keep):
-            log.info("worker ended: it is not configured any more", extra=fields(pid=pid))
+        keep = [spec.socket_path for spec in specs(config, self._plan.bank)]
         asyncio.get_running_loop().add_reader(monitor.fileno(), self._on_link, monitor)
-        self._supervisor.start()
-        self._engine.publish()
-        for work in (self._engine.run(), self._bypass.run(), self._collector.run(),
-                     self._resolving.run(),
+        if self._plan.follows:
+            log.info("workers follow others", extra=fields(bank=self._plan.bank))
+            self._supervisor.start()
+            self._engine.publish()
+            self._do(self._engine.run())
+            install = partial(self._bypass.install, keep=True)
+            ended = await succession.follow(
+                self._supervisor.workers, self._publisher, install, config.run_dir, keep
+            )
+        else:
+            await self._bypass.install()
+            ended = await end_orphans(config.run_dir, keep)
+            self._supervisor.start()
+            self._engine.publish()
+            self._do(self._engine.run())
+        if ended:
+            log.info("earlier workers ended", extra=fields(pids=",".join(map(str, ended))))
+        for work in (self._bypass.run(), self._collector.run(), self._resolving.run(),
                      self._keep_following(), self._keep_links(), self._keep_up()):  # fmt: skip
-            self._tasks.append(asyncio.create_task(_forever(work)))
+            self._do(work)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin a task of the daemon."""
+        self._tasks.append(asyncio.create_task(_forever(work)))
 
     async def _start_api(self, api: Api) -> None:
         try:
@@ -240,6 +291,9 @@ class Daemon:
         loop.add_signal_handler(signal.SIGINT, self._on_term)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         loop.add_signal_handler(signal.SIGUSR1, self._on_dump)
+        loop.add_signal_handler(signal.SIGUSR2, self._on_leave, True)
+        loop.add_signal_handler(signal.SIGQUIT, self._on_leave, False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     # --- service ------------------------------------------------------------------------------
 
@@ -310,7 +364,7 @@ class Daemon:
         applied = replace(
             old, proxy=replace(new.proxy, workers=old.proxy.workers, port=old.proxy.port)
         )
-        for spec in specs(applied):
+        for spec in specs(applied, self._plan.bank):
             if spec.kind == "l7proxy":
                 self._supervisor.renew(spec)
         log.info("configuration reloaded", extra=fields(path=self._path))
@@ -451,6 +505,12 @@ class Daemon:
             log.warning("second signal: ended at once; rules and workers stay as they are")
             _exit_now()
 
+    def _on_leave(self, renews: bool) -> None:
+        """End, and leave rules and workers as they are, for another one."""
+        if not self._stop.is_set():
+            self._stays, self.renews = True, renews
+            self._stop.set()
+
     def _on_dump(self) -> None:
         self._tasks.append(asyncio.create_task(self._dump()))
 
@@ -460,7 +520,7 @@ class Daemon:
 
     async def _end(self, api: Api) -> None:
         """Let go of everything, and give it back if that is what is meant."""
-        standing.tell_systemd("STOPPING=1")
+        standing.tell_systemd("RELOADING=1" if self.renews else "STOPPING=1")
         log.info("ending")
         await api.stop()
         for task in self._tasks:
@@ -479,7 +539,7 @@ class Daemon:
         """End the workers and remove the rules, in the order that breaks least."""
         await self._supervisor.stop(PROXY_DRAIN_S, "l7proxy")
         try:
-            await asyncio.to_thread(kernel.remove, self._rules)
+            await asyncio.to_thread(kernel.remove, self._bypass.rules)
         except KernelError as error:
             log.error("rules not removed: run `bartizan cleanup`", extra=fields(error=error))  # noqa: TRY400
         await self._supervisor.stop(DATAPATH_DRAIN_S)

@@ -6,30 +6,40 @@ from functools import partial
 
 from firewall.agent.config import Config
 from firewall.agent.supervisor import WorkerSpec
+from firewall.control.channel import socket_name
 from firewall.datapath.marks import Kind, Marks
 from firewall.datapath.ruleset import RulesetConfig
 from l7proxy.listener import ListenError, listen
 
+BANK_SIZE = 64
+"""Queues of a bank: as many as there may be datapath workers. While one set of workers follows
+another, each has a bank of queues."""
 
-def ruleset_config(config: Config) -> RulesetConfig:
-    """Return what the kernel's rules depend on."""
+
+def ruleset_config(config: Config, bank: int = 0) -> RulesetConfig:
+    """Return what the kernel's rules depend on, if they feed the queues of this bank."""
     return RulesetConfig(
         marks=Marks(config.mark_mask),
-        first_queue=config.queue_base,
+        first_queue=config.queue_base + bank * BANK_SIZE,
         queue_count=config.worker_count,
         http_proxy_port=config.proxy.port if config.proxy.workers else 0,
     )
 
 
-def specs(config: Config) -> list[WorkerSpec]:
-    """Return the workers of a configuration, by their whole command lines."""
+def specs(config: Config, bank: int = 0) -> list[WorkerSpec]:
+    """Return the workers of a configuration, by their whole command lines.
+
+    `bank`: which of the two ranges of queues the datapath workers have.
+    """
+    first_queue = config.queue_base + bank * BANK_SIZE
     shared = ("--run-dir", str(config.run_dir), "--snapshot", str(config.snapshot_path))
     found: list[WorkerSpec] = []
     for number in range(config.worker_count):
         arguments = [
             "-P", "-m", "firewall.datapath.worker",
             "--number", str(number),
-            "--queue", str(config.queue_base + number),
+            "--bank", str(bank),
+            "--queue", str(first_queue + number),
             *shared,
             "--workers", str(config.worker_count),
             "--mark-mask", f"{config.mark_mask:#x}",
@@ -46,7 +56,7 @@ def specs(config: Config) -> list[WorkerSpec]:
             arguments.append("--no-gso")
         if config.bypass:
             arguments.append("--bypass")
-        path = config.run_dir / f"datapath-{number}.sock"
+        path = config.run_dir / socket_name(number, bank)
         found.append(WorkerSpec("datapath", number, tuple(arguments), path))
     from_proxy = Marks(config.mark_mask).of(Kind.FROM_PROXY).value
     for number in range(config.proxy.workers):

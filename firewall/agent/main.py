@@ -7,14 +7,16 @@ kernel, another daemon, unusable state), 4 a policy is invalid.
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from firewall.agent import standing
 from firewall.agent.config import Config, Loaded, load
-from firewall.agent.daemon import Daemon, configure_log, start_errors
+from firewall.agent.daemon import SIGNALS, Daemon, configure_log, start_errors
 from firewall.agent.document import DocumentError
 from firewall.agent.lineup import ruleset_config
 from firewall.agent.policies import InvalidPolicyError
@@ -30,17 +32,26 @@ USAGE = 2
 UNABLE = 3
 INVALID = 4
 
+RENEW = "--renew"
+"""The flag of `bartizan run` that an upgrade adds."""
+
 log = logging.getLogger(__name__)
 
 
-def run(config_path: Path | None, overrides: Mapping[str, str]) -> int:
-    """Run the daemon in the foreground until SIGTERM; return the exit code."""
+def run(config_path: Path | None, overrides: Mapping[str, str], *, renew: bool = False) -> int:
+    """Run the daemon in the foreground until SIGTERM; return the exit code.
+
+    `renew`: the workers that run are replaced, even those that could go on.
+    """
     loaded = _loaded(config_path, overrides)
     if loaded is None:
         return USAGE
     configure_log(loaded.config)
     try:
-        asyncio.run(_run(loaded, config_path, overrides))
+        daemon = Daemon(loaded, config_path, overrides, renew=renew)
+        asyncio.run(daemon.run())
+        if daemon.renews:
+            _begin_anew()
     except start_errors() as error:
         log.error("cannot run", extra=fields(error=error))  # noqa: TRY400  the text says it all
         return UNABLE
@@ -51,8 +62,13 @@ def run(config_path: Path | None, overrides: Mapping[str, str]) -> int:
     return OK
 
 
-async def _run(loaded: Loaded, path: Path | None, overrides: Mapping[str, str]) -> None:
-    await Daemon(loaded, path, overrides).run()
+def _begin_anew() -> NoReturn:
+    """Become the program that is on disk now, called as we were."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    arguments = [*(word for word in sys.orig_argv if word != RENEW), RENEW]
+    log.info("begins anew", extra=fields(command=" ".join(arguments)))
+    logging.shutdown()
+    os.execv(sys.executable, arguments)  # noqa: S606  no shell: the very arguments we have
 
 
 def cleanup(config_path: Path | None, overrides: Mapping[str, str]) -> int:

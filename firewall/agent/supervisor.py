@@ -26,7 +26,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from enum import IntEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -151,6 +151,7 @@ class Supervisor:
         received: awaited with each message of a worker, its greeting included; while it works, the
             worker's further messages wait.
         left: awaited when a worker that had handed over is none of `workers` any more.
+        outdated: processes that are not to be adopted, whatever they are.
     """
 
     def __init__(
@@ -159,11 +160,13 @@ class Supervisor:
         version: str,
         received: Callable[[Worker, FromWorker], Awaitable[None]],
         left: Callable[[], Awaitable[None]],
+        outdated: Container[int] = (),
     ) -> None:
         self.workers = [Worker(spec) for spec in specs]
         self._version = version
         self._received = received
         self._left = left
+        self._outdated = outdated
         self._tasks: list[asyncio.Task[None]] = []
         self._ending: set[Worker] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -337,11 +340,12 @@ class Supervisor:
             if not is_worker(found, path.parent):
                 raise ChannelError(f"{path}: process {pid} listens there and is no worker of ours")
             greeting = await worker.channel.connect(START_TIMEOUT_S)
-            if found == worker.spec.arguments and greeting.version == self._version:
+            fits = found == worker.spec.arguments and greeting.version == self._version
+            if fits and pid not in self._outdated:
                 log.info("worker adopted", extra=fields(worker=worker.spec.name, pid=pid))
                 return pid
             log.info(
-                "worker replaced: it has other arguments or another version",
+                "worker replaced",  # it has other arguments, another version, or is outdated
                 extra=fields(worker=worker.spec.name, pid=pid, version=greeting.version),
             )
             if worker.spec.listen is None:
@@ -442,27 +446,40 @@ async def end_orphans(run_dir: Path, keep: Iterable[Path] = ()) -> list[int]:
     Returns:
         The pids that were ended.
     """
-    ended: list[int] = []
-    for path in sorted(set(worker_sockets(run_dir)) - set(keep)):
-        try:
-            pid = listener_pid(path)
-        except ChannelError as error:
-            log.warning("socket left alone", extra=fields(path=path, error=error))
-            continue
-        if not pid:
-            path.unlink(missing_ok=True)
-            continue
+    surplus = sorted(set(worker_sockets(run_dir)) - set(keep))
+    ended = await asyncio.gather(*(_end_orphan(path, run_dir) for path in surplus))
+    return [pid for pid in ended if pid]
+
+
+async def _end_orphan(path: Path, run_dir: Path) -> int:
+    """End the worker that listens at `path`; return its pid, 0 = there was none of ours."""
+    try:
+        pid = listener_pid(path)
+    except ChannelError as error:
+        log.warning("socket left alone", extra=fields(path=path, error=error))
+        return 0
+    if pid:
         with contextlib.suppress(ProcessLookupError), _held(pid) as process:
             if not is_worker(command_of(pid), run_dir):
                 log.warning("process left alone: no worker of ours", extra=fields(pid=pid))
-                continue
+                return 0
             channel = AgentChannel(path)
             with contextlib.suppress(ChannelError, TimeoutError):
                 await channel.connect(1.0)
             await _drain(channel, process, DRAIN_S)
-            ended.append(pid)
-        path.unlink(missing_ok=True)
-    return ended
+            _reap(process)
+    _remove(path)
+    return pid
+
+
+def _reap(process: int) -> None:
+    """Take leave of a child that an earlier agent had in this very process (SIGUSR2)."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOHANG)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def worker_sockets(run_dir: Path) -> list[Path]:

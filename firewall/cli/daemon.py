@@ -26,15 +26,18 @@ _SET = click.option(
 @click.command()
 @_CONFIG
 @_SET
-def run(path: Path | None, settings: tuple[str, ...]) -> None:
+@click.option("--renew", is_flag=True, help="Replace workers that run, even those that fit.")
+def run(path: Path | None, settings: tuple[str, ...], renew: bool) -> None:
     """Run the daemon for the network namespace that this command is started in.
 
     SIGHUP reloads configuration and policies (what is invalid changes nothing), SIGTERM drains and
-    removes the rules, a second SIGTERM ends at once.
+    removes the rules, a second SIGTERM ends at once. SIGQUIT ends the agent alone: rules and
+    workers stay, and the next start takes them over. SIGUSR2 upgrades in place: the program as it
+    is now takes the place of agent and workers, and no packet is lost.
     """
     from firewall.agent.main import run as run_agent
 
-    sys.exit(run_agent(path, _overrides(settings)))
+    sys.exit(run_agent(path, _overrides(settings), renew=renew))
 
 
 @click.command()

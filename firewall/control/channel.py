@@ -51,6 +51,7 @@ from firewall.control.messages import (
     Hello,
     Lend,
     Lent,
+    Pause,
     ToWorker,
 )
 
@@ -69,6 +70,14 @@ _NOT_YET = (FileNotFoundError, ConnectionRefusedError, BlockingIOError)
 _READS_PER_CALL = 64
 _RIGHTS_BYTES = socket.CMSG_SPACE(32 * 4)  # descriptors of one datagram; workers have fewer sockets
 _PEERCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
+
+
+def socket_name(number: int, bank: int) -> str:
+    """Return the name of a datapath worker's socket.
+
+    While one set of workers follows another, there are two with each number, in two banks.
+    """
+    return f"datapath-{number}b.sock" if bank else f"datapath-{number}.sock"
 
 
 class ChannelError(Exception):
@@ -365,6 +374,16 @@ class AgentChannel:
             ChannelClosedError: the worker is gone.
         """
         await self.send(Announce(revision, str(path)))
+
+    async def pause(self, for_s: float, timeout_s: float = 5.0) -> None:
+        """Have the worker leave packets in its queue (see `messages.Pause`); returns when it does.
+
+        Raises:
+            ChannelClosedError: the worker is gone.
+            TimeoutError: it did not answer within `timeout_s`.
+        """
+        await self.send(Pause(for_s))
+        await self.ask("status", timeout_s)  # it answers in order
 
     async def drain(self, deadline_s: float) -> None:
         """Ask the worker to finish and exit within `deadline_s` seconds.

@@ -50,6 +50,15 @@ class Watch(msgspec.Struct, frozen=True, tag="watch"):
     for_s: float
 
 
+class Pause(msgspec.Struct, frozen=True, tag="pause"):
+    """Leave packets in the queue for `for_s` seconds, or until another `Pause` says 0.
+
+    Then take over anew what the kernel knows, since an earlier worker may have had them until now.
+    """
+
+    for_s: float
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Finish what is begun, accept nothing new, then exit."""
 
@@ -76,7 +85,7 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     enforced: bool
 
 
-ToWorker = Announce | Ask | Forget | Watch | Drain | Hold | Lend | Settled
+ToWorker = Announce | Ask | Forget | Watch | Pause | Drain | Hold | Lend | Settled
 
 # --- worker to agent --------------------------------------------------------------------------
 

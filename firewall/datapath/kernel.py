@@ -18,6 +18,7 @@ import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,8 +73,13 @@ class QueueCounters(NamedTuple):
     reader: int
 
 
-def install(config: RulesetConfig) -> None:
+def install(config: RulesetConfig, *, keep_generation: bool = False) -> None:
     """Install the rules, or bring those of an earlier run up to date, in both families.
+
+    Args:
+        config: what to install.
+        keep_generation: the flows that the kernel carries go on being carried; only where rules of
+            an earlier run are there.
 
     Raises:
         KernelError: a command failed; what came before it stays (call `remove` or repeat).
@@ -81,7 +87,7 @@ def install(config: RulesetConfig) -> None:
     _ipset_restore(ruleset.create_sets_text(_read_sets()))
     for family in _families():
         _install_routing(config, family)
-        text = ruleset.install_text(config, family, _save(family))
+        text = ruleset.install_text(config, family, _save(family), keep_generation=keep_generation)
         _restore(family, text)
 
 
@@ -99,16 +105,14 @@ def set_generation(config: RulesetConfig, *, fresh: bool = False) -> None:
     """
     marks = config.marks
     if fresh:
+        # While they are cleared none may be saved: an earlier agent's generation may be in force.
+        _restore_generation(replace(config, generation=None))
         _clear(config, marks.any_of(Kind.OFFLOAD))
     elif config.generation is not None:
         _clear(config, marks.of(Kind.OFFLOAD, config.generation))
     if config.generation is not None:
         _count_bytes()
-    families = _families()
-    with ThreadPoolExecutor(len(families)) as pool:
-        texts = [ruleset.generation_text(config, family) for family in families]
-        for _ in pool.map(_restore, families, texts):
-            pass  # the first error is raised here
+    _restore_generation(config)
 
 
 def update_endpoints(links: Iterable[EndpointLink]) -> None:
@@ -141,6 +145,15 @@ def remove(config: RulesetConfig) -> None:
     _clear(config, config.marks.any_of(Kind.OFFLOAD))
 
 
+def first_queue() -> int | None:
+    """Return the number of the first queue that our rules feed; None = none are installed.
+
+    Raises:
+        KernelError: the rules cannot be read.
+    """
+    return ruleset.first_queue(_save(Family.IPV4))
+
+
 def is_installed() -> bool:
     """Say whether the jumps of both families stand at the front.
 
@@ -168,6 +181,15 @@ def read_queues(path: Path = _QUEUES) -> tuple[QueueCounters, ...]:
     # queue, port id, depth, copy mode, copy range, dropped, dropped by the socket, last id, 1
     order = (0, 2, 5, 6, 7, 1)
     return tuple(sorted(QueueCounters(*(row[index] for index in order)) for row in rows))
+
+
+def _restore_generation(config: RulesetConfig) -> None:
+    """Replace the chains that know the generation, in both families at once."""
+    families = _families()
+    with ThreadPoolExecutor(len(families)) as pool:
+        texts = [ruleset.generation_text(config, family) for family in families]
+        for _ in pool.map(_restore, families, texts):
+            pass  # the first error is raised here
 
 
 def _clear(config: RulesetConfig, mark: MaskedMark) -> None:

@@ -59,7 +59,12 @@ _SEEN_REPLY, _ASSURED, _DYING = 1 << 1, 1 << 2, 1 << 9  # IPS_..., nf_conntrack_
 
 
 # Our states have the kernel's numbers (enum tcp_conntrack, enum sctp_conntrack).
-_TCP_TAKEN = frozenset(range(TcpState.ESTABLISHED, TcpState.TIME_WAIT))
+_TCP_TAKEN = {
+    TcpState.SYN_SENT: TcpState.SYN_SENT,
+    TcpState.SYN_RECV: TcpState.SYN_RECV,
+    TcpState.SYN_SENT2: TcpState.SYN_SENT2,
+    **dict.fromkeys(range(TcpState.ESTABLISHED, TcpState.SYN_SENT2), TcpState.ESTABLISHED),
+}
 _SCTP_TAKEN = frozenset(range(SctpState.ESTABLISHED, SctpState.SHUTDOWN_ACK_SENT))
 
 
@@ -255,16 +260,20 @@ def _number_attribute(kind: int, number: int) -> bytes:
 def take_over(flow: KernelFlow, tracker: Tracker, now: float) -> Entry | None:
     """Give a flow of the kernel to our tracker; return its entry if it was taken.
 
-    Flows that are being opened or have ended are left out: the ends repeat what is needed.
+    The kernel is ahead of us: it has seen what waits in the queue, or was lost with it. So of a TCP
+    flow that it thinks is closing, or over, any segment of the end may still come, and the flow is
+    taken for an established one. If it is over it may leave early, and it does not stay for longer.
+    SCTP associations that are being opened are left out: nobody tells their verification tags.
     """
     protocol = flow.original.protocol
     timeouts = tracker.profile.timeouts
     timeout_s = float(flow.timeout_s)
-    state = 0
+    state, assured = 0, flow.assured
     if protocol == TCP:
         if flow.state not in _TCP_TAKEN:
             return None
-        state, timeout_s = flow.state, min(timeout_s, timeouts.tcp[flow.state])
+        state, timeout_s = _TCP_TAKEN[flow.state], min(timeout_s, timeouts.tcp[flow.state])
+        assured = assured and flow.state < TcpState.TIME_WAIT
     elif protocol == SCTP:
         if flow.state not in _SCTP_TAKEN:
             return None
@@ -275,7 +284,7 @@ def take_over(flow: KernelFlow, tracker: Tracker, now: float) -> Entry | None:
         timeout_s=timeout_s,
         state=state,
         seen_reply=flow.seen_reply,
-        assured=flow.assured,
+        assured=assured,
         icmp_type=flow.icmp_type,
     )
 

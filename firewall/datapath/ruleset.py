@@ -182,20 +182,27 @@ class RoutingRule(NamedTuple):
 # --- iptables ---------------------------------------------------------------------------------
 
 
-def install_text(config: RulesetConfig, family: Family, saved: str) -> str:
+def install_text(
+    config: RulesetConfig, family: Family, saved: str, *, keep_generation: bool = False
+) -> str:
     """Return the input of `iptables-restore --noflush` that installs or updates our rules.
 
     Args:
         config: what to render.
         family: IPv4 or IPv6.
         saved: what `iptables-save -t mangle` (or ip6tables-save) printed, to see which jumps exist.
+        keep_generation: the generation that is installed stays, whatever it is.
     """
-    lines = ["*mangle", *(f":{chain} - [0:0]" for chain in _CHAINS)]
+    kept = (_OFFLOAD, _BYPASS)
+    keep_generation = keep_generation and all(f":{chain} " in saved for chain in kept)
+    chains = [chain for chain in _CHAINS if not keep_generation or chain not in kept]
+    lines = ["*mangle", *(f":{chain} - [0:0]" for chain in chains)]
     lines += _prerouting(config, family)
     lines += _output(config, family)
     lines += _translated(config, family)
     lines += _socket_chains(config, family)
-    lines += _generation_chains(config, family)
+    if not keep_generation:
+        lines += _generation_chains(config, family)
     for hook in HOOKS:
         lines += _jump(hook, saved)
     return "\n".join([*lines, "COMMIT", ""])
@@ -222,6 +229,15 @@ def remove_text(saved: str) -> str:
     lines += [f"-F {chain}" for chain in chains]
     lines += [f"-X {chain}" for chain in chains]
     return "\n".join([*lines, "COMMIT", ""])
+
+
+def first_queue(saved: str) -> int | None:
+    """Return the number of the first queue that the installed rules feed; None = none."""
+    for line in saved.splitlines():
+        words = line.split()
+        if "NFQUEUE" in words and words[1].startswith(CHAIN_PREFIX) and "--match-set" in words:
+            return int(words[-1].partition(":")[0])
+    return None
 
 
 def jumps_installed(saved: str) -> bool:

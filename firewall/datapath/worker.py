@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from conntrack.tracker import LINUX, STRICT, Tracker
 from firewall.control import journal
-from firewall.control.channel import ChannelError, WorkerChannel
+from firewall.control.channel import ChannelError, WorkerChannel, socket_name
 from firewall.control.messages import (
     Acknowledged,
     Announce,
@@ -43,6 +43,7 @@ from firewall.control.messages import (
     Forget,
     Hold,
     Lend,
+    Pause,
     Settled,
     Watch,
 )
@@ -142,6 +143,7 @@ class Worker:
         self._started_at = self._now = time.monotonic()
         self._hold_s = 0.0
         self._stop_at: float | None = None
+        self._paused_until = 0.0
         self._internal_count = 0
         self._lag_s = self._lag_at = 0.0
         self._complained_at = 0.0
@@ -162,7 +164,7 @@ class Worker:
         )
         self._copy_bytes = self._queue.copy_bytes
         self._channel = WorkerChannel(
-            Path(options.run_dir) / f"datapath-{self._number}.sock",
+            Path(options.run_dir) / socket_name(self._number, options.bank),
             "datapath",
             self._number,
             VERSION,
@@ -207,6 +209,8 @@ class Worker:
                     self._read_dump(self._dump)
             elif self._offloaded and now >= self._offloaded.next_dump_at:
                 self._begin_dump()
+            if self._paused_until and now >= self._paused_until:
+                self._go_on()
             if self._questions:
                 self._answer()
             if now >= flush_at:
@@ -322,6 +326,8 @@ class Worker:
                     self._asked(message)
                 case Forget():
                     self._questions.append(_Question(message.request, self._forget_rows(message)))
+                case Pause():
+                    self._pause(message.for_s)
                 case Watch():
                     self._watched_until = self._now + message.for_s
                 case Drain():
@@ -376,6 +382,25 @@ class Worker:
         except OSError as error:
             log.warning("the kernel's flows cannot be read: %s; they end here", error)
         log.info("flows taken over from the kernel: %d", count)
+
+    def _pause(self, for_s: float) -> None:
+        """Let packets wait; 0 = go on now."""
+        if for_s > 0:
+            if not self._paused_until:
+                self._poll.unregister(self._queue.fileno())
+            self._paused_until = self._now + for_s
+        elif self._paused_until:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take over what an earlier worker has confirmed until now, then read the queue again."""
+        self._paused_until = 0.0
+        tracker = self._pipeline.tracker
+        for entry in list(tracker.entries()):
+            self._offloaded.take_back(entry)
+            tracker.remove(entry)
+        self._take_over()
+        self._poll.register(self._queue.fileno(), select.EPOLLIN)
 
     def _asked(self, message: Ask) -> None:
         """Begin to answer."""
@@ -515,6 +540,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--number", type=int, required=True, help="number of this worker, from 0")
+    add("--bank", type=int, choices=(0, 1), default=0, help="of two workers with its number, which")
     add("--queue", type=int, required=True, help="number of its queue")
     add("--run-dir", required=True, help="where the control socket is made")
     add("--snapshot", required=True, help="path of the snapshot file")

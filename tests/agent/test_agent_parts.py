@@ -114,7 +114,7 @@ def test_a_worker_is_known_by_its_whole_command():
     assert not is_worker(("-m", "http.server", "--run-dir", "/run/x"), config.run_dir)
     assert not is_worker((), config.run_dir)
     text = " ".join(listed[1].arguments)
-    assert "--number 1 --queue 5" in text
+    assert "--number 1 --bank 0 --queue 5" in text
     assert "--no-gso" in text
 
 

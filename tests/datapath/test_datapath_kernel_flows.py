@@ -5,11 +5,14 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers import inet
+from scapy.layers.inet import IP
 
 from conntrack.address import parse_address
 from conntrack.flow import FlowTuple
+from conntrack.packet import parse
 from conntrack.tcp_states import TcpState
-from conntrack.tracker import LINUX, STRICT, Tracker
+from conntrack.tracker import LINUX, STRICT, CtState, Tracker
 from firewall.datapath.kernel_flows import KernelFlow, decode, take_over
 
 A, B, C = (parse_address(f"10.0.0.{last}") for last in (1, 2, 3))
@@ -103,11 +106,61 @@ def test_any_bytes_are_read_or_left_out(data):
     assert decode(data) is None or isinstance(decode(data), KernelFlow)
 
 
-@pytest.mark.parametrize("state", TcpState)
-def test_only_open_connections_are_taken_over(state):
+def segment(flags, sequence, acknowledgment, *, back=False, data=b""):
+    ends = (
+        {"src": "10.0.0.2", "dst": "10.0.0.1"} if back else {"src": "10.0.0.1", "dst": "10.0.0.2"}
+    )
+    ports = {"sport": 2, "dport": 1} if back else {"sport": 1, "dport": 2}
+    numbers = {"seq": sequence, "ack": acknowledgment}
+    return parse(
+        bytes(IP(**ends) / inet.TCP(flags=flags, **ports, **numbers) / data), complete=True
+    )
+
+
+WAITING = {
+    TcpState.SYN_SENT: [segment("SA", 5000, 1001, back=True), segment("A", 1001, 5001)],
+    TcpState.SYN_RECV: [
+        segment("SA", 5000, 1001, back=True),
+        segment("A", 1001, 5001),
+        segment("PA", 1001, 5001, data=b"word"),
+        segment("A", 5001, 1005, back=True),
+    ],
+    TcpState.ESTABLISHED: [
+        segment("PA", 1001, 5001, data=b"word"),
+        segment("A", 5001, 1005, back=True),
+    ],
+    TcpState.TIME_WAIT: [
+        segment("PA", 5001, 1001, back=True, data=b"word"),
+        segment("A", 1001, 5005),
+        segment("FA", 1001, 5005),
+        segment("FA", 5005, 1002, back=True),
+        segment("A", 1002, 5006),
+    ],
+    TcpState.CLOSE: [segment("PA", 1001, 5001, data=b"word"), segment("RA", 5001, 1005, back=True)],
+}
+"""What may be in the queue, by the latest state that the kernel may think its flow is in."""
+
+
+@pytest.mark.parametrize("profile", [STRICT, LINUX])
+@pytest.mark.parametrize("state", [state for state in TcpState if state])
+def test_what_waited_while_the_kernel_went_ahead_passes(state, profile):
+    tracker = Tracker(profile)
     flow = KernelFlow(FlowTuple(A, B, 6, 1, 2), 0, state, 300, True, True)
-    taken = take_over(flow, Tracker(), 0.0)
-    assert (taken is not None) is (TcpState.ESTABLISHED <= state < TcpState.TIME_WAIT)
+    assert take_over(flow, tracker, 0.0) is not None
+    closing = state in range(TcpState.FIN_WAIT, TcpState.CLOSE)
+    for packet in WAITING.get(TcpState.TIME_WAIT if closing else state, ()):
+        tracked = tracker.track(packet, 1.0)
+        assert tracked.ctstate is not CtState.INVALID, tracked.reason
+        tracker.confirm(tracked, 1.0)
+
+
+def test_a_flow_that_is_over_may_leave_early():
+    tracker = Tracker(limit_count=2)
+    for port, state in ((1, TcpState.TIME_WAIT), (2, TcpState.ESTABLISHED)):
+        take_over(KernelFlow(FlowTuple(A, B, 6, port, 9), 0, state, 300, True, True), tracker, 0.0)
+    third = KernelFlow(FlowTuple(A, C, 6, 3, 9), 0, TcpState.ESTABLISHED, 300, True, True)
+    assert take_over(third, tracker, 1.0) is not None
+    assert {entry.original.source_port for entry in tracker.entries()} == {2, 3}
 
 
 @pytest.mark.parametrize("profile", [STRICT, LINUX])

@@ -1,0 +1,190 @@
+"""Upgrade in place: agent and workers change; flows and new connections do not notice."""
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from evidence import workers
+from rules import peers, policy, ports
+from test_bypass_agent import Transfers
+from traffic import DEADLINE_S, eventually, token, udp
+
+pytestmark = pytest.mark.needs("nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset")
+
+OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "81/TCP", "53/UDP")}])
+
+
+@pytest.fixture
+def three(lab, bartizan):
+    """a may reach b, c may not."""
+    made = lab(a="app=a", b="app=b", c="app=c")
+    made.firewall = bartizan(made, {"workers": 2})
+    made.firewall.apply(OPEN)
+    return made
+
+
+class Segments:
+    """Counts what leaves and what reaches two hosts: a segment that waited is no lost one."""
+
+    def __init__(self, a, b) -> None:
+        self._hosts = a, b
+        for host in self._hosts:
+            for chain in ("OUTPUT", "PREROUTING"):
+                host.run(["iptables", "-t", "raw", "-A", chain, "-p", "tcp"], check=True)
+
+    def _counts(self, host):
+        saved = host.run(["iptables-save", "-c", "-t", "raw"], check=True).stdout
+        found = re.findall(r"^\[(\d+):\d+\] -A (\w+) -p tcp$", saved, re.MULTILINE)
+        return {chain: int(count) for count, chain in found}
+
+    def all_arrived(self) -> bool:
+        a, b = map(self._counts, self._hosts)
+        return a["OUTPUT"] == b["PREROUTING"] > 1000 and b["OUTPUT"] == a["PREROUTING"] > 1000
+
+
+class Newcomers(threading.Thread):
+    """One new connection a -> b:81 after another, with a word each way, until the end."""
+
+    def __init__(self, a, b) -> None:
+        super().__init__(daemon=True)
+        self._a, self._address = a, b.address4
+        self._server = b.listen(81, backlog=64)
+        self._over = threading.Event()
+        self.opened_s: list[float] = []
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            began = time.monotonic()
+            try:
+                with self._a.connect(self._address, 81) as client:
+                    served, _ = self._server.accept()
+                    with served:
+                        client.sendall(b"word")
+                        served.settimeout(DEADLINE_S)
+                        served.sendall(served.recv(4))
+                        client.recv(4)
+            except OSError as error:
+                self.failures.append(repr(error))
+            self.opened_s.append(time.monotonic() - began)
+
+    def __enter__(self):
+        self.start()
+        self.some()
+        return self
+
+    def some(self) -> None:
+        """Wait for some more."""
+        count = len(self.opened_s)
+        eventually(lambda: len(self.opened_s) > count + 5, "newcomers come", 15)
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self.join(20)
+        self._server.close()
+
+
+def datapath(firewall):
+    """pid of each datapath worker."""
+    return {pid for (kind, _), pid in workers(firewall).items() if kind == "datapath"}
+
+
+def queues(made):
+    """The queues that the rules feed."""
+    saved = made.node.run(["iptables-save", "-t", "mangle"]).stdout
+    return {line.rsplit(" ", 1)[1] for line in saved.splitlines() if "--queue-balance" in line}
+
+
+def upgraded(firewall, before):
+    """Other workers than before run, and all enforce the present snapshot."""
+    try:
+        status = firewall.get("/v1/status")
+    except OSError:
+        return False
+    rows = status["workers"]
+    now = {row["pid"] for row in rows if row["kind"] == "datapath"}
+    return (
+        not now & before
+        and all(row["state"] in ("running", "leaving") for row in rows)
+        and all(row["revision"] == status["revision"] for row in rows)
+    )
+
+
+def test_an_upgrade_in_place_loses_no_packet(three):
+    """SIGUSR2, twice: the same process, other workers, every segment arrives, c stays forbidden."""
+    a, b, c, firewall = three.host("a"), three.host("b"), three.host("c"), three.firewall
+    assert queues(three) == {"0:1"}
+    segments = Segments(a, b)
+    with Transfers(a, b) as transfers, Newcomers(a, b) as newcomers, b.capture() as at_b:
+        transfers.all_move()
+        forbidden = token()
+        for now_fed in ({"64:65"}, {"0:1"}):
+            before = datapath(firewall)
+            firewall.process.send_signal(signal.SIGUSR2)
+
+            def over(before=before):
+                c.send(bytes(udp(c, b, 53, forbidden)))
+                return upgraded(firewall, before)
+
+            eventually(over, "others run", 30, every_s=0.05)
+            assert firewall.process.poll() is None
+            assert queues(three) == now_fed
+            eventually(
+                lambda before=before: not any(map(_alive, before)), "the earlier ones have ended"
+            )
+            newcomers.some()
+            transfers.all_move()
+        assert not any(forbidden in data for data in at_b.so_far())
+    assert newcomers.failures == []
+    assert max(newcomers.opened_s) < 3.0
+    assert transfers.broken == []
+    eventually(segments.all_arrived, "every segment that was sent has arrived")
+    text = three.node.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout
+    assert [line.split()[5:7] for line in text.splitlines()] == [["0", "0"], ["0", "0"]]
+
+
+def test_sigquit_leaves_everything_to_the_next_start(three):
+    """The agent ends with 0; the same workers go on, and the next agent adopts them."""
+    firewall = three.firewall
+    before = workers(firewall)
+    firewall.process.send_signal(signal.SIGQUIT)
+    assert firewall.process.wait(15) == 0
+    assert all(map(_alive, before.values()))
+    assert queues(three) == {"0:1"}
+    firewall.start()
+    assert workers(firewall) == before
+
+
+def test_an_upgrade_that_was_interrupted_leaves_one_set_of_workers(three):
+    """kill -9 of the agent while two sets run: the next agent keeps those that are fed."""
+    firewall = three.firewall
+    a, b = three.host("a"), three.host("b")
+    before = datapath(firewall)
+    with Transfers(a, b) as transfers:
+        transfers.all_move()
+        firewall.process.send_signal(signal.SIGUSR2)
+        eventually(
+            lambda: len(list(firewall.run_dir.glob("datapath-*b.sock"))) == 2,
+            "the next workers listen",
+            20,
+            every_s=0.001,
+        )
+        firewall.kill()
+        firewall.start()
+        assert list(firewall.run_dir.glob("datapath-*b.sock")) == []
+        assert datapath(firewall) == before
+        assert queues(three) == {"0:1"}
+        transfers.all_move(15)
+        assert transfers.broken == []
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
