@@ -292,14 +292,9 @@ class Pipeline:
                 return self._forward(packet)
         elif packet.protocol == TCP:
             flags = packet.tcp_flags & _FLAG_MASK
-            source, destination = arrival.source, packet.destination
-            if flags == TcpFlag.ACK and ground.proxies(
-                source, destination, packet.destination_port
-            ):
-                return self._redirect(ground)
             # Our kernel's answer to a segment that was sent to the proxy in vain.
             ours = arrival.hook == OUTPUT and flags & TcpFlag.RST
-            if ours and ground.proxies(destination, source, packet.source_port):
+            if ours and ground.proxies(packet.destination, arrival.source, packet.source_port):
                 return self._forward(packet)
             if not packet.tcp_flags & TcpFlag.SYN and _node_may(ground, arrival):
                 return self._forward(packet)
