@@ -8,6 +8,7 @@ change that the packet would make, and the change happens in `Tracker.confirm` o
 from enum import IntEnum
 from typing import NamedTuple
 
+from conntrack.chain import Link
 from conntrack.flow import SCTP, TCP, Direction, FlowTuple
 from conntrack.keys import tuple_of_key
 from conntrack.packet import Packet
@@ -36,7 +37,7 @@ class CtState(IntEnum):
     UNTRACKED = 6  # neighbour and multicast listener discovery: has no flow by design
 
 
-class Entry:
+class Entry(Link):
     """A flow that was accepted at least once.
 
     Attributes:
@@ -85,6 +86,8 @@ class Entry:
     )
 
     def __init__(self, key: bytes, protocol: int, now: float) -> None:
+        self.older = None
+        self.newer = None
         self.key = key
         self.protocol = protocol
         self.rank = -1

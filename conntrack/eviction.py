@@ -12,13 +12,16 @@ entry of the source that has the most: who opens a thousand flows loses his own,
 is touched only when everybody has no more than that. An IPv6 source is its /64, because one host
 owns all of it (RFC 6177).
 
-Every operation takes constant time. Sources are kept in one bucket per number of entries; a
-source moves by one bucket at a time, so the largest bucket is known without a search.
+Every operation takes constant time, and none ever grows a large dictionary. A source with one entry
+is the entry itself, in a chain of all such entries; of one that has had more, each rank has a line.
+Lines of equal length stand in one bucket; a line moves by one bucket at a time, so the longest are
+known without a search.
 """
 
-from collections import OrderedDict, deque
 from enum import IntEnum
+from typing import cast
 
+from conntrack.chain import Chain
 from conntrack.entry import Entry
 from conntrack.flow import SCTP, TCP
 from conntrack.sctp_states import SctpState
@@ -39,7 +42,7 @@ _HALF_CLOSED_TCP: set[IntEnum] = {TcpState.FIN_WAIT, TcpState.CLOSE_WAIT}
 _DEAD_SCTP: set[IntEnum] = {SctpState.CLOSED, SctpState.SHUTDOWN_ACK_SENT}
 _HALF_CLOSED_SCTP: set[IntEnum] = {SctpState.SHUTDOWN_SENT, SctpState.SHUTDOWN_RECD}
 
-_KEPT, _UNASSURED = int(Rank.KEPT), int(Rank.UNASSURED)
+_KEPT, _DEAD, _UNASSURED = int(Rank.KEPT), int(Rank.DEAD), int(Rank.UNASSURED)
 
 
 def _ranks(states: type[IntEnum], dead: set[IntEnum], half_closed: set[IntEnum]) -> tuple[int, ...]:
@@ -70,117 +73,44 @@ def source_of(key: bytes) -> bytes:
 
 _SHARD_COUNT = 256  # as in `conntrack.table`: no dictionary grows large enough to pause
 _SHARD_MASK = _SHARD_COUNT - 1
-_SLACK_COUNT = 1000  # entries that have left may wait in the queue, besides as many as are there
-_SEARCH_COUNT = 5000  # at most so many of them are skipped for one victim: 0.4 ms (measured)
+_RANK_COUNT = 3  # of those that may leave
 
 
-class Crowd:
-    """Entries of one rank, by source and age.
+class Source(Chain):
+    """Who has had several entries at once; itself the line of its unassured ones.
 
-    A source with one entry is the entry itself; only sources with more have a line of their own.
-    Lines are OrderedDicts: the first of a plain dict is searched for behind all that were deleted.
-    Single entries wait in one queue, oldest first; who leaves early stays in it until it is met.
+    Attributes:
+        total: entries now, of every rank.
+        dead: line of that rank; None: empty.
+        half_closed: line of that rank; None: empty.
     """
 
-    __slots__ = ("_by_count", "_count", "_largest", "_queue", "_sources")
+    __slots__ = ("dead", "half_closed", "total")
 
     def __init__(self) -> None:
-        self._sources: list[dict[bytes, Entry | OrderedDict[bytes, Entry]]] = [
-            {} for _ in range(_SHARD_COUNT)
-        ]
-        self._queue: deque[Entry] = deque()
-        self._count = 0
-        self._by_count: dict[int, OrderedDict[bytes, None]] = {}
-        self._largest = 0
+        super().__init__()
+        self.total = 0
+        self.dead: Chain | None = None
+        self.half_closed: Chain | None = None
 
-    def add(self, entry: Entry) -> None:
-        """Put an entry behind all others of its source."""
-        source = source_of(entry.key)
-        sources = self._sources[hash(source) & _SHARD_MASK]
-        own = sources.get(source)
-        self._count += 1
-        if own is None:
-            sources[source] = entry
-            self._largest = self._largest or 1
-            self._queue.append(entry)
-            self._tidy()
-            return
-        if isinstance(own, Entry):
-            own = sources[source] = OrderedDict(((own.key, own),))
-        own[entry.key] = entry
-        self._move(source, len(own) - 1, len(own))
+    def line(self, rank: int) -> Chain:
+        """The line of a rank."""
+        if rank == _UNASSURED:
+            return self
+        if rank == _DEAD:
+            if self.dead is None:
+                self.dead = Chain()
+            return self.dead
+        if self.half_closed is None:
+            self.half_closed = Chain()
+        return self.half_closed
 
-    def discard(self, entry: Entry) -> None:
-        """Take out an entry that was added."""
-        source = source_of(entry.key)
-        sources = self._sources[hash(source) & _SHARD_MASK]
-        own = sources[source]
-        self._count -= 1
-        if isinstance(own, Entry):
-            del sources[source]
-        else:
-            del own[entry.key]
-            if len(own) == 1:
-                (single,) = own.values()
-                sources[source] = single
-                self._queue.append(single)
-            self._move(source, len(own) + 1, len(own))
-        self._tidy()
-
-    def oldest_of(self, source: bytes) -> Entry | None:
-        """The oldest entry of one source."""
-        own = self._sources[hash(source) & _SHARD_MASK].get(source)
-        return next(iter(own.values())) if isinstance(own, OrderedDict) else own
-
-    def victim(self) -> Entry | None:
-        """The oldest entry of the source that has the most."""
-        if self._count == 0:
-            return None
-        if self._largest > 1:
-            return self.oldest_of(next(iter(self._by_count[self._largest])))
-        for _ in range(_SEARCH_COUNT):
-            if not self._queue:
-                break
-            if self._is_single(self._queue[0]):
-                return self._queue[0]
-            self._queue.popleft()
+    def first(self) -> Entry | None:
+        """The entry that may leave first."""
+        for line in (self.dead, self, self.half_closed):
+            if line is not None and line.oldest is not None:
+                return cast("Entry", line.oldest)
         return None
-
-    def _is_single(self, entry: Entry) -> bool:
-        """Whether an entry of the queue is still here, and still its source's only one."""
-        source = source_of(entry.key)
-        return self._sources[hash(source) & _SHARD_MASK].get(source) is entry
-
-    def _tidy(self) -> None:
-        """Keep the queue in proportion; called once per change, two steps a call."""
-        queue = self._queue
-        for _ in range(2):
-            if not queue:
-                return
-            if not self._is_single(queue[0]):
-                queue.popleft()
-            elif len(queue) > 2 * self._count + _SLACK_COUNT:
-                queue.rotate(-1)  # alive, but others behind it are not: it must not hold them
-            else:
-                return
-
-    def _move(self, source: bytes, before: int, behind: int) -> None:
-        """Move a source from one bucket to the next higher or lower; one entry has no bucket."""
-        buckets = self._by_count
-        bucket = buckets.get(before)
-        if bucket is not None and len(bucket) == 1 and behind > 1 and behind not in buckets:
-            buckets[behind] = buckets.pop(before)  # nobody else is in it: it moves as a whole
-        else:
-            if bucket is not None:
-                del bucket[source]
-                if not bucket:
-                    del buckets[before]
-            if behind > 1:
-                buckets.setdefault(behind, OrderedDict())[source] = None
-        if behind > self._largest:
-            self._largest = behind
-        elif before == self._largest and before not in self._by_count:
-            self._largest = behind  # it was alone at the top, and is now one below
 
 
 class Limits:
@@ -191,65 +121,151 @@ class Limits:
         source_limit_count: entries of one source; None: only the whole table is limited.
     """
 
-    __slots__ = ("_crowds", "_per_source", "limit_count", "source_limit_count")
+    __slots__ = (
+        "_buckets",
+        "_longest",
+        "_singles",
+        "_sources",
+        "limit_count",
+        "source_limit_count",
+    )
 
     def __init__(self, limit_count: int, source_limit_count: int | None) -> None:
         if limit_count < 1 or (source_limit_count is not None and source_limit_count < 1):
             raise ValueError("a limit of entries is at least 1")
         self.limit_count = limit_count
         self.source_limit_count = source_limit_count
-        self._crowds = (Crowd(), Crowd(), Crowd())
-        self._per_source: dict[bytes, int] = {}
+        self._sources: list[dict[bytes, Entry | Source]] = [{} for _ in range(_SHARD_COUNT)]
+        # Per rank: entries that are all of their source; lines by length; length of the longest.
+        self._singles = [Chain() for _ in range(_RANK_COUNT)]
+        self._buckets: list[dict[int, Chain]] = [{} for _ in range(_RANK_COUNT)]
+        self._longest = [0] * _RANK_COUNT
 
     def inserted(self, entry: Entry) -> None:
         """Note a new entry."""
-        if self.source_limit_count is not None:
-            source = source_of(entry.key)
-            self._per_source[source] = self._per_source.get(source, 0) + 1
-        self.ranked(entry)
+        rank = entry.rank = rank_of(entry)
+        source = source_of(entry.key)
+        sources = self._sources[hash(source) & _SHARD_MASK]
+        owner = sources.get(source)
+        if owner is None:
+            sources[source] = entry
+            if rank >= 0:
+                self._singles[rank].append(entry)
+            return
+        if isinstance(owner, Entry):
+            single = owner
+            owner = sources[source] = Source()
+            owner.total = 1
+            if single.rank >= 0:
+                self._singles[single.rank].take(single)
+                self._line_up(owner, single)
+        owner.total += 1
+        if rank >= 0:
+            self._line_up(owner, entry)
 
     def ranked(self, entry: Entry) -> None:
         """Note that an entry's state or assurance may have changed its rank."""
         rank = rank_of(entry)
-        if rank != entry.rank:
-            if entry.rank >= 0:
-                self._crowds[entry.rank].discard(entry)
-            entry.rank = rank
-            if rank >= 0:
-                self._crowds[rank].add(entry)
+        before = entry.rank
+        if rank == before:
+            return
+        source = source_of(entry.key)
+        owner = self._sources[hash(source) & _SHARD_MASK][source]
+        if before >= 0:
+            self._leave(owner, entry)
+        entry.rank = rank
+        if rank < 0:
+            return
+        if isinstance(owner, Source):
+            self._line_up(owner, entry)
+        else:
+            self._singles[rank].append(entry)
 
     def removed(self, entry: Entry) -> None:
         """Note that an entry has left the table."""
-        if entry.rank >= 0:
-            self._crowds[entry.rank].discard(entry)
-            entry.rank = Rank.KEPT
-        if self.source_limit_count is None:
-            return
         source = source_of(entry.key)
-        count = self._per_source[source] - 1
-        if count:
-            self._per_source[source] = count
-        else:
-            del self._per_source[source]
+        sources = self._sources[hash(source) & _SHARD_MASK]
+        owner = sources[source]
+        if entry.rank >= 0:
+            self._leave(owner, entry)
+            entry.rank = _KEPT
+        if isinstance(owner, Source):
+            owner.total -= 1
+            if owner.total:
+                return
+        del sources[source]
 
     def is_crowding(self, key: bytes) -> bool:
         """Whether the source of this flow has as many entries as one source may have."""
         limit = self.source_limit_count
-        return limit is not None and self._per_source.get(source_of(key), 0) >= limit
+        if limit is None:
+            return False
+        owner = self._owner(key)
+        if isinstance(owner, Source):
+            return owner.total >= limit
+        return owner is not None and limit == 1
 
     def own_victim(self, key: bytes) -> Entry | None:
         """Which of its own entries a source that is crowding loses for a new one."""
-        source = source_of(key)
-        for crowd in self._crowds:
-            entry = crowd.oldest_of(source)
-            if entry is not None:
-                return entry
-        return None
+        owner = self._owner(key)
+        if isinstance(owner, Source):
+            return owner.first()
+        return owner if owner is not None and owner.rank >= 0 else None
 
     def victim(self) -> Entry | None:
         """Who leaves when the table is full; None: everybody is assured."""
-        for crowd in self._crowds:
-            entry = crowd.victim()
-            if entry is not None:
+        for rank in range(_RANK_COUNT):
+            single = cast("Entry | None", self._singles[rank].oldest)
+            longest = self._longest[rank]
+            if not longest:
+                if single is not None:
+                    return single
+                continue
+            line = cast("Chain", self._buckets[rank][longest].oldest)
+            entry = cast("Entry", line.oldest)
+            if longest > 1 or single is None or entry.created_at <= single.created_at:
                 return entry
+            return single
         return None
+
+    def _owner(self, key: bytes) -> Entry | Source | None:
+        source = source_of(key)
+        return self._sources[hash(source) & _SHARD_MASK].get(source)
+
+    def _line_up(self, owner: Source, entry: Entry) -> None:
+        """Put an entry behind all others of its source and rank."""
+        rank = entry.rank
+        line = owner.line(rank)
+        line.append(entry)
+        self._move(rank, line, line.count - 1)
+
+    def _leave(self, owner: Entry | Source, entry: Entry) -> None:
+        """Take an entry out of the line or chain of its rank."""
+        rank = entry.rank
+        if not isinstance(owner, Source):
+            self._singles[rank].take(entry)
+            return
+        line = owner.line(rank)
+        line.take(entry)
+        self._move(rank, line, line.count + 1)
+
+    def _move(self, rank: int, line: Chain, before: int) -> None:
+        """Move a line, `before` entries long until now, to the bucket of its length."""
+        buckets = self._buckets[rank]
+        behind = line.count
+        bucket = buckets.get(before)
+        if bucket is not None and bucket.count == 1 and behind and behind not in buckets:
+            buckets[behind] = buckets.pop(before)  # nobody else is in it: it moves as a whole
+        else:
+            if bucket is not None:
+                bucket.take(line)
+                if not bucket.count:
+                    del buckets[before]
+            if behind:
+                bucket = buckets.get(behind)
+                if bucket is None:
+                    bucket = buckets[behind] = Chain()
+                bucket.append(line)
+        longest = self._longest[rank]
+        if behind > longest or (before == longest and before not in buckets):
+            self._longest[rank] = behind  # the longest, or it was alone and is now one shorter
