@@ -138,6 +138,9 @@ class Api:
                 web.patch("/v1/endpoint/{name}/labels", self._patch_labels),
                 web.get("/v1/identity", self._list_identities),
                 web.get("/v1/identity/{number}", self._get_identity),
+                web.get("/v1/fqdn/cache", self._get_names),
+                web.delete("/v1/fqdn/cache", self._delete_names),
+                web.get("/v1/fqdn/names", self._get_name_selectors),
                 web.get("/v1/policy", self._get_policy),
                 web.put("/v1/policy", self._put_policy),
                 web.delete("/v1/policy", self._delete_policy),
@@ -236,6 +239,32 @@ class Api:
             for row in self._engine.publisher.snapshot.ipcache
         ]
         return web.json_response(rows)
+
+    # --- names --------------------------------------------------------------------------------
+
+    async def _get_names(self, request: web.Request) -> web.Response:
+        entries = self._engine.names.find(*self._names_meant(request))
+        return web.json_response(views.names(entries))
+
+    async def _delete_names(self, request: web.Request) -> web.Response:
+        wait_s = _wait(request)
+        pattern, endpoint = self._names_meant(request)
+        count = self._engine.names.forget(pattern, endpoint)
+        self._engine.publish()
+        await self._engine.names.save()
+        return _changed({"count": count}, enforced=await self._engine.enforced(wait_s))
+
+    async def _get_name_selectors(self, _: web.Request) -> web.Response:
+        return web.json_response(views.name_selectors(self._engine))
+
+    def _names_meant(self, request: web.Request) -> tuple[str, int | None]:
+        """Return the pattern and the endpoint's id that a request about names gives."""
+        endpoint = request.query.get("endpoint", "")
+        if not endpoint:
+            return request.query.get("matchpattern", ""), None
+        if endpoint.isdecimal():
+            return request.query.get("matchpattern", ""), int(endpoint)
+        return request.query.get("matchpattern", ""), self._engine.roster.get(endpoint).endpoint.id
 
     # --- policies -----------------------------------------------------------------------------
 

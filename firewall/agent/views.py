@@ -12,9 +12,12 @@ from firewall.agent.roster import Member, UnknownEndpointError
 from firewall.agent.supervisor import Worker
 from firewall.datapath.choice import Choice, Ends
 from firewall.datapath.kernel import QueueCounters
+from firewall.flows.flow import format_time
+from firewall.fqdn.cache import Entry
 from firewall.identities.labels import NO_LABELS
 from firewall.identities.reserved import CLUSTER_MAX, CLUSTER_MIN, Reserved
 from firewall.policy.model import PolicyObject
+from firewall.policy.name_match import to_regex
 from firewall.policy.objects import Resource, resource_key
 from firewall.policy.repository import Repository
 from firewall.policy.snapshot import DirectionRow, NamedPortRow
@@ -321,3 +324,47 @@ def _end(text: str) -> tuple[bytes, int]:
             raise ValueError(f"{number} is not a port")
         return parse_address(host.removeprefix("[").removesuffix("]")), number
     return parse_address(text), 0
+
+
+def names(entries: Iterable[Entry]) -> list[Json]:
+    """Return what DNS answered, the addresses of a name together, in the columns of cilium-dbg."""
+    rows: dict[tuple[int, str, str, float], Json] = {}
+    for entry in entries:
+        key = entry.endpoint, entry.name, entry.source, entry.expires_at
+        row = rows.setdefault(
+            key,
+            {
+                "endpoint": entry.endpoint,
+                "source": entry.source,
+                "fqdn": entry.name,
+                "ttl": entry.ttl_s,
+                "expiration_time": format_time(int(entry.expires_at * 1000) * 1_000_000),
+                "ips": [],
+            },
+        )
+        row["ips"].append(format_address(entry.address))
+    for row in rows.values():
+        row["ips"].sort()
+    return [rows[key] for key in sorted(rows)]
+
+
+def name_selectors(engine: Engine) -> list[Json]:
+    """Return the FQDN selectors of all policies, with the names and addresses that they mean."""
+    book = engine.names
+    found: dict[str, tuple[set[str], set[str]]] = {
+        text: (set(), set()) for text in sorted(engine.resolver.fqdns())
+    }
+    for entry in book.cache.entries():
+        for text in book.of_name(entry.name):
+            if text in found and text in book.texts(entry.address):
+                found[text][0].add(entry.name)
+                found[text][1].add(format_address(entry.address))
+    return [
+        {
+            "selector": text,
+            "regex": f"^{to_regex(text)}$",
+            "fqdns": sorted(meant),
+            "ips": sorted(at),
+        }
+        for text, (meant, at) in found.items()
+    ]

@@ -22,6 +22,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("laboratory", "Play the demo, or chapters of it, in throw-away namespaces."),
     "doctor": ("doctor", "Probe this machine: what is missing, what it costs, how to mend it."),
     "endpoint": ("endpoint", "Manage endpoints."),
+    "fqdn": ("fqdn", "Show and forget what DNS answered."),
     "identity": ("identity", "Show identities."),
     "lab": ("laboratory", "Throw-away hosts in private namespaces."),
     "metrics": ("status", "Print the metrics in Prometheus form."),
