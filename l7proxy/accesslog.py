@@ -74,6 +74,7 @@ def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
         judgement.denied_by,
         judgement.isolated_by,
         record.detail or judgement.detail,
+        record.server_name,
     )
 
 

@@ -322,7 +322,8 @@ class ClientConnection(asyncio.Protocol):
             return
         greeting, transport, now = self.exchange, self._transport, time.monotonic()
         assert isinstance(greeting, Greeting)
-        assert isinstance(transport, asyncio.Transport)
+        assert transport is not None
+        assert not isinstance(transport, SecureTransport)
         if not self._host.metrics.handshake_begun(self._host.limits.tls_handshake_count):
             self.perform(greeting.failed(refusals.TLS_OVERFLOW, now))
             return
@@ -536,7 +537,8 @@ class UpstreamConnection(asyncio.Protocol):
             ValueError: it is neither.
         """
         raw = self._transport
-        assert isinstance(raw, asyncio.Transport)
+        assert raw is not None
+        assert not isinstance(raw, SecureTransport)
         self._transport = secure = SecureTransport(
             raw, self, context, server_side=False, server_name=name, ready=ready, failed=failed
         )

@@ -1,5 +1,6 @@
 """A proxy worker of its own in a machine of a lab, with the redirection that it needs."""
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ import msgspec
 from http_transcript import PUBLIC
 from http_transcript import snapshot as two_endpoints
 
+from firewall.control.channel import AgentChannel
+from firewall.control.messages import Acknowledged, Events
 from firewall.policy.snapshot import Snapshot
 from firewall.policy.snapshot_file import encode
 
@@ -83,6 +86,28 @@ class Live:
     @property
     def running(self) -> bool:
         return self.process.poll() is None
+
+    def resident_bytes(self) -> int:
+        """RSS of the worker; nsenter(1) execs, so the pid that was started is the worker's."""
+        statm = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii")
+        return int(statm.split()[1]) * 4096
+
+    async def announce(self, source: Snapshot) -> list:
+        """Publish another snapshot and wait until it is enforced; the events seen meanwhile."""
+        agent = AgentChannel(self.socket_path)
+        await agent.connect(5)
+        self.snapshot_path.write_bytes(encode(source))
+        await agent.announce(source.revision, self.snapshot_path)
+        events = []
+        async with asyncio.timeout(5):
+            async for message in agent:
+                if isinstance(message, Events):
+                    events += message.events
+                if isinstance(message, Acknowledged):
+                    assert (message.revision, message.error) == (source.revision, "")
+                    break
+        agent.close()
+        return events
 
     def log(self) -> str:
         return (self.folder / "worker.log").read_text(encoding="utf-8")

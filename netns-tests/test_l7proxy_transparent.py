@@ -15,8 +15,7 @@ from traffic import eventually
 
 from conntrack.address import parse_address
 from firewall.control.channel import AgentChannel
-from firewall.control.messages import Acknowledged, Events
-from firewall.policy.snapshot_file import encode
+from firewall.control.messages import Acknowledged
 
 pytestmark = pytest.mark.needs("tproxy", "tproxy6", "socket", "socket6", "ipv6")
 
@@ -114,20 +113,7 @@ def test_denied_request_never_reaches_the_server_and_the_connection_stays(lab, t
 
 async def announce(world, revision, **policy):
     """Publish another snapshot and wait until it is enforced; the events seen meanwhile."""
-    agent = AgentChannel(world.live.socket_path)
-    await agent.connect(5)
-    world.live.snapshot_path.write_bytes(encode(world.snapshot(revision, **policy)))
-    await agent.announce(revision, world.live.snapshot_path)
-    events = []
-    async with asyncio.timeout(5):
-        async for message in agent:
-            if isinstance(message, Events):
-                events += message.events
-            if isinstance(message, Acknowledged):
-                assert (message.revision, message.error) == (revision, "")
-                break
-    agent.close()
-    return events
+    return await world.live.announce(world.snapshot(revision, **policy))
 
 
 def test_policy_change_holds_for_the_next_request_of_an_open_connection(lab, tmp_path):
@@ -221,7 +207,7 @@ def test_large_bodies_arrive_whole_through_a_slow_reader_in_bounded_memory(lab, 
     block = bytes(range(256)) * 256
     with world.live, listening(world) as server, world.connect() as client:
         client.settimeout(20)
-        before = resident_bytes(world)
+        before = world.live.resident_bytes()
 
         def send():
             client.sendall(
@@ -242,19 +228,13 @@ def test_large_bodies_arrive_whole_through_a_slow_reader_in_bounded_memory(lab, 
             assert data
             seen.update(data)
             left -= len(data)
-            peak = max(peak, resident_bytes(world))
+            peak = max(peak, world.live.resident_bytes())
         sender.join()
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
         receive(client, b"0\r\n\r\n")
         assert seen.digest() == hashlib.sha256(block * (size // len(block))).digest()
         assert peak - before < 8 * 1024 * 1024
         connection.close()
-
-
-def resident_bytes(world):
-    """RSS of the worker; nsenter(1) execs, so the pid that was started is the worker's."""
-    with open(f"/proc/{world.live.process.pid}/statm", encoding="ascii") as statm:  # noqa: PTH123
-        return int(statm.read().split()[1]) * 4096
 
 
 def listens(world):

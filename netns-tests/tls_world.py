@@ -1,5 +1,6 @@
 """Client a, node with a proxy worker, server b, and TLS between them on port 443."""
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -38,6 +39,7 @@ class TlsWorld:
         self.trusted = folder / "trusted.pem"
         self.trusted.write_bytes(self.public.certificate + self.private.certificate)
         self.folder = folder
+        self.revision = 1
         source = self.snapshot(1, *l7, egress=egress)
         options = ("--secrets-dir", self.secrets, *options)
         self.live = Live(self.lab.node, folder, *options, source=source)
@@ -66,6 +68,11 @@ class TlsWorld:
         server = replace(server, ingress=rows(server.ingress, range(len(l7))))
         return replace(made, policies=(client, server), l7=(*l7, *egress))
 
+    def announce(self, *l7, egress=()):
+        """Put the next snapshot in force; the events seen meanwhile."""
+        self.revision += 1
+        return asyncio.run(self.live.announce(self.snapshot(self.revision, *l7, egress=egress)))
+
     def client_context(self, *protocols) -> ssl.SSLContext:
         """What a client trusts, and offers by ALPN."""
         context = ssl.create_default_context(cafile=self.trusted)
@@ -86,12 +93,15 @@ class TlsWorld:
         return done.returncode, done.stdout
 
     @contextmanager
-    def serving(self, *names, tls=True, family=socket.AF_INET, protocols=("http/1.1",), **options):
+    def serving(
+        self, *names, tls=True, family=socket.AF_INET, protocols=("http/1.1",), days=(-1, 30),
+        **options
+    ):  # fmt: skip
         """A server for these names at the port; yields the list of what it got."""
         context = None
         if tls:
             folder = self.folder / "server"
-            self.public.secret(folder, *names)
+            self.public.secret(folder, *names, days=days)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
             context.set_alpn_protocols(list(protocols))
@@ -155,6 +165,9 @@ class TlsServer:
             data = b""
             while more := connection.recv(65536):
                 data += more
+                if not data[:1].isalpha():  # TLS, where clear text is meant
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    break
                 while b"\r\n\r\n" in data:
                     head, _, data = data.partition(b"\r\n\r\n")
                     self.heads.append(head)

@@ -56,3 +56,10 @@ def records(data: bytes, size: int = 1 << 14, *, kind=22, version=0x0301) -> byt
 def made(*extensions: bytes, **parts) -> bytes:
     """A whole hello in one record."""
     return records(message(*extensions, **parts))
+
+
+def retry_request() -> bytes:
+    """A HelloRetryRequest (RFC 8446 4.1.4)."""
+    random = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+    body = b"\x03\x03" + random + vector(1, b"") + b"\x13\x01\x00" + vector(2, b"")
+    return records(b"\x02" + vector(3, body), version=0x0303)

@@ -61,6 +61,8 @@ class HttpEvent(msgspec.Struct, frozen=True, array_like=True, tag=2):
     `source` is the client and `destination` the server, in a response too.
     `kind` is "request" or "response". `verdict` as in PacketEvent; `latency_ns` from request head
     to response head. `url` is scheme://authority/path as matched. `headers` may be redacted.
+    `server_name`: what the client's TLS asks for. `protocol` "TLS" or "TCP": a connection whose
+    bytes pass unread, as decided and at its end; it has no request, and its name as `url`.
     """
 
     time_ns: int
@@ -88,6 +90,7 @@ class HttpEvent(msgspec.Struct, frozen=True, array_like=True, tag=2):
     denied_by: tuple[OriginRow, ...] = ()
     isolated_by: tuple[OriginRow, ...] = ()
     detail: str = ""
+    server_name: str = ""
 
 
 class DnsEvent(msgspec.Struct, frozen=True, array_like=True, tag=3):
