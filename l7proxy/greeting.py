@@ -61,7 +61,7 @@ class Greeting:
         self._judge = judge
         self._limits = limits
         self._phase = Phase.HEAD
-        self._protocol = ""
+        self._protocol = "TCP"
         self._reader = HelloReader(limits.client_hello_bytes)
         self._commands: list[commands.Command] = []
         self._timer = Timer(limits, now)

@@ -46,6 +46,7 @@ class Metrics:
         self.active_connection_count = 0
         self.active_upstream_count = 0
         self.active_handshake_count = 0
+        self.secret_problems: list[str] = []
 
     def add(self, name: str, count: int = 1) -> None:
         """Count something that no record implies; `name` without `_total`."""
@@ -129,6 +130,10 @@ class Metrics:
                 "value": self.active_connection_count,
             }
         )
+        rows += [
+            {"name": "tls_secret_error", "labels": {"error": problem}, "value": 1}
+            for problem in self.secret_problems
+        ]
         rows.append(
             {"name": "upstream_cx_active", "labels": {}, "value": self.active_upstream_count}
         )

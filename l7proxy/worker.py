@@ -115,7 +115,6 @@ class Worker:
         self._secrets = secrets
         folder = Path(options.secrets_dir) if options.secrets_dir else None
         self.certificates = Certificates(folder)
-        self._tls_problems: list[str] = []
         self._policy = Policy(secrets)
         self._connections: set[ClientConnection | DnsStream] = set()
         self._per_source: Counter[bytes] = Counter()
@@ -320,9 +319,9 @@ class Worker:
         else:
             if self._secrets is not None:
                 self._secrets.forget()
-            self._tls_problems = self.certificates.install(snapshot)
-            for missing in self._tls_problems:
-                log.warning("%s: its TLS connections end until it is there", missing)
+            self.metrics.secret_problems = missing = self.certificates.install(snapshot)
+            for problem_text in missing:
+                log.warning("%s: its TLS connections end until it is there", problem_text)
             self._policy.install(snapshot)
             if self._dns is not None:
                 self._dns.follow(self._policy.view)
@@ -367,7 +366,6 @@ class Worker:
             "port": self._port,
             "connection_count": self.metrics.active_connection_count,
             "upstream_count": self.metrics.active_upstream_count,
-            "tls_problems": self._tls_problems,
             "lost_event_count": self._channel.lost_total_count + self._lost_count,
         }
 

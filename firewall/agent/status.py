@@ -7,7 +7,7 @@ what `bartizan status` ends with, and what makes it exit with 1.
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from firewall.agent import views
@@ -70,7 +70,11 @@ class Status:
             "flows": self._collector.counts(),
             "packet_readers": self._collector.monitor.reader_count,
             "kvstore": {"kind": self._store, "ok": not kvstore, "error": kvstore},
-            "errors": self.errors() + ([trouble] if trouble else []),
+            "errors": [
+                *self.errors(),
+                *_secret_errors(metrics.values()),
+                *([trouble] if trouble else []),
+            ],
         }
 
     def errors(self) -> list[str]:
@@ -189,6 +193,17 @@ class Exposition:
             lines.append(f"# TYPE {name} {kind}")
             lines += [f"{name}{_braces(labels)} {value:.17g}" for labels, value in samples.items()]
         return "".join(f"{line}\n" for line in lines)
+
+
+def _secret_errors(of_workers: Iterable[list[dict[str, object]]]) -> list[str]:
+    """Return what the proxy's workers lack to end or begin TLS, each once."""
+    found = {
+        str(_mapping(row.get("labels"))["error"])
+        for rows in of_workers
+        for row in rows
+        if row["name"] == "tls_secret_error"
+    }
+    return [f"{text}: connections that need it end" for text in sorted(found)]
 
 
 def _braces(labels: Labels) -> str:

@@ -222,7 +222,8 @@ def type_text(flow: Flow) -> str:
             return f"http-{kind}"
         if flow.l7.dns is not None:
             return f"dns-{kind} {escape(flow.l7.dns.observation_source)}".rstrip()
-        return f"l7-{kind}"
+        word = flow.extensions.value.layer7.lower() if flow.extensions is not None else ""
+        return f"{word or 'l7'}-{kind}"
     event = flow.event_type
     if event is None:
         return "unknown"

@@ -45,7 +45,7 @@ TYPES: dict[str, int] = {
 }
 """What `--type` takes before the colon."""
 
-PROTOCOLS = ("tcp", "udp", "sctp", "icmp", "icmpv4", "icmpv6", "http", "dns")
+PROTOCOLS = ("tcp", "udp", "sctp", "icmp", "icmpv4", "icmpv6", "http", "dns", "tls")
 """What `--protocol` takes."""
 
 
@@ -349,6 +349,11 @@ def _protocol(value: str) -> Predicate:
         return lambda flow: flow.l7 is not None and flow.l7.http is not None
     if name == "dns":
         return lambda flow: flow.l7 is not None and flow.l7.dns is not None
+    if name == "tls":
+        return lambda flow: (
+            flow.extensions is not None
+            and (flow.extensions.value.layer7 == "TLS" or bool(flow.extensions.value.server_name))
+        )
     if name == "icmp":
         return lambda flow: flow.l4 is not None and bool(flow.l4.icmpv4 or flow.l4.icmpv6)
     return lambda flow: flow.l4 is not None and getattr(flow.l4, name) is not None

@@ -189,7 +189,8 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `why` is one sentence; `rules` decided; `isolated_by` switched default deny on.
     `policy_revision` decided, 0 = not known. `explanation` only on request: the whole walk
-    (`firewall.policy.explain.Explanation`).
+    (`firewall.policy.explain.Explanation`). `server_name`: what the client's TLS asks for.
+    `layer7`: "TLS" or "TCP" for a connection that the proxy lets pass unread; Hubble has no word.
     """
 
     why: str = ""
@@ -200,6 +201,8 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
     protocol: int = 0
     policy_revision: int = 0
     explanation: dict[str, Any] | None = None
+    layer7: str = ""
+    server_name: str = ""
 
 
 class Extensions(msgspec.Struct, frozen=True, rename={"type_url": "@type"}):

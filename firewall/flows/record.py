@@ -87,6 +87,8 @@ _VERDICTS: dict[int, str] = {
 
 _REASONS = {reason.value: reason for reason in DropReason}
 _DIRECTIONS = {direction.value: direction.name for direction in TrafficDirection}
+_UNREAD = ("TLS", "TCP")
+"""Protocols of connections that the proxy lets pass without reading them."""
 _NAMESPACE_LABEL = f"{K8S}:{POD_NAMESPACE}="
 
 
@@ -203,6 +205,8 @@ def _of_packet(event: PacketEvent, ends: Ends) -> Flow:
 
 
 def _of_http(event: HttpEvent, ends: Ends) -> Flow:
+    if event.protocol in _UNREAD:
+        return _of_exchange(event, ends, _TCP)
     headers = tuple(HttpHeader(key=key, value=value) for key, value in event.headers)
     http = Http(
         code=event.code if event.kind == "response" else 0,
@@ -462,6 +466,7 @@ def _explain_packet(event: PacketEvent, reason: DropReason | None) -> Extensions
 
 def _explain_exchange(event: HttpEvent | DnsEvent) -> Extensions | None:
     reason = _REASONS.get(event.drop_reason)
+    http = event if isinstance(event, HttpEvent) else None
     return _extensions(
         Explanation(
             why=_why(event.direction, reason, event.allowed_by, event.denied_by, event.isolated_by),
@@ -469,5 +474,7 @@ def _explain_exchange(event: HttpEvent | DnsEvent) -> Extensions | None:
             isolated_by=_references(event.isolated_by),
             detail=event.detail,
             policy_revision=event.policy_revision,
+            layer7=http.protocol if http is not None and http.protocol in _UNREAD else "",
+            server_name=http.server_name if http is not None else "",
         )
     )

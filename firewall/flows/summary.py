@@ -144,10 +144,18 @@ def _dns_text(l7: Layer7) -> str:
     return f"DNS Answer {answer} TTL: {dns.ttl} ({seen_by} {question})"
 
 
+def _unread_text(flow: Flow) -> str:
+    """Summarise a connection that passes unread: `TLS api.example`, and why it ended."""
+    if flow.extensions is None:
+        return ""
+    said = flow.extensions.value
+    return " ".join(part for part in (said.layer7, said.server_name, said.detail) if part)
+
+
 def flow_text(flow: Flow) -> str:
     """Summarise a flow: L7 if it has any, else L4, else the number of its protocol."""
     if flow.l7 is not None:
-        return layer7_text(flow.l7)
+        return layer7_text(flow.l7) or _unread_text(flow)
     text = layer4_text(flow.l4)
     if not text and flow.extensions is not None and flow.extensions.value.protocol:
         return f"IP protocol {flow.extensions.value.protocol}"

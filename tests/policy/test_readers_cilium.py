@@ -687,6 +687,16 @@ def test_an_empty_list_of_rules_allows_everything_through_the_proxy():
         ('{toPorts: [{ports: [{port: "443"}], serverNames: []}]}', "leave it out"),
         ('{toPorts: [{ports: [{port: "443"}], serverNames: [""]}]}', "empty server name"),
         ('{toPorts: [{ports: [{port: "443"}], terminatingTLS: {}}]}', "needs secret"),
+        ('{toPorts: [{ports: [{port: "443"}], serverNames: [a.com]}]}', "only apply to TCP"),
+        (
+            '{toPorts: [{ports: [{port: "0", protocol: TCP}], serverNames: [a.com]}]}',
+            "can not be used when a port is 0",
+        ),
+        (
+            '{toPorts: [{ports: [{port: "53", protocol: TCP}], rules: {dns: []}, '
+            "originatingTLS: {secret: {name: a}}}]}",
+            "is not allowed with DNS rules",
+        ),
         (
             '{toPorts: [{ports: [{port: "443"}], listener: {name: a, envoyConfig: {name: b}}}]}',
             "listener is not allowed on ingress",
@@ -770,10 +780,13 @@ NEEDS = {
     "secrets": ("ingress", l7("{http: [{headerMatches: [{name: a, secret: {name: s}}]}]}")),
     "dns": ("egress", l7("{dns: []}", '{port: "53"}')),
     "fqdn": ("egress", "{toFQDNs: [{matchName: a.com}]}"),
-    "server-names": ("egress", '{toPorts: [{ports: [{port: "443"}], serverNames: [a.com]}]}'),
+    "server-names": (
+        "egress",
+        '{toPorts: [{ports: [{port: "443", protocol: TCP}], serverNames: [a.com]}]}',
+    ),
     "tls": (
         "egress",
-        '{toPorts: [{ports: [{port: "443"}], originatingTLS: {secret: {name: a}}}]}',
+        '{toPorts: [{ports: [{port: "443", protocol: TCP}], originatingTLS: {secret: {name: a}}}]}',
     ),
     "listener": (
         "egress",

@@ -395,11 +395,19 @@ def _read_port_item(
         _check_rules(rules, fields.get("ports"), ports, entry)
     if names is not None and rules is not None and terminating is None:
         names.error("serverNames are not allowed with L7 rules without TLS termination")
+    originating = fields.get("originatingTLS")
+    for field in (names, terminating, originating):
+        if field is not None:
+            _check_tls(field, fields.get("ports"), ports, entry)
+    for field in (terminating, originating):
+        if field is not None and l7 is not None and l7.kind == "dns":
+            field.error("is not allowed with DNS rules")
+    if names is not None and originating is not None and terminating is None:
+        names.warning("matches nothing: TLS begins at the proxy, and clear text names no server")
     if listener is not None and ingress:
         listener.error("listener is not allowed on ingress")
     elif listener is not None and rules is not None:
         listener.error("listener is not allowed with L7 rules")
-    originating = fields.get("originatingTLS")
     return replace(
         entry,
         origin=replace(entry.origin, path=item.path, line=item.mark.line, column=item.mark.column),
@@ -410,6 +418,19 @@ def _read_port_item(
         originating_tls=read_tls(originating, settings) if originating is not None else None,
         listener=read_listener(listener, settings) if listener is not None else None,
     )
+
+
+def _check_tls(
+    field: Value, written: Value | None, ports: tuple[PortRange, ...], entry: PolicyEntry
+) -> None:
+    """Refuse server names and TLS contexts where the proxy could not apply them."""
+    if any(port.protocol != TCP for port in ports):
+        place = written if written is not None else field
+        place.error("serverNames and TLS can only apply to TCP (say protocol: TCP)")
+    if any(port == PortRange(port.protocol) for port in ports):
+        field.error("can not be used when a port is 0")
+    if entry.subject_is_node:
+        field.error("is not supported on hosts yet")
 
 
 def _check_rules(

@@ -179,7 +179,7 @@ def read_tls(value: Value, settings: ReaderSettings) -> TlsContext | None:
     settings.require("tls", value)
     if secret is None:
         return None
-    return TlsContext(secret_namespace=secret[0], secret_name=secret[1], **parts)
+    return TlsContext(secret_namespace=secret[0] or "default", secret_name=secret[1], **parts)
 
 
 def read_listener(value: Value, settings: ReaderSettings) -> Listener | None:

@@ -41,6 +41,8 @@ ENFORCED = frozenset(
         "header-matches",
         "dns",
         "fqdn",
+        "server-names",
+        "tls",
         "services",
         "cidr-groups",
         "namespaces",
