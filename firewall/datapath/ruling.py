@@ -15,7 +15,11 @@ from firewall.identities.reserved import Reserved
 from firewall.policy.verdict import DropReason, Verdict
 from firewall.policy.view import Decision, View
 
-_PROXIED: Final = {"http": frozenset({TCP}), "dns": frozenset({TCP, UDP})}
+_PROXIED: Final = {
+    "http": frozenset({TCP}),
+    "tls": frozenset({TCP}),
+    "dns": frozenset({TCP, UDP}),
+}
 """Kinds of L7 rules that the proxy carries out, and over which protocols."""
 _NO_PROXY: Final = DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL
 

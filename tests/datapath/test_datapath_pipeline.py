@@ -248,7 +248,7 @@ def test_without_a_proxy_the_flow_is_closed():
     is_drop(World(WEB).a(syn()), reason, "no proxy")
 
 
-@pytest.mark.parametrize("kind", ["tls", "kafka"])
+@pytest.mark.parametrize("kind", ["listener", "kafka"])
 def test_what_the_proxy_cannot_judge_is_closed(kind):
     reason = DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL
     world = proxied(Rule(1001, 1002, TCP, 80, l7=kind))
