@@ -382,7 +382,8 @@ class ClientConnection(asyncio.Protocol):
         """Add what only this shell knows of a record's connection."""
         failure = self._transport_failure if record.detail == refusals.UPSTREAM_TLS.detail else ""
         tls = self._sni is not None or self._course.terminate is not None
-        return record._replace(tls=tls, server_name=self._sni or "", transport_failure=failure)
+        name = self._sni or record.server_name
+        return record._replace(tls=tls, server_name=name, transport_failure=failure)
 
     async def _secure_upstream(
         self, connection: "UpstreamConnection", context: ssl.SSLContext

@@ -193,11 +193,14 @@ class Greeting:
 
     def _refuse(self, refusal: Refusal, judgement: Judgement | None) -> None:
         """Reset the connection, and say why."""
-        record = connection_record(refusal, judgement)
         name = self._judge.server_name
-        self._commands.append(
-            commands.Log(record._replace(authority=name, protocol=self._protocol))
+        record = connection_record(refusal, judgement)._replace(
+            authority=name,
+            protocol=self._protocol,
+            tls=self._protocol == "TLS",
+            server_name=name,
         )
+        self._commands.append(commands.Log(record))
         self._phase = Phase.CLOSED
         self._timer.stop()
         self._commands.append(commands.CloseClient(reset=True))

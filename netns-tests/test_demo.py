@@ -81,6 +81,15 @@ def test_every_step_of_the_demo_comes_as_it_should(tmp_path):
 
 
 @pytest.mark.needs("curl", "nfqueue", "tproxy", "socket", "ipset")
+def test_the_chapter_about_tls_comes_as_it_should(tmp_path):
+    """A name refused, a request inside TLS refused."""
+    play = _play(tmp_path, "sni")
+    assert play.returncode == 0, play.stdout + play.stderr
+    assert "exit 35" in play.stdout
+    assert "HTTP 403" in play.stdout
+
+
+@pytest.mark.needs("curl", "nfqueue", "tproxy", "socket", "ipset")
 def test_a_policy_that_the_reader_changed_makes_the_demo_say_what_differs(tmp_path):
     """Edited files are used, not overwritten; the exit code is 1 and the step is named."""
     source = ROOT / "lab/demo" / starwars.POLICIES[0]

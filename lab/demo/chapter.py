@@ -69,7 +69,7 @@ class Chapter(NamedTuple):
         topology: The file of its hosts, in this folder.
         policies: The files that the reader may change, in this folder.
         story: What happens in it.
-        servers: Command lines by the host that they are started on.
+        servers: Command lines by the host that they are started on; {folder} is the lab's.
         config: Settings of bartizan besides the defaults; {folder} is the lab's.
     """
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from lab import daemon, enclosure, topology
 from lab.commands import python_environment
-from lab.demo import starwars
+from lab.demo import sni, starwars
 from lab.demo.chapter import Chapter
 from lab.demo.stage import Stage
 from lab.laboratory import Lab, LabError
 
-CHAPTERS = {chapter.name: chapter for chapter in (starwars.CHAPTER,)}
+CHAPTERS = {chapter.name: chapter for chapter in (starwars.CHAPTER, sni.CHAPTER)}
 """Every chapter in the order of the play, by name."""
 
 FIRST = starwars.CHAPTER.name
@@ -28,7 +28,7 @@ FIRST = starwars.CHAPTER.name
 ALL = "all"
 """The word for every chapter."""
 
-_PROGRAMS = ("ip", "nsenter", "iptables", "ip6tables", "ipset", "curl")
+_PROGRAMS = ("ip", "nsenter", "iptables", "ip6tables", "ipset", "curl", "openssl")
 _HERE = Path(__file__).parent
 
 
@@ -99,7 +99,9 @@ def _perform(chapter: Chapter, last: int | None, folder: Path) -> bool:
     """Play one chapter; say whether everything came as it should."""
     with Lab(topology.read(_HERE / chapter.topology)) as lab:
         for host, argv in chapter.servers.items():
-            lab.host(host).start([sys.executable, *argv])
+            folder_of_lab = str(lab.folder)
+            filled = [part.replace("{folder}", folder_of_lab) for part in argv]
+            lab.host(host).start([sys.executable, *filled])
         firewall = daemon.start(lab, _filled(chapter.config, str(lab.folder)), endpoints=False)
         stage = Stage(lab, firewall)
         story = chapter.story(lab, stage, folder)

@@ -693,8 +693,8 @@ def test_an_empty_list_of_rules_allows_everything_through_the_proxy():
             "can not be used when a port is 0",
         ),
         (
-            '{toPorts: [{ports: [{port: "53", protocol: TCP}], rules: {dns: []}, '
-            "originatingTLS: {secret: {name: a}}}]}",
+            """{toPorts: [{ports: [{port: "53", protocol: TCP}], rules: {dns: []},
+                originatingTLS: {secret: {name: a}}}]}""",
             "is not allowed with DNS rules",
         ),
         (
