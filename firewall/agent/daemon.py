@@ -273,7 +273,7 @@ class Daemon:
         names = ", ".join(worker.spec.name for worker in failed)
         reasons = {worker.error for worker in failed if worker.error} or {"no snapshot enforced"}
         text = f"{names}: {'; '.join(sorted(reasons))}"
-        base = self._rules.first_queue
+        base = self._bypass.rules.first_queue
         ours = {worker.pid for worker in self._supervisor.workers}
         numbers = {base + worker.spec.number for worker in failed}
         with contextlib.suppress(KernelError):
