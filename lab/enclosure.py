@@ -4,7 +4,8 @@
 
 Root makes the namespaces directly; an ordinary user makes a user namespace first and is root only
 in there. Inside, /run is an empty tmpfs (so the names of `ip netns` and /run/xtables.lock are
-private), /proc and /sys show the private world, and /etc/hosts may be rewritten by labs.
+private), /proc and /sys show the private world, and labs may rewrite /etc/hosts and
+/etc/resolv.conf.
 
 Three processes, so that an end is always an end:
 
@@ -39,6 +40,9 @@ LAB_RUN = Path("/run/bartizan-lab")
 
 HOSTS = LAB_RUN / "hosts"
 """What /etc/hosts shows inside."""
+
+RESOLV = LAB_RUN / "resolv.conf"
+"""What /etc/resolv.conf shows inside."""
 
 _MARKER = LAB_RUN / "enclosure.json"
 
@@ -124,9 +128,11 @@ def _furnish(how: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     hosts = _read("/etc/hosts") or "127.0.0.1 localhost\n::1 localhost"
     HOSTS.write_text(hosts + "\n", encoding="utf-8")
-    # A machine without /etc/hosts has no name resolution to cover.
-    with suppress(OSError):
-        namespaces.mount(str(HOSTS), Path("/etc/hosts"), "", MS_BIND)
+    RESOLV.write_text((_read("/etc/resolv.conf") or "") + "\n", encoding="utf-8")
+    # A machine without these files has no name resolution to cover.
+    for ours, path in ((HOSTS, "/etc/hosts"), (RESOLV, "/etc/resolv.conf")):
+        with suppress(OSError):
+            namespaces.mount(str(ours), Path(path), "", MS_BIND)
     _MARKER.write_text(json.dumps({"mode": how}), encoding="utf-8")
 
 

@@ -295,6 +295,7 @@ class Lab:
         self.folder.mkdir()
         self.hosts: dict[str, Host] = {}
         self._machines: list[Machine] = []
+        self._resolv_before = ""
         try:
             self.node = Machine("node", self.topology.node_addresses, self.folder)
             self._machines.append(self.node)
@@ -415,6 +416,9 @@ class Lab:
         lines.append(self._names_end)
         with enclosure.HOSTS.open("a", encoding="utf-8") as hosts:
             hosts.write("\n".join(lines) + "\n")
+        if self.topology.resolver:
+            self._resolv_before = enclosure.RESOLV.read_text(encoding="utf-8")
+            enclosure.RESOLV.write_text(f"nameserver {self.topology.resolver}\n", encoding="utf-8")
 
     def _retract_names(self) -> None:
         kept, ours = [], False
@@ -425,6 +429,8 @@ class Lab:
             ours = ours and line != self._names_end
         # Written in place: /etc/hosts is this very file, bound there.
         enclosure.HOSTS.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        if self._resolv_before:
+            enclosure.RESOLV.write_text(self._resolv_before, encoding="utf-8")
 
     @property
     def _names_begin(self) -> str:

@@ -2,6 +2,7 @@
 
     name: two
     node: {addresses: [10.0.0.1, "fd00::1"]}     # optional
+    resolver: 203.0.113.53                       # optional: whom hosts ask for other names
     hosts:
       client: {}                                 # an address each from 10.0.1.0/24, fd00:0:0:1::/64
       server:
@@ -90,6 +91,7 @@ class Topology:
 
     name: str = "lab"
     node_addresses: tuple[str, ...] = ("10.0.0.1", "fd00::1")
+    resolver: str = ""
     hosts: tuple[HostPlan, ...] = ()
 
 
@@ -246,7 +248,7 @@ class _Reader:
     # --- meanings -----------------------------------------------------------------------------
 
     def topology(self, node: yaml.Node) -> Topology:
-        members = self.fields(node, "", ("name", "node", "hosts"))
+        members = self.fields(node, "", ("name", "node", "resolver", "hosts"))
         values: dict[str, Any] = {}
         if "name" in members:
             values["name"] = self.checked(members["name"], "name", _name, "lab")
@@ -254,6 +256,8 @@ class _Reader:
             inner = self.fields(members["node"], "node", ("addresses",))
             if "addresses" in inner:
                 values["node_addresses"] = self.addresses(inner["addresses"], "node.addresses")
+        if "resolver" in members:
+            values["resolver"] = self.checked(members["resolver"], "resolver", _address, "")
         plans = []
         if "hosts" not in members:
             self.wrong(node, "hosts", "is missing")

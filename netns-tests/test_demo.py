@@ -90,6 +90,16 @@ def test_the_chapter_about_tls_comes_as_it_should(tmp_path):
 
 
 @pytest.mark.needs("curl", "nfqueue", "tproxy", "socket", "ipset")
+def test_the_chapter_about_names_comes_as_it_should(tmp_path):
+    """One name opens, another is only resolved, a third is never asked for."""
+    play = _play(tmp_path, "names")
+    assert play.returncode == 0, play.stdout + play.stderr
+    assert "api.holonet.example is at 203.0.113.10" in play.stdout
+    assert "exit 28" in play.stdout
+    assert "exit 6" in play.stdout
+
+
+@pytest.mark.needs("curl", "nfqueue", "tproxy", "socket", "ipset")
 def test_a_policy_that_the_reader_changed_makes_the_demo_say_what_differs(tmp_path):
     """Edited files are used, not overwritten; the exit code is 1 and the step is named."""
     source = ROOT / "lab/demo" / starwars.POLICIES[0]

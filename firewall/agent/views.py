@@ -338,7 +338,7 @@ def names(entries: Iterable[Entry]) -> list[Json]:
                 "source": entry.source,
                 "fqdn": entry.name,
                 "ttl": entry.ttl_s,
-                "expiration_time": format_time(int(entry.expires_at * 1000) * 1_000_000),
+                "expiration_time": f"{format_time(int(entry.expires_at * 1e9))[:-7]}Z",
                 "ips": [],
             },
         )

@@ -41,11 +41,13 @@ class Story:
         self.steps: tuple[Callable[[], None], ...] = ()
 
     def prologue(self) -> None:
-        """Say where we are, and put every host under policy."""
+        """Say where we are, and put every host that is managed under policy."""
         stage, count = self.stage, len(self.lab.hosts)
         stage.line(f"{self.title}, {enclosure.describe()}.")
         stage.line(f"{count} hosts, one link each to the node, where bartizan runs:")
         for host in self.lab.hosts.values():
+            if not host.plan.managed:
+                continue
             labels = [
                 word
                 for key, value in host.plan.labels.items()

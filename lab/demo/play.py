@@ -14,12 +14,12 @@ from pathlib import Path
 
 from lab import daemon, enclosure, topology
 from lab.commands import python_environment
-from lab.demo import sni, starwars
+from lab.demo import names, sni, starwars
 from lab.demo.chapter import Chapter
 from lab.demo.stage import Stage
 from lab.laboratory import Lab, LabError
 
-CHAPTERS = {chapter.name: chapter for chapter in (starwars.CHAPTER, sni.CHAPTER)}
+CHAPTERS = {chapter.name: chapter for chapter in (starwars.CHAPTER, names.CHAPTER, sni.CHAPTER)}
 """Every chapter in the order of the play, by name."""
 
 FIRST = starwars.CHAPTER.name

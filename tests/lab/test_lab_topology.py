@@ -77,7 +77,7 @@ def test_labels_may_be_a_list():
         ("hosts: {a: {", "f.yaml:1:13: .:"),
         ("hosts: [a]", "f.yaml:1:8: hosts: expected a mapping, found a list"),
         ("name: x", "f.yaml:1:1: hosts: is missing"),
-        ("hosts: {}\nhots: {}", "f.yaml:2:1: hots: unknown field (known: name, node, hosts)"),
+        ("hosts: {}\nhots: {}", "f.yaml:2:1: hots: unknown field (known: name, node, resolver, hosts)"),
         ("hosts:\n  a: {}\n  a: {}", "f.yaml:3:3: hosts.a: is given twice"),
         ("hosts:\n  A_B: {}", "f.yaml:2:8: hosts.A_B: 'A_B' is not a name"),
         ("hosts:\n  a: {adresses: []}", "f.yaml:2:7: hosts.a.adresses: unknown field"),
@@ -147,3 +147,9 @@ def test_the_published_schema_knows_exactly_the_fields_that_the_reader_knows():
         listed = re.search(r"\(known: (.*)\)", "\n".join(said))
         assert listed, said
         assert set(listed[1].split(", ")) == set(known)
+
+
+def test_a_lab_may_have_a_resolver():
+    assert parse("{resolver: 203.0.113.53, hosts: {a: {}}}").resolver == "203.0.113.53"
+    (problem,) = problems("{resolver: ns.example, hosts: {a: {}}}")
+    assert "resolver: 'ns.example' is not an IP address" in problem
