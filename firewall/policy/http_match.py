@@ -1,9 +1,9 @@
 """Which http rule allows a request.
 
-Every rule of a direction is compiled once: text that holds no RE2 operator becomes a comparison of
-bytes, everything else an RE2 program over bytes (Latin-1 mode, so that no byte of a request is
-unmatchable), and always the whole value must match. A rule allows a request when all of its fields
-do; the first such rule of the list is the answer.
+Every rule of a direction is compiled once (`pattern`); always the whole value must match. One pass
+over the path tells which rules its pattern leaves, however many there are; only their other fields
+are looked at. A rule allows a request when all of its fields do; the first such rule of the list is
+the answer.
 
 Repeated headers are where Envoy was bypassed (CVE-2020-25017, CVE-2026-26308): a rule that wants
 `x-role: user` must not be satisfied by one of several values. All values joined by "," must be the
@@ -19,8 +19,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-import re2
-
+from firewall.policy.pattern import Pattern, PatternSet
 from firewall.policy.snapshot import HeaderMatchRow, HttpRuleRow
 
 Header = tuple[bytes, bytes]
@@ -28,9 +27,6 @@ Header = tuple[bytes, bytes]
 
 SecretReader = Callable[[str, str], bytes | None]
 """(namespace, name) -> value of the secret, None when there is no such secret."""
-
-_OPERATORS = frozenset(b"\\.+*?()|[]{}^$")
-"""Bytes that mean something to RE2; a pattern without them matches only itself."""
 
 
 class EditKind(IntEnum):
@@ -64,50 +60,6 @@ class HttpCondition(NamedTuple):
     expected: str
     actual: str
     held: bool
-
-
-class _Text:
-    """A whole-value test of one request field; `pattern` None or empty accepts everything."""
-
-    __slots__ = ("_literal", "_program", "any", "broken")
-
-    def __init__(self, pattern: str | None) -> None:
-        self.any = not pattern
-        self.broken = ""
-        self._literal: bytes | None = None
-        self._program: re2._Regexp | None = None
-        raw = (pattern or "").encode()
-        if not _OPERATORS.intersection(raw):
-            self._literal = raw
-            return
-        try:
-            self._program = re2.compile(raw, _options())
-        except re2.error as error:
-            self.broken = _message(error)
-
-    def accepts(self, value: bytes) -> bool:
-        if self.any:
-            return True
-        if self._literal is not None:
-            return value == self._literal
-        return self._program is not None and self._program.fullmatch(value) is not None
-
-
-def _options() -> "re2.Options":
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.log_errors = False
-    return options
-
-
-def _message(error: Exception) -> str:
-    text = error.args[0] if error.args else error
-    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
-
-
-def pattern_error(pattern: str) -> str | None:
-    """Say why RE2 refuses a pattern, or None when it accepts it."""
-    return _Text(pattern).broken or None
 
 
 def _values(headers: Sequence[Header], name: bytes) -> list[bytes]:
@@ -186,18 +138,18 @@ class _Rule:
 
     def __init__(self, row: HttpRuleRow) -> None:
         self.row = row
-        self.method = _Text(row.method)
-        self.path = _Text(row.path)
-        self.host = _Text(row.host)
+        self.method = Pattern(row.method)
+        self.path = Pattern(row.path)
+        self.host = Pattern(row.host)
         self.headers = tuple(_HeaderTest(text) for text in row.headers)
         self.header_matches = tuple(_HeaderMatchTest(match) for match in row.header_matches)
         self.broken = self.method.broken or self.path.broken or self.host.broken
 
-    def accepts(self, method: bytes, path: bytes, host: bytes, headers: Sequence[Header]) -> bool:
-        """Test everything but headerMatches; a pattern that does not compile accepts nothing."""
+    def accepts_rest(self, method: bytes, host: bytes, headers: Sequence[Header]) -> bool:
+        """Test everything but the path and headerMatches."""
         return (
-            self.method.accepts(method)
-            and self.path.accepts(path)
+            not self.broken
+            and self.method.accepts(method)
             and self.host.accepts(host)
             and all(test.accepts(headers) for test in self.headers)
         )
@@ -214,6 +166,7 @@ class HttpMatcher:
         self, rows: tuple[HttpRuleRow, ...], *, secrets: SecretReader | None = None
     ) -> None:
         self._rules = tuple(_Rule(row) for row in rows)
+        self._paths = PatternSet(rule.path for rule in self._rules)
         self._secrets = secrets
         self._edits = any(rule.header_matches for rule in self._rules)
         self.errors: tuple[str, ...] = tuple(rule.broken for rule in self._rules if rule.broken)
@@ -237,8 +190,9 @@ class HttpMatcher:
         """Return the allowing rule together with the edits of headerMatches (module docstring)."""
         allowed: HttpRuleRow | None = None
         edits: list[HeaderEdit] = []
-        for rule in self._rules:
-            if not rule.accepts(method, path, host, headers):
+        for number in self._paths.matches(path):
+            rule = self._rules[number]
+            if not rule.accepts_rest(method, host, headers):
                 continue
             if not self._edits:
                 return HttpMatch(rule.row, ())

@@ -2,7 +2,8 @@
 
 import pytest
 
-from firewall.policy.http_match import EditKind, HeaderEdit, HttpMatcher, pattern_error
+from firewall.policy.http_match import EditKind, HeaderEdit, HttpMatcher
+from firewall.policy.pattern import pattern_error
 from firewall.policy.snapshot import HeaderMatchRow, HttpRuleRow
 
 
