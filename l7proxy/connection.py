@@ -232,6 +232,11 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not None:
             self.perform(self.exchange.policy_changed(now))
 
+    def finish(self, now: float) -> None:
+        """Take no further request."""
+        if self.exchange is not None:
+            self.perform(self.exchange.finish(now))
+
     def drain(self, now: float) -> None:
         """Finish what has begun, then close."""
         if self.exchange is not None:

@@ -302,7 +302,10 @@ class DnsStream(asyncio.Protocol):
             self._abort()
         self._idle_at = max(self._idle_at, now - self._host.limits.dns_idle_timeout_s)
 
-    def drain(self, now: float) -> None:  # noqa: ARG002 - as other connections have it
+    def drain(self, now: float) -> None:
+        """A client that has just connected is still answered."""
+
+    def finish(self, now: float) -> None:  # noqa: ARG002 - as other connections have it
         """Answer what is open, then close."""
         self._draining = True
         self._settled()

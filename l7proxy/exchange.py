@@ -528,8 +528,13 @@ class Exchange:
         self._reset(refusals.DENIED_CONNECTION, now)
 
     @_event
-    def drain(self, now: float) -> None:
-        """Serve what has begun, then close."""
+    def drain(self, now: float) -> None:  # noqa: ARG002 - an event
+        """Say goodbye with the next answer; a client that has just connected shall get one."""
+        self._draining = self._closing = True
+
+    @_event
+    def finish(self, now: float) -> None:
+        """Close if nothing is being served, and after what is."""
         self._draining = self._closing = True
         if self._phase is IDLE:
             self._finish_client(now)

@@ -84,6 +84,10 @@ class Frame(NamedTuple):
         return self.data[_HEADER_BYTES:]
 
 
+LAST_STREAM = (1 << 31) - 1
+"""The highest number of a stream: in a GOAWAY, that the end is near (RFC 9113 6.8)."""
+
+
 def goaway(last_stream: int, code: ErrorCode) -> bytes:
     """Return a GOAWAY frame: streams up to `last_stream` may still be answered (RFC 9113 6.8)."""
     return b"\x00\x00\x08\x07\x00\x00\x00\x00\x00%b%b" % (

@@ -184,7 +184,11 @@ class Greeting:
             self._refuse(refusals.DENIED_CONNECTION, judgement)
 
     @_event
-    def drain(self, now: float) -> None:  # noqa: ARG002 - an event
+    def drain(self, now: float) -> None:
+        """A client that has just connected is still served; what comes next says goodbye."""
+
+    @_event
+    def finish(self, now: float) -> None:  # noqa: ARG002 - an event
         """Begin nothing more."""
         if self._phase is Phase.HEAD and not self._reader.data:
             self._phase = Phase.CLOSED

@@ -29,7 +29,7 @@ import h2.exceptions
 
 from l7proxy import commands, refusals, streams
 from l7proxy.downstream import Downstream, Progress
-from l7proxy.frames import ErrorCode, FrameFault, Kind, goaway
+from l7proxy.frames import LAST_STREAM, ErrorCode, FrameFault, Kind, goaway
 from l7proxy.judgement import Judge
 from l7proxy.lanes import H2Lane, Lane
 from l7proxy.limits import Limits
@@ -496,7 +496,15 @@ class Multiplex:
 
     @_event
     def drain(self, now: float) -> None:
-        """Serve what has begun, then close."""
+        """Announce the end; streams that are on their way will be served (RFC 9113 6.8)."""
+        self._now = now
+        if self._phase < LINGER and not self._leaving:
+            self._flush_codec()
+            self._send(goaway(LAST_STREAM, ErrorCode.NO_ERROR))
+
+    @_event
+    def finish(self, now: float) -> None:
+        """Take no further stream; close when those that have begun have ended."""
         self._now = now
         if self._phase < LINGER:
             self._leave()

@@ -211,6 +211,10 @@ class Passage:
     def drain(self, now: float) -> None:
         """Go on until it ends by itself; the worker's deadline ends it otherwise."""
 
+    @_event
+    def finish(self, now: float) -> None:
+        """As `drain`."""
+
     def _wait(self, now: float) -> None:
         if self._phase is Phase.ANSWER and self._link.state is LinkState.OPEN:
             self._timer.await_bytes(now)

@@ -300,6 +300,10 @@ class Tunnel:
     def drain(self, now: float) -> None:
         """Go on until the tunnel ends by itself; the worker's deadline ends it otherwise."""
 
+    @_event
+    def finish(self, now: float) -> None:
+        """As `drain`."""
+
     def _regulate(self) -> None:
         """Pause whoever fills a buffer that the other side does not empty."""
         link = self._link

@@ -156,8 +156,8 @@ class Script:
             case "wait":
                 self.now += float(rest)
                 return self.perform("tick")
-            case "drain":
-                return self.perform("drain")
+            case "drain" | "finish":
+                return self.perform(word)
             case "policy":
                 return self.perform("policy_changed")
         raise AssertionError(f"unknown event {line}")

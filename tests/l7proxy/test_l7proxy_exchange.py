@@ -665,9 +665,20 @@ def test_drain_finishes_what_has_begun():
     """)
 
 
-def test_drain_closes_a_connection_between_requests():
+def test_drain_lets_a_client_that_has_just_connected_ask_once():
+    Script(snapshot()).check(rf"""
+        >> drain
+        >> client {GET_ADMIN}
+        << log request GET /admin 403 UAEX access_denied
+        << client {DENIED_CLOSE}
+        << shutdown
+    """)
+
+
+def test_finish_closes_a_connection_between_requests():
     Script(snapshot()).check(r"""
         >> drain
+        >> finish
         << shutdown
     """)
 

@@ -430,6 +430,11 @@ def test_drain_answers_what_has_begun_and_takes_nothing_new():
     peers.request(1).flush()
     peers.perform("drain")
     assert peers.goaway == 0
+    peers.request(3, b"/admin").flush()  # it was on its way when we announced the end
+    assert peers.status(3) == 403
+    peers.perform("finish")
+    peers.request(5).flush()
+    assert peers.answers[5]["reset"] == 7  # REFUSED_STREAM: it may be tried elsewhere
     assert not peers.end
     peers.perform("upstream_data", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 1)
     assert peers.status(1) == 200

@@ -170,7 +170,7 @@ def test_whatever_is_sent_to_the_client_h11_reads_as_responses(pieces):
             st.sampled_from(
                 ["client_data", "upstream_data", "client_ended", "client_lost", "upstream_opened",
                  "upstream_ended", "upstream_lost", "client_blocked", "upstream_blocked", "tick",
-                 "policy_changed", "drain"]
+                 "policy_changed", "drain", "finish"]
             ),
             st.sampled_from(
                 [b"GET /public/a HTTP/1.1\r\nHost: s\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"x",
