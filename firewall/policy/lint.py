@@ -38,6 +38,7 @@ from firewall.policy.readers.ports import UDP
 from firewall.policy.verdict import TrafficDirection
 
 _DNS_PORT = 53
+_HTTPS_PORT = 443
 _KUBERNETES_KINDS = frozenset({"NetworkPolicy"})
 
 
@@ -145,6 +146,50 @@ def _names_without_dns_rule(scene: _Scene) -> Iterator[Problem]:
         if by_name and not proxied.cover(entry.subject):
             message = "toFQDNs learns addresses from DNS rules; no rule for this subject has one"
             yield _warn(entry.origin, message)
+
+
+def _quic(scene: _Scene) -> Iterator[Problem]:
+    """Find UDP that is allowed beside names on the same port: QUIC, in which no rule sees names."""
+    allows = [
+        entry
+        for entry in scene.entries
+        if entry.action is Action.ALLOW and entry.peers != () and _allows_quic(entry, _HTTPS_PORT)
+    ]
+    for entry in scene.entries:
+        by_name = any(isinstance(peer, FqdnPeer) for peer in entry.peers or ())
+        if not entry.server_names and not by_name:
+            continue
+        field = "serverNames" if entry.server_names else "toFQDNs"
+        for allow in allows:
+            if (
+                allow is not entry
+                and allow.direction is entry.direction
+                and _selector_covers(allow.subject, entry.subject)
+                and _lets_names_out(allow, entry)
+            ):
+                place = f"{entry.origin.file}:{entry.origin.line}"
+                yield _warn(
+                    allow.origin,
+                    f"allows UDP {_HTTPS_PORT}, where QUIC (HTTP/3) passes by the {field} of "
+                    f"{place}; leave it out: clients fall back to TCP",
+                )
+
+
+def _allows_quic(entry: PolicyEntry, number: int) -> bool:
+    return entry.ports is None or any(
+        port.name is None and port.protocol == UDP and port.low <= number <= port.high
+        for port in entry.ports
+    )
+
+
+def _lets_names_out(allow: PolicyEntry, entry: PolicyEntry) -> bool:
+    """Say whether an entry opens to UDP what another opens to some names only."""
+    if entry.server_names:
+        at_https = any(port.low <= _HTTPS_PORT <= port.high for port in entry.ports or ())
+        wider = _peers_cover(allow.peers, entry.peers) or _peers_cover(entry.peers, allow.peers)
+        return at_https and wider
+    addresses = (CidrPeer, EntityPeer)
+    return allow.peers is None or any(isinstance(peer, addresses) for peer in allow.peers)
 
 
 def _irrelevant_labels(scene: _Scene) -> Iterator[Problem]:
@@ -303,6 +348,7 @@ _CHECKS = (
     _allows_nothing,
     _dns_blocked,
     _names_without_dns_rule,
+    _quic,
     _irrelevant_labels,
     _shadowed,
     _selects_nothing,

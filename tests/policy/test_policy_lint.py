@@ -257,3 +257,34 @@ def test_nodes_are_not_judged_by_endpoint_labels():
         "nodeSelector: {matchLabels: {kubernetes.io/os: linux}}\ningress: [{fromEntities: [all]}]"
     )
     assert found(ccnp(spec), endpoints=[]) == []
+
+
+NAMED = (
+    "- {toEntities: [world], toPorts: [{ports: [{port: '443', protocol: TCP}], "
+    "serverNames: [a.example]}]}"
+)
+BY_NAME = (
+    "- {toFQDNs: [{matchName: a.example}], toPorts: [{ports: [{port: '443', protocol: ANY}]}]}"
+)
+
+
+@pytest.mark.parametrize("first", [NAMED, BY_NAME], ids=["serverNames", "toFQDNs"])
+@pytest.mark.parametrize(
+    ("other", "warned"),
+    [
+        ("{toEntities: [world], toPorts: [{ports: [{port: '443', protocol: UDP}]}]}", True),
+        ("{toEntities: [world], toPorts: [{ports: [{port: '443'}]}]}", True),
+        ("{toEntities: [all]}", True),
+        ("{toEntities: [world], toPorts: [{ports: [{port: '400', endPort: 500}]}]}", True),
+        ("{toEntities: [world], toPorts: [{ports: [{port: '444', protocol: UDP}]}]}", False),
+        ("{toEntities: [world], toPorts: [{ports: [{port: '443', protocol: TCP}]}]}", False),
+        ("{toEndpoints: [{matchLabels: {a: b}}]}", False),
+    ],
+)
+def test_quic_beside_names_is_a_hole(first, other, warned):
+    """No rule sees names in UDP."""
+    egress = f"{DNS}\n{first}\n- {other}"
+    told = [
+        text for text in found(cnp(f"endpointSelector: {{}}\negress:\n{egress}")) if "QUIC" in text
+    ]
+    assert bool(told) is warned, told
