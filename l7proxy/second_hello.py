@@ -42,8 +42,8 @@ class SecondHello:
     """
 
     __slots__ = (
-        "_body_bytes", "_client", "_hello", "_limit_bytes", "_message", "_server", "_server_name",
-        "_wanted", "over",
+        "_body_bytes", "_client", "_hello", "_limit_bytes", "_message", "_seen", "_server",
+        "_server_name", "_wanted", "over",
     )  # fmt: skip
 
     def __init__(self, server_name: str, limit_bytes: int) -> None:
@@ -54,6 +54,7 @@ class SecondHello:
         self._message = bytearray()
         self._hello: HelloReader | None = None
         self._body_bytes = 0
+        self._seen = False
         self._wanted = False
         self.over = False
 
@@ -101,6 +102,7 @@ class SecondHello:
         passed += reader.data[: hello.size_bytes]
         self._client += reader.data[hello.size_bytes :]
         self._hello = None
+        self._seen = True
         self.over = self._wanted
         return True
 
@@ -131,7 +133,7 @@ class SecondHello:
     def _judge_answer(self) -> None:
         message = self._message
         self._wanted = message[0] == _SERVER_HELLO and message[_RANDOM] == _RETRY_RANDOM
-        self.over = not self._wanted
+        self.over = not self._wanted or self._seen
         self._server.clear()
         message.clear()
 

@@ -40,6 +40,7 @@ from l7proxy.commands import (
     SendClient,
     SendUpstream,
     ShutdownClient,
+    ShutdownUpstream,
 )
 from l7proxy.exchange import Exchange
 from l7proxy.limits import Limits
@@ -197,6 +198,8 @@ def written(command) -> str:
             return "pause-upstream"
         case ResumeUpstream():
             return "resume-upstream"
+        case ShutdownUpstream():
+            return "shutdown-upstream"
         case HandOver(_, head, early):
             return f"hand-over {_quoted(head)} {_quoted(early)}"
         case Count(name):
