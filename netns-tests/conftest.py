@@ -36,7 +36,15 @@ _IPTABLES = {
 
 _PROGRAMS = {"curl": "curl", "conntrack-tool": "conntrack", "nft": "nft", "iperf3": "iperf3"}
 
-FEATURES = (*_IPTABLES, *(f"{name}6" for name in _IPTABLES), *_PROGRAMS, "ipv6", "ipset", "veth")
+FEATURES = (
+    *_IPTABLES,
+    *(f"{name}6" for name in _IPTABLES),
+    *_PROGRAMS,
+    "ipv6",
+    "ipset",
+    "veth",
+    "bridge",
+)
 
 
 def _says(namespace: Namespace, *argv: str) -> str | None:
@@ -63,6 +71,10 @@ def lacking(feature: str) -> str | None:
     try:
         if feature == "veth":
             return _says(namespace, "ip", "link", "add", "p0", "type", "veth", "peer", "p1")
+        if feature == "bridge":
+            seen = "test -e /proc/sys/net/bridge/bridge-nf-call-iptables"
+            why = _says(namespace, "sh", "-c", f"ip link add b0 type bridge && {seen}")
+            return why and f"{why}: bridges, or CONFIG_BRIDGE_NETFILTER"
         if feature == "ipset":
             return _says(namespace, "ipset", "create", "probe", "hash:net,iface")
         name = feature.removesuffix("6")

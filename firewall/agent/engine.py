@@ -39,7 +39,13 @@ from firewall.datapath.kernel import KernelError
 from firewall.datapath.ruleset import EndpointLink, RulesetError
 from firewall.endpoints.endpoint import Endpoint, Step
 from firewall.endpoints.lifecycle import EndpointState
-from firewall.endpoints.sources import Interface, SourceError, find_interface, interface_named
+from firewall.endpoints.sources import (
+    Interface,
+    SourceError,
+    bridges,
+    find_interface,
+    interface_named,
+)
 from firewall.fqdn.reach import Reach
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError
@@ -114,6 +120,7 @@ class Engine:
         self._reach = Reach()
         self._manage = manage
         self._managed: list[EndpointLink] | None = None
+        self._bridges: dict[str, str] | None = None
         self._told: dict[int, LabelSet] = {}
         self._offset = 0
         self._wanted = asyncio.Event()
@@ -254,9 +261,14 @@ class Engine:
                 self.problems.pop(topic, None)
                 if endpoint.configure(time.time_ns(), interface=interface) is not Step.NOTHING:
                     self.publish()
+            found = await asyncio.to_thread(bridges)
+            if found != self._bridges:
+                self._bridges = found
+                self.publish()
 
     async def _interface(self, declaration: Declaration) -> Interface:
         """Return the node's side of an endpoint's link; ("", 0) if the declaration names none."""
+        self._bridges = None  # it may be a port of one that is not known yet
         try:
             if declaration.netns:
                 return await asyncio.to_thread(find_interface, declaration.netns)
@@ -483,8 +495,15 @@ class Engine:
 
     async def _manage_links(self, members: list[Member]) -> None:
         """Have the kernel queue what concerns these endpoints, if that is not so already."""
+        if self._bridges is None:
+            self._bridges = await asyncio.to_thread(bridges)
         links = [
-            EndpointLink(member.endpoint.addresses, member.endpoint.interface) for member in members
+            EndpointLink(
+                member.endpoint.addresses,
+                member.endpoint.interface,
+                self._bridges.get(member.endpoint.interface, ""),
+            )
+            for member in members
         ]
         links += [EndpointLink(row.addresses, row.interface) for row in self._host_rows()]
         if links != self._managed:

@@ -31,6 +31,10 @@ _TIMEOUT_S = 30.0
 _LOCK_WAIT_S = 5  # of the xtables lock, which the legacy backend takes
 _ACCOUNTING = Path("/proc/sys/net/netfilter/nf_conntrack_acct")
 _QUEUES = Path("/proc/self/net/netfilter/nfnetlink_queue")
+_BRIDGES = tuple(
+    Path("/proc/sys/net/bridge") / f"bridge-nf-call-{family}"
+    for family in ("iptables", "ip6tables")
+)
 _SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 _IPTABLES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
@@ -119,10 +123,13 @@ def update_endpoints(links: Iterable[EndpointLink]) -> None:
     """Make the sets name exactly these endpoints; `install` must have run.
 
     Raises:
-        KernelError: ipset failed.
+        KernelError: ipset failed, or packets within a bridge cannot be seen.
         ruleset.RulesetError: an endpoint cannot be expressed.
     """
-    _ipset_restore(ruleset.update_sets_text(_read_sets(), links))
+    listed = tuple(links)
+    if any(link.bridge for link in listed):
+        _see_bridged()
+    _ipset_restore(ruleset.update_sets_text(_read_sets(), listed))
 
 
 def remove(config: RulesetConfig) -> None:
@@ -181,6 +188,27 @@ def read_queues(path: Path = _QUEUES) -> tuple[QueueCounters, ...]:
     # queue, port id, depth, copy mode, copy range, dropped, dropped by the socket, last id, 1
     order = (0, 2, 5, 6, 7, 1)
     return tuple(sorted(QueueCounters(*(row[index] for index in order)) for row in rows))
+
+
+def _see_bridged() -> None:
+    """Have bridges show iptables what they switch from port to port.
+
+    Raises:
+        KernelError: this kernel cannot, or does not let us.
+    """
+    for switch in _BRIDGES:
+        if not switch.parent.is_dir():
+            remedy = "the kernel needs CONFIG_BRIDGE_NETFILTER: modprobe br_netfilter"
+            raise KernelError(f"write {switch}", "an endpoint is behind a bridge", remedy)
+        try:
+            if switch.read_text("ascii").strip() != "1":
+                switch.write_text("1", "ascii")
+        except OSError as error:
+            raise KernelError(
+                f"write {switch}",
+                error.strerror or str(error),
+                f"sysctl -w {switch.name}=1 as root",
+            ) from error
 
 
 def _restore_generation(config: RulesetConfig) -> None:

@@ -82,12 +82,14 @@ class QueuedPacket(Protocol):
         id: the packet's number in its queue; rises with every packet.
         hook: NF_INET_PRE_ROUTING (0) or NF_INET_LOCAL_OUT (3), linux/netfilter.h.
         indev: index of the interface where it arrived, 0 = sent by this node.
+        physindev: index of the port of the bridge where it arrived, 0 = through no bridge.
         mark: the packet's mark.
     """
 
     id: int
     hook: int
     indev: int
+    physindev: int
     mark: int
 
     def get_payload(self) -> bytes:

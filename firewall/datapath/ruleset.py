@@ -36,6 +36,7 @@ as many sets as needed, gathered in one list:set.
     managed source or destination, endpoint interface   NFQUEUE
 
     a packet in FORWARD or INPUT
+    marked LOCAL, in FORWARD                            DROP: see Bridges
     marked PASS_ON, OFFLOAD                             as above
     marked DEFERRED by a worker                         NFQUEUE
     of a translated flow, see PREROUTING                the bypass, or NFQUEUE if managed as above
@@ -54,6 +55,12 @@ in PREROUTING: a translated destination that needs the L7 proxy is dropped.
 UDP (DNS). Every datagram of a redirected flow is queued and marked anew: the proxy has no socket of
 its own for each client. What servers reply to the proxy is recognised by its flow, not by a socket,
 which may be closed when a late answer comes: the proxy's flows have the connmark FROM_PROXY.
+
+Bridges. A bridge shows its packets to iptables if bridge-nf-call-iptables says so; they arrive at
+the bridge, and only the worker is told at which port. So everything that comes through the bridge
+of an endpoint is queued, the worker believes an address at its port only, and no port's address is
+in the set of those that need no such look. TPROXY marks a packet for local delivery, but where it
+was to be switched from port to port, it is switched; then FORWARD drops it.
 
 The bypass. A worker marks one packet of an established flow that needs no more looking at OFFLOAD
 and repeats it; if the mark bears the present generation, it is saved to the flow's connmark (bits
@@ -158,10 +165,17 @@ class RulesetConfig:
 
 
 class EndpointLink(NamedTuple):
-    """Where an endpoint is: its packed addresses and the node's side of its link ("" = unknown)."""
+    """Where an endpoint is.
+
+    Attributes:
+        addresses: packed.
+        interface: the node's side of its link, "" = unknown.
+        bridge: the bridge that the interface is a port of, "" = none.
+    """
 
     addresses: tuple[bytes, ...]
     interface: str
+    bridge: str = ""
 
 
 class RoutingRule(NamedTuple):
@@ -303,6 +317,8 @@ def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
     """Yield the rules for packets whose addresses are being translated."""
     for hook in ("FORWARD", "INPUT"):
         rule = f"-A {CHAIN_PREFIX}{hook}"
+        if hook == "FORWARD":
+            yield f"{rule} -m mark --mark {config.marks.of(Kind.LOCAL)} -j DROP"
         yield from _passed_on(config, rule)
         yield f"{rule} -m mark --mark {config.marks.any_of(Kind.OFFLOAD)} -j {_OFFLOAD}"
         yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j {_DEFERRED}"
@@ -559,7 +575,9 @@ def _create_interface_set(name: str) -> list[str]:
 def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[str]]:
     """Return the elements that each set of ours shall hold."""
     wanted: dict[str, set[str]] = {}
-    interfaces = sorted({_interface(link.interface) for link in links if link.interface})
+    interfaces = sorted(
+        {_interface(link.bridge or link.interface) for link in links if link.interface}
+    )
     for family in Family:
         managed: set[str] = set()
         bound: set[str] = set()
@@ -570,8 +588,9 @@ def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[s
             ]
             managed.update(texts)
             if link.interface:
-                bound.update(f"{text},{link.interface}" for text in texts)
                 homed.update(texts)
+            if link.interface and not link.bridge:
+                bound.update(f"{text},{link.interface}" for text in texts)
         wanted[_managed_set(family)] = managed
         wanted[_bound_set(family)] = bound
         wanted[_homed_set(family)] = homed

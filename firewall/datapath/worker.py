@@ -259,7 +259,12 @@ class Worker:
         complete = len(payload) < self._copy_bytes
         suspect = packet.mark & self._suspect.mask == self._suspect.value
         verdict, report = self._decide(
-            payload, packet.indev, packet.hook, self._now, complete, suspect
+            payload,
+            packet.physindev or packet.indev,
+            packet.hook,
+            self._now,
+            complete,
+            suspect,
         )
         if verdict is ACCEPT:
             self._queue.accept(packet)

@@ -106,6 +106,29 @@ def find_interface(namespace: str | int) -> Interface:
     return found[0]
 
 
+def bridges() -> dict[str, str]:
+    """Return the name of the bridge that each interface of this node is a port of, if it is of one.
+
+    Raises:
+        SourceError: the kernel refuses.
+    """
+    try:
+        with IPRoute() as netlink:
+            links = list(netlink.get_links())
+    except NetlinkError as error:
+        raise SourceError(f"links of this node: {error}") from error
+    names = {
+        int(link["index"]): str(link.get_attr("IFLA_IFNAME"))
+        for link in links
+        if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "bridge"
+    }
+    return {
+        str(link.get_attr("IFLA_IFNAME")): names[link.get_attr("IFLA_MASTER")]
+        for link in links
+        if link.get_attr("IFLA_MASTER") in names
+    }
+
+
 def interface_named(name: str) -> Interface:
     """Return a link of this node by its name.
 

@@ -15,6 +15,7 @@ from firewall.datapath.ruleset import (
     RulesetError,
     SetState,
     create_sets_text,
+    first_queue,
     install_text,
     jumps_installed,
     local_route,
@@ -290,3 +291,37 @@ def test_a_name_that_would_change_the_meaning_of_the_text_is_refused(name):
 def test_an_address_of_another_length_is_refused():
     with pytest.raises(RulesetError, match="neither 4 nor 16"):
         update_sets_text(fresh().state, [EndpointLink((b"abc",), "")])
+
+
+def test_behind_a_bridge_the_bridge_is_watched_and_no_address_is_believed_unseen():
+    kernel = fresh()
+    behind = EndpointLink((parse_address("10.0.0.2"),), "veth2", "docker0")
+    kernel.restore(update_sets_text(kernel.state, [behind]))
+    assert kernel.sets["bartizan-managed-4"] == {"10.0.0.2"}
+    assert kernel.sets["bartizan-homed-4"] == {"10.0.0.2"}
+    assert kernel.sets["bartizan-bound-4"] == set()
+    assert kernel.sets["bartizan-if-4-0"] == {"0.0.0.0/0,docker0"}
+
+
+def test_what_is_to_be_delivered_here_is_never_forwarded():
+    """A bridge switches what TPROXY has marked for local delivery."""
+    for family in Family:
+        text = install_text(RulesetConfig(), family, EMPTY)
+        assert rules(text, "FORWARD")[0] == "-m mark --mark 0x2000000/0xff000000 -j DROP"
+        assert not [rule for rule in rules(text, "INPUT") if rule.endswith("-j DROP")]
+
+
+def test_a_generation_may_be_kept_while_everything_else_is_replaced():
+    first = install_text(RulesetConfig(generation=3), Family.IPV4, EMPTY)
+    again = install_text(RulesetConfig(first_queue=64), Family.IPV4, first, keep_generation=True)
+    assert rules(again, "BYPASS") == rules(again, "OFFLOAD") == []
+    assert ":BARTIZAN-BYPASS" not in again
+    fresh_rules = install_text(RulesetConfig(), Family.IPV4, EMPTY, keep_generation=True)
+    assert rules(fresh_rules, "OFFLOAD")
+
+
+@pytest.mark.parametrize(("count", "queue"), [(1, 64), (3, 64)])
+def test_the_installed_rules_tell_which_queue_they_feed(count, queue):
+    config = RulesetConfig(first_queue=queue, queue_count=count)
+    assert first_queue(install_text(config, Family.IPV4, EMPTY)) == queue
+    assert first_queue(EMPTY + "-A PREROUTING -m set --match-set x src -j NFQUEUE") is None
