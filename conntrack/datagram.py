@@ -13,6 +13,7 @@ from conntrack.keys import ICMP_ANSWER, ICMPV6_ANSWER
 from conntrack.packet import Packet
 from conntrack.profile import Profile
 
+_new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
 _QUERIES: Final = {ICMP: frozenset(ICMP_ANSWER), ICMPV6: frozenset(ICMPV6_ANSWER)}
 
 
@@ -32,7 +33,7 @@ def first(packet: Packet, profile: Profile) -> Judgement:
         timeout_s = timeouts.gre
     else:
         timeout_s = timeouts.other
-    return Update(0, timeout_s, False, False, None, None, False)
+    return _new(Update, (0, timeout_s, False, False, None, None, False))
 
 
 def follow(entry: Entry, packet: Packet, direction: int, profile: Profile, now: float) -> Judgement:
@@ -54,4 +55,4 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile, now: 
         # A tunnel in both directions (ESP, AH, IP in IP) must survive a flood; Linux assures none.
         assured = profile.strict and (entry.seen_reply or direction == Direction.REPLY)
         timeout_s = timeouts.other
-    return Update(0, timeout_s, assured, True, None, None, False)
+    return _new(Update, (0, timeout_s, assured, True, None, None, False))

@@ -112,6 +112,7 @@ class Packet(NamedTuple):
 
 # One Struct per header that is met on the hot path; `x` skips what no decision needs.
 _IPV4_TCP: Final = Struct("!BxHxxHBBxx4s4sHHIIBBH")
+_IPV4_UDP: Final = Struct("!BxHxxHBBxx4s4sHHH")
 _IPV6_TCP: Final = Struct("!4xHxB16s16sHHIIBBH")
 _IPV4: Final = Struct("!BxHxxHBBxx4s4s")
 _IPV6: Final = Struct("!4xHBB16s16s")
@@ -150,8 +151,11 @@ def parse(data: bytes, *, complete: bool = True, verify: bool = False) -> Packet
         raise PacketError(Fault.TRUNCATED)
     first = data[0]
     if first == 0x45:
-        if data[9] == TCP and size >= 40:
+        protocol = data[9]
+        if protocol == TCP and size >= 40:
             packet = _parse_plain_ipv4_tcp(data, size, complete)
+        elif protocol == UDP and size >= 28:
+            packet = _parse_plain_ipv4_udp(data, size, complete)
         else:
             packet = _parse_ipv4(data, size, complete)
     elif first >> 4 == 6:
@@ -207,6 +211,38 @@ def _parse_plain_ipv4_tcp(data: bytes, size: int, complete: bool) -> Packet:
             4, TCP, source, destination, source_port, destination_port, -1, -1, 0,
             flags, total, hop_limit, data[12:24], sequence, acknowledgment, window,
             total - start, data[40:start], 0, None,
+        )
+    )  # fmt: skip
+
+
+def _parse_plain_ipv4_udp(data: bytes, size: int, complete: bool) -> Packet:
+    (
+        _,
+        total,
+        fragment,
+        hop_limit,
+        _,
+        source,
+        destination,
+        source_port,
+        destination_port,
+        stated,
+    ) = _IPV4_UDP.unpack_from(data)
+    if total < _IPV4_BYTES:
+        raise PacketError(Fault.BAD_LENGTH)
+    if total > size and complete:
+        raise PacketError(Fault.TRUNCATED)
+    if fragment & _MORE_OR_OFFSET:
+        raise PacketError(Fault.FRAGMENT)
+    if total < _IPV4_BYTES + _UDP_BYTES:
+        raise PacketError(Fault.TRUNCATED)
+    if stated < _UDP_BYTES or stated > total - _IPV4_BYTES:
+        raise PacketError(Fault.BAD_LENGTH)
+    return _new(
+        Packet, (
+            4, UDP, source, destination, source_port, destination_port, -1, -1, 0,
+            0, total, hop_limit, data[12:24] + _UDP_SUFFIX, 0, 0, 0,
+            stated - _UDP_BYTES, b"", 0, None,
         )
     )  # fmt: skip
 

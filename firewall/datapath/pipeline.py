@@ -186,6 +186,8 @@ class Pipeline:
         self, tracker: Tracker, view: View | None, settings: PipelineSettings = ALONE
     ) -> None:
         self.tracker = tracker
+        self._track = tracker.track  # bound once, for the hot path
+        self._confirm = tracker.confirm
         self.settings = settings
         self.counts = Counts()
         self.offloaded = Offloaded(tracker)
@@ -237,7 +239,7 @@ class Pipeline:
             source, refused = ground.admission.check(packet, interface_index)
             if refused is not None:
                 return self._drop(refused, Arrival(packet, source, interface_index, hook))
-        tracked = self.tracker.track(packet, now)
+        tracked = self._track(packet, now)
         entry = tracked.entry
         if entry is not None and entry.revision == ground.revision and not entry.offloaded:
             ruling = entry.decision
@@ -246,7 +248,7 @@ class Pipeline:
                 and ruling.verdict is ACCEPT
                 and tracked.ctstate is not _INVALID
             ):
-                self.tracker.confirm(tracked, now)
+                self._confirm(tracked, now)
                 counts = self.counts
                 counts.forwarded_count += 1
                 counts.forwarded_bytes += packet.length

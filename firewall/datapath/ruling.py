@@ -22,6 +22,7 @@ _PROXIED: Final = {
 }
 """Kinds of L7 rules that the proxy carries out, and over which protocols."""
 _NO_PROXY: Final = DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL
+_RULINGS_MAX_COUNT: Final = 16384  # about 0.3 kB each; a full memo is forgotten whole
 
 
 class Ruling(NamedTuple):
@@ -57,6 +58,7 @@ class Ground:
     """
 
     __slots__ = (
+        "_rulings",
         "admission",
         "bypass",
         "generation",
@@ -77,9 +79,19 @@ class Ground:
         self.homes = self.admission.homes
         self.proxy_port = settings.http_proxy_port
         self.path_mtu_allowed = settings.allow_icmp_frag_needed
+        self._rulings: dict[tuple[bytes, bytes, int, int], Ruling] = {}
 
     def rule(self, source: bytes, destination: bytes, protocol: int, port: int) -> Ruling:
         """Rule on a flow by the addresses, protocol and policy port of its first packet."""
+        key = source, destination, protocol, port
+        ruling = self._rulings.get(key)
+        if ruling is None:
+            if len(self._rulings) >= _RULINGS_MAX_COUNT:
+                self._rulings.clear()
+            ruling = self._rulings[key] = self._rule(source, destination, protocol, port)
+        return ruling
+
+    def _rule(self, source: bytes, destination: bytes, protocol: int, port: int) -> Ruling:
         decision = self.view.decide(source, destination, protocol, port)
         verdict: Accept | Drop | Redirect
         match decision.verdict:

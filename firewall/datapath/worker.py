@@ -3,7 +3,8 @@
 Theory of operation. A loop over three descriptors: the queue, the channel to the agent, and the
 wake-up pipe of signals. Packets come first; of each turn they get a bounded number, then the
 channel, the events and the expiry get their share, so that neither a flood nor a talkative agent
-starves the other. Each packet is decided, its verdict sent, and only then its event made.
+starves the other. Each packet is decided, and only when a turn's verdicts have been sent, its
+events are made.
 
 The worker needs nobody: the snapshot file that it finds at start is enforced at once; without one,
 or with a damaged one, it drops everything until the agent announces another. The flows of a worker
@@ -147,6 +148,7 @@ class Worker:
         self._internal_count = 0
         self._lag_s = self._lag_at = 0.0
         self._complained_at = 0.0
+        self._reports: list[tuple[Report, int, bytes]] = []
         self._events: list[Event] = []
         self._event_room = EVENTS_PER_FLUSH
         self._watched_until = 0.0
@@ -192,17 +194,19 @@ class Worker:
             wakeup: readable when a signal has come.
         """
         poll = self._poll
-        for watched in (self._queue, self._channel, wakeup):
-            poll.register(watched.fileno(), select.EPOLLIN)
+        numbers = [watched.fileno() for watched in (self._queue, self._channel, wakeup)]
+        for number in numbers:
+            poll.register(number, select.EPOLLIN)
+        packets, channel, signals = numbers
         flush_at = expire_at = self._now
-        while not self._finished():
-            ready = {number for number, _ in poll.poll(self._patience_s())}
+        while self._stop_at is None or not self._finished():
+            ready = [number for number, _ in poll.poll(self._patience_s())]
             self._now = now = time.monotonic()
-            if self._queue.fileno() in ready:
+            if packets in ready:
                 self._take_packets()
-            if self._channel.fileno() in ready:
+            if channel in ready:
                 self._listen()
-            if wakeup.fileno() in ready:
+            if signals in ready:
                 wakeup.recv(64)
             if self._dump is not None:
                 if self._dump.fileno() in ready:
@@ -251,13 +255,16 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
             self._internal_count += 1  # the queue has dropped the packet; the next may be fine
-            self._complain(error)
+            self._complain(f"packet dropped: internal error ({self._internal_count} in all)", error)
+        if self._reports:
+            self._tell()
 
     def _on_packet(self, packet: QueuedPacket) -> None:
-        """Decide one packet, send the verdict, then report."""
+        """Decide one packet, send the verdict, and keep what is to be told of it."""
         payload = packet.get_payload()
         complete = len(payload) < self._copy_bytes
-        suspect = packet.mark & self._suspect.mask == self._suspect.value
+        mark = packet.mark
+        suspect = mark != 0 and mark & self._suspect.mask == self._suspect.value
         verdict, report = self._decide(
             payload,
             packet.physindev or packet.indev,
@@ -269,20 +276,20 @@ class Worker:
         if verdict is ACCEPT:
             self._queue.accept(packet)
         elif verdict is OFFLOAD:
-            self._queue.repeat(packet, self._marks.put(packet.mark, Kind.OFFLOAD, self._generation))
+            self._queue.repeat(packet, self._marks.put(mark, Kind.OFFLOAD, self._generation))
         elif isinstance(verdict, Drop):
             self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
-            self._queue.repeat(packet, self._marks.put(packet.mark, Kind.TO_PROXY))
+            self._queue.repeat(packet, self._marks.put(mark, Kind.TO_PROXY))
         elif isinstance(verdict, Reset):
             self._queue.drop(packet)
             self._sender.send(verdict.segments)
         elif isinstance(verdict, Defer):
-            self._queue.repeat(packet, self._marks.put(packet.mark, Kind.DEFERRED))
+            self._queue.repeat(packet, self._marks.put(mark, Kind.DEFERRED))
         elif isinstance(verdict, PassOn) and not self._pass_on(packet, verdict):
             report = None
         if report is not None:
-            self._report(report, payload)
+            self._reports.append((report, time.time_ns(), payload))
 
     def _pass_on(self, packet: QueuedPacket, verdict: PassOn) -> bool:
         """Send a packet to the next worker that has not seen it; say whether it ended here."""
@@ -301,15 +308,23 @@ class Worker:
             self._queue.accept(packet)
         return True
 
-    def _report(self, report: Report, payload: bytes) -> None:
-        """Make an event, if there is somebody to read it and room for it."""
+    def _tell(self) -> None:
+        """Make events of what this turn reported, for as many as there is room and a reader."""
+        reports, self._reports = self._reports, []
         view = self._pipeline.view
-        if view is None or not self._channel.connected or self._event_room <= 0:
-            self._lost_count += 1
+        room = self._event_room if view is not None and self._channel.connected else 0
+        self._lost_count += max(0, len(reports) - room)
+        self._event_room -= min(room, len(reports))
+        if view is None:
             return
-        self._event_room -= 1
-        shown = payload if self._now < self._watched_until else b""
-        self._events.append(packet_event(report, view, time.time_ns(), shown))
+        watched = self._now < self._watched_until
+        for report, time_ns, payload in reports[:room]:
+            shown = payload if watched else b""
+            try:
+                self._events.append(packet_event(report, view, time_ns, shown))
+            except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
+                self._lost_count += 1
+                self._complain("event lost: internal error", error)
 
     # --- the agent ----------------------------------------------------------------------------
 
@@ -526,13 +541,11 @@ class Worker:
         if tracker.counters.lag_s >= self._lag_s or now >= self._lag_at + LAG_S:
             self._lag_s, self._lag_at = tracker.counters.lag_s, now
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, what: str, error: Exception) -> None:
         """Log a bug, but not a flood of them."""
         if self._now - self._complained_at >= COMPLAINT_S:
             self._complained_at = self._now
-            log.error(
-                "packet dropped: internal error (%d in all)", self._internal_count, exc_info=error
-            )
+            log.error("%s", what, exc_info=error)
 
 
 _END: Row = {}

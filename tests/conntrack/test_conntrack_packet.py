@@ -3,6 +3,8 @@
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conntrack.packet import Fault, Oddity, Packet, PacketError, parse, policy_port
 
@@ -217,3 +219,27 @@ def test_verification_finds_a_changed_byte() -> None:
     for at in (0, 8, 15, 21, 39):
         bad = good[:at] + bytes((good[at] ^ (0x04 if at == 0 else 1),)) + good[at + 1 :]
         assert fault(bad, verify=True) is not None
+
+
+@given(
+    st.integers(0, 60), st.integers(0, 60), st.sampled_from([0, 1, 0x2000, 0x4000]),
+    st.integers(20, 48), st.booleans(),
+)  # fmt: skip
+def test_a_plain_datagram_is_read_as_one_with_ip_options(
+    total: int, stated: int, fragment: int, copied: int, complete: bool
+) -> None:
+    """The short way for headers without options judges as the long one does."""
+
+    def outcome(options: bytes) -> tuple[object, ...]:
+        extra = len(options)
+        head = struct.pack(
+            "!BBHHHBBH4s4s", 0x45 + extra // 4, 0, total + extra, 0, fragment, 64, 17, 0, A4, B4
+        )
+        data = head + options + struct.pack("!4H", 7, 9, stated, 0) + bytes(20)
+        try:
+            packet = parse(data[: copied + extra], complete=complete)
+        except PacketError as error:
+            return (error.fault,)
+        return packet.key, packet.length - extra, packet.payload_bytes, packet[4:10], packet[13:]
+
+    assert outcome(b"") == outcome(b"\x01" * 4)
