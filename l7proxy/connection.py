@@ -376,8 +376,10 @@ class ClientConnection(asyncio.Protocol):
         limits = host.limits
         if course.originate is not None and limits.h2_upstream == "auto":
             limits = replace(limits, h2_upstream="prefer")  # ALPN tells at no risk
-        kind = Multiplex if protocol == "h2" else Exchange
-        self.exchange = kind(judge, limits, host.new_request_id, now)
+        if protocol == "h2":
+            self.exchange = Multiplex(judge, limits, host.new_request_id, now)
+        else:
+            self.exchange = Exchange(judge, limits, host.new_request_id, now, host.heads)
         self._begun = None if protocol else b""
         self.perform(self.exchange.policy_changed(now))
         if data:

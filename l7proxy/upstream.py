@@ -10,6 +10,8 @@ Source: ip(7); linux/in.h.
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import struct
 
@@ -91,8 +93,29 @@ async def connect(client: SocketAddress, server: SocketAddress, mark: int) -> so
     """
     sock = open_socket(client, mark)
     try:
-        await asyncio.get_running_loop().sock_connect(sock, server)
+        # Not loop.sock_connect: uvloop asks a thread for the address of this address, 2 ms.
+        error = sock.connect_ex(server)
+        if error == errno.EINPROGRESS:
+            await _writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, _wake, done)
+    try:
+        await done
+    finally:
+        loop.remove_writer(sock)
+
+
+def _wake(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
