@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol, assert_never, cast
 
+import msgspec
+
 from conntrack.address import format_address, parse_address
 from l7proxy import refusals, upstream
 from l7proxy.accesslog import Ends
@@ -390,7 +392,7 @@ class ClientConnection(asyncio.Protocol):
         failure = self._transport_failure if record.detail == refusals.UPSTREAM_TLS.detail else ""
         tls = self._sni is not None or self._course.terminate is not None
         name = self._sni or record.server_name
-        return record._replace(tls=tls, server_name=name, transport_failure=failure)
+        return msgspec.structs.replace(record, tls=tls, server_name=name, transport_failure=failure)
 
     async def _secure_upstream(
         self, connection: "UpstreamConnection", context: ssl.SSLContext

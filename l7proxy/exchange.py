@@ -128,7 +128,8 @@ class Exchange:
         """Take bytes of the client."""
         if self._phase >= LINGER:
             return
-        self._inbox.add(data)
+        inbox = self._inbox
+        inbox.data = inbox.data + data if inbox.data else data
         self._advance(now)
 
     @_event
@@ -155,6 +156,8 @@ class Exchange:
         again = True
         while again:
             phase = self._phase
+            if phase is ANSWER:
+                break
             if phase <= HEAD:
                 again = not self._client_blocked and self._read_head(now)
             elif phase is BODY:
@@ -415,7 +418,10 @@ class Exchange:
             self._finish_client(now)
         else:
             self._next_request(now)
-            self._advance(now)
+            if self._inbox.data or self._client_ended:
+                self._advance(now)
+            else:
+                self._regulate()
 
     @_event
     def upstream_ended(self, now: float, _link: int = 0) -> None:

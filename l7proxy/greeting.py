@@ -15,6 +15,8 @@ two sides. Source: docs/l7.md, TLS; Envoy's tls_inspector.
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec
 
+from msgspec.structs import replace
+
 from l7proxy import commands, refusals
 from l7proxy.client_hello import ClientHello, HelloReader, HelloRefused, NotTls
 from l7proxy.course import CLEAR, Course, Form
@@ -198,7 +200,8 @@ class Greeting:
     def _refuse(self, refusal: Refusal, judgement: Judgement | None) -> None:
         """Reset the connection, and say why."""
         name = self._judge.server_name
-        record = connection_record(refusal, judgement)._replace(
+        record = replace(
+            connection_record(refusal, judgement),
             authority=name,
             protocol=self._protocol,
             tls=self._protocol == "TLS",

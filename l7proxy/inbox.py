@@ -28,10 +28,6 @@ class Inbox:
         """Whether a request has begun, so that its sender can be expected to finish it."""
         return bool(self.data) or self._skipped_line
 
-    def add(self, data: bytes) -> None:
-        """Append what came."""
-        self.data = self.data + data if self.data else data
-
     def clear(self) -> None:
         """Forget everything; nothing of it will be looked at."""
         self.data = b""

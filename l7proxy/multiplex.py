@@ -26,6 +26,7 @@ from typing import Concatenate, ParamSpec, assert_never
 
 import h2.events
 import h2.exceptions
+from msgspec.structs import replace
 
 from l7proxy import commands, refusals, streams
 from l7proxy.downstream import Downstream, Progress
@@ -212,7 +213,7 @@ class Multiplex:
             request = admit_stream(event.headers or [], ended=ended, limits=self._limits)
         except RequestRefused as refused:
             record = malformed_record(refused.refusal, None)
-            self._log(record._replace(protocol="HTTP/2"))
+            self._log(replace(record, protocol="HTTP/2"))
             self._down.answer(number, refused.refusal, grpc=False, head_only=False, ended=ended)
             return
         judgement = self._judge.request(request)
@@ -553,7 +554,7 @@ class Multiplex:
 
     def _break(self, refusal: Refusal) -> None:
         """End a connection whose state cannot be trusted; GOAWAY was sent."""
-        self._log(connection_record(refusal, None)._replace(protocol="HTTP/2"))
+        self._log(replace(connection_record(refusal, None), protocol="HTTP/2"))
         self._drop_all(refusals.CLIENT_GONE)
         self._end_client()
 

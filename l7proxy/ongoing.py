@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from l7proxy.commands import Record, RecordKind
 from l7proxy.framing import BodyReader, LengthReader
 from l7proxy.head import Field, RequestHead
@@ -200,7 +202,8 @@ def malformed_record(refusal: Refusal, head: RequestHead | None) -> Record:
     )
     if head is None:
         return record
-    return record._replace(
+    return msgspec.structs.replace(
+        record,
         method=head.method.decode("ascii"),
         path=head.target.decode("ascii"),
         protocol=protocol(head.minor),

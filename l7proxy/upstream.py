@@ -98,11 +98,12 @@ async def connect(client: SocketAddress, server: SocketAddress, mark: int) -> so
         if error == errno.EINPROGRESS:
             await _writable(sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise OSError(error, os.strerror(error))
     except BaseException:
         sock.close()
         raise
+    if error:
+        sock.close()
+        raise OSError(error, os.strerror(error))
     return sock
 
 

@@ -127,7 +127,8 @@ class Worker:
         self._lost_count = 0
         self._started_at = time.monotonic()
         self._ids = itertools.count(1)
-        self._id_prefix = os.urandom(10).hex()
+        start = os.urandom(10).hex()
+        self._id_prefix = f"{start[:8]}-{start[8:12]}-{start[12:16]}-{start[16:]}-"
         self._access_log: IO[str] | None = None
         if options.access_log:
             path = Path(options.access_log)
@@ -257,9 +258,7 @@ class Worker:
 
     def new_request_id(self) -> str:
         """Return an id that no other request has, in the shape of a UUID."""
-        prefix = self._id_prefix
-        tail = f"{next(self._ids):012x}"
-        return f"{prefix[:8]}-{prefix[8:12]}-{prefix[12:16]}-{prefix[16:20]}-{tail}"
+        return f"{self._id_prefix}{next(self._ids):012x}"
 
     def report(self, record: Record, ends: Ends) -> None:
         """Take a record; it is told a moment later, when the answer is on its way."""

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 - a message is one line
 
 import h11
+import msgspec
 from http_transcript import Script, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,7 +77,8 @@ class Played:
                 case CloseUpstream():
                     self.upstream += b"|"
                 case Log(record):
-                    self.records.append(record[0:1] + record[2:13])
+                    told = msgspec.structs.astuple(record)
+                    self.records.append(told[0:1] + told[2:13])
                 case ShutdownClient() | CloseClient():
                     self.end = "ended"
 
