@@ -11,9 +11,9 @@ import socket
 import ssl
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Protocol, assert_never, cast
 
 import msgspec
@@ -132,7 +132,7 @@ class ClientConnection(asyncio.Protocol):
         self._connecting: dict[int, asyncio.Task[None]] = {}
         self._judge: Judge | None = None
         self._begun: bytes | None = b""
-        self._queue: deque[Command] = deque()
+        self._queue: list[Command] = []
         self._performing = False
         self._admitted = False
         self._close_at = float("inf")
@@ -154,7 +154,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
             return
         self.client, self.server = client, server
-        self.ends = Ends(_packed(client), client[1], _packed(server), server[1])
+        self.ends = Ends(_packed(client[0]), client[1], _packed(server[0]), server[1])
         self._admitted = True
         judge = self._host.admit(self)
         if judge is None:
@@ -256,7 +256,9 @@ class ClientConnection(asyncio.Protocol):
             for command in commands:
                 self._perform(command)
             while self._queue:
-                self._perform(self._queue.popleft())
+                waiting, self._queue = self._queue, []
+                for command in waiting:
+                    self._perform(command)
         finally:
             self._performing = False
 
@@ -615,9 +617,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.close()
 
 
-def _packed(address: SocketAddress) -> bytes:
+@lru_cache(maxsize=4096)  # a few clients and servers have most connections
+def _packed(address: str) -> bytes:
     """The packed address of a socket's end, without the scope of a link-local one."""
-    return parse_address(address[0].partition("%")[0])
+    return parse_address(address.partition("%")[0])
 
 
 def _because(refusal: Refusal, reason: str) -> Refusal:

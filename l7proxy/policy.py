@@ -32,6 +32,9 @@ TCP = 6
 
 _MATCHER_COUNT = 1024  # compiled lists kept; a list of ten rules is about 20 kB of RE2 programs
 
+_PLAN_COUNT = 4096
+"""Pairs of ends whose plan is kept until the next snapshot, about 2 kB each."""
+
 _MEMO_COUNT = 4096  # answers remembered per list of rules, at most 2 MB with their keys
 _MEMO_KEY_BYTES = 256  # longer targets are matched each time, or a client could fill the memory
 
@@ -78,6 +81,20 @@ class _Side(NamedTuple):
     answers: dict[HttpRuleRow | None, Judgement]
 
 
+class _Plan(NamedTuple):
+    """What the snapshot in force makes of a pair of ends, a port and a form.
+
+    `restrictions` of the sides that have a policy, `course` and `sides` as for the form,
+    `uses_headers` as in a judgement.
+    """
+
+    decision: Decision
+    restrictions: list[Restriction]
+    course: Course | None
+    sides: list[_Side]
+    uses_headers: bool
+
+
 class Policy:
     """The snapshot in force and what was compiled from it.
 
@@ -88,6 +105,7 @@ class Policy:
         self.view: View | None = None
         self._secrets = secrets
         self._rules: dict[tuple[HttpRuleRow, ...], _Rules] = {}
+        self._plans: dict[tuple[bytes, bytes, int, Form], _Plan] = {}
 
     @property
     def revision(self) -> int:
@@ -102,6 +120,52 @@ class Policy:
     def install(self, snapshot: Snapshot) -> None:
         """Decide by this snapshot from now on."""
         self.view = View(snapshot, self.view)
+        self._plans.clear()
+
+    def plan(self, source: bytes, destination: bytes, port: int, form: Form) -> _Plan | None:
+        """Return what is to be done with such a connection; None: there is no snapshot."""
+        key = source, destination, port, form
+        found = self._plans.get(key)
+        if found is None and self.view is not None:
+            if len(self._plans) >= _PLAN_COUNT:
+                self._plans.clear()
+            self._plans[key] = found = self._planned(self.view, key)
+        return found
+
+    def _planned(self, view: View, key: tuple[bytes, bytes, int, Form]) -> _Plan:
+        source, destination, port, form = key
+        decision = view.decide(source, destination, TCP, port)
+        restrictions = [
+            Restriction(verdict.l7, verdict.unrestricted, _audits(view, subject))
+            for _, verdict, subject in _asked(decision)
+        ]
+        found, legs = course.plan(restrictions, form)
+        # Without a course the last leg is the one that refuses.
+        sides = [
+            self._side(view, *side, leg) for side, leg in zip(_asked(decision), legs, strict=False)
+        ]
+        uses_headers = any(side.rules is not None and side.rules.uses_headers for side in sides)
+        return _Plan(decision, restrictions, found, sides, uses_headers)
+
+    def _side(
+        self,
+        view: View,
+        direction: TrafficDirection,
+        verdict: DirectionVerdict,
+        subject: Peer,
+        leg: Leg,
+    ) -> _Side:
+        rules = self.rules(leg.http)
+        # Header actions of a rule apply even where nothing is refused.
+        consulted = verdict.l7 is not None and (not leg.unread or rules.uses_headers)
+        written: dict[HttpRuleRow, tuple[OriginRow, ...]] = {}
+        for entry in verdict.entries:
+            if entry.l7 >= 0:
+                origin = view.snapshot.origins[entry.origin]
+                for row in view.snapshot.l7[entry.l7].http:
+                    written[row] = (*written.get(row, ()), origin)
+        audit = _audits(view, subject)
+        return _Side(direction, verdict, leg, rules if consulted else None, audit, written, {})
 
     def rules(self, rows: tuple[HttpRuleRow, ...]) -> _Rules:
         """Return the compiled form of a list of rules."""
@@ -124,8 +188,8 @@ class ConnectionJudge:
     """
 
     __slots__ = (
-        "_course", "_decision", "_destination", "_form", "_policy", "_port", "_server_name",
-        "_sides", "_source", "_taken", "_uses_headers", "_view",
+        "_course", "_decision", "_destination", "_form", "_policy", "_port", "_restrictions",
+        "_server_name", "_sides", "_source", "_taken", "_uses_headers", "_view",
     )  # fmt: skip
 
     def __init__(self, policy: Policy, source: bytes, destination: bytes, port: int) -> None:
@@ -139,6 +203,7 @@ class ConnectionJudge:
         self._course: Course | None = None
         self._taken: Course | None = None
         self._server_name = ""
+        self._restrictions: list[Restriction] = []
         self._sides: list[_Side] = []
         self._uses_headers = False
 
@@ -147,14 +212,12 @@ class ConnectionJudge:
     @property
     def looks(self) -> bool:
         """Whether it must be known how the connection begins before it can be served."""
-        decision = self._current()
-        return decision is not None and course.looks(self._restrictions(decision))
+        return self._current() is not None and course.looks(self._restrictions)
 
     @property
     def passes_unread(self) -> bool:
         """Whether the connection may pass unread whatever it begins with."""
-        decision = self._current()
-        return decision is not None and course.passes_unread(self._restrictions(decision))
+        return self._current() is not None and course.passes_unread(self._restrictions)
 
     @property
     def server_name(self) -> str:
@@ -273,52 +336,13 @@ class ConnectionJudge:
         view = self._policy.view
         if view is not self._view:
             self._view = view
-            self._decision = None
-            if view is not None:
-                decision = view.decide(self._source, self._destination, TCP, self._port)
-                found, legs = course.plan(self._restrictions(decision), self._form)
-                self._course = found
-                # Without a course the last leg is the one that refuses.
-                self._sides = [
-                    self._side(view, *side, leg)
-                    for side, leg in zip(_asked(decision), legs, strict=False)
-                ]
-                self._uses_headers = any(
-                    side.rules is not None and side.rules.uses_headers for side in self._sides
-                )
-                self._decision = decision
+            plan = self._policy.plan(self._source, self._destination, self._port, self._form)
+            if plan is None:
+                self._decision = None
+            else:
+                self._decision, self._restrictions, self._course, self._sides = plan[:4]
+                self._uses_headers = plan.uses_headers
         return self._decision
-
-    def _restrictions(self, decision: Decision) -> list[Restriction]:
-        return [
-            Restriction(verdict.l7, verdict.unrestricted, self._audits(subject))
-            for _, verdict, subject in _asked(decision)
-        ]
-
-    def _audits(self, subject: Peer) -> bool:
-        view = self._policy.view
-        everywhere = view is not None and view.snapshot.settings.policy_audit_mode
-        return everywhere or (subject.endpoint is not None and subject.endpoint.audit)
-
-    def _side(
-        self,
-        view: View,
-        direction: TrafficDirection,
-        verdict: DirectionVerdict,
-        subject: Peer,
-        leg: Leg,
-    ) -> _Side:
-        rules = self._policy.rules(leg.http)
-        # Header actions of a rule apply even where nothing is refused.
-        consulted = verdict.l7 is not None and (not leg.unread or rules.uses_headers)
-        written: dict[HttpRuleRow, tuple[OriginRow, ...]] = {}
-        for entry in verdict.entries:
-            if entry.l7 >= 0:
-                origin = view.snapshot.origins[entry.origin]
-                for row in view.snapshot.l7[entry.l7].http:
-                    written[row] = (*written.get(row, ()), origin)
-        audit = self._audits(subject)
-        return _Side(direction, verdict, leg, rules if consulted else None, audit, written, {})
 
     def _allowed(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:
         by = side.verdict.allowed_by if rule is None else side.written.get(rule)
@@ -370,6 +394,11 @@ class ConnectionJudge:
             denied_by=denied_by,
             isolated_by=isolated_by,
         )
+
+
+def _audits(view: View, subject: Peer) -> bool:
+    everywhere = view.snapshot.settings.policy_audit_mode
+    return everywhere or (subject.endpoint is not None and subject.endpoint.audit)
 
 
 def _asked(

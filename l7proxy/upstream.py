@@ -21,6 +21,9 @@ IP_BIND_ADDRESS_NO_PORT = 24
 IP_LOCAL_PORT_RANGE = 51
 """linux/in.h; the socket module does not name them."""
 
+_ESTABLISHED = b"\x01"
+"""tcpi_state, the first byte of struct tcp_info (linux/tcp.h, net/tcp_states.h)."""
+
 _RANGE = struct.Struct("=I")  # upper << 16 | lower in host order, 0 = the default bound (ip(7))
 
 _EPHEMERAL_MIDDLE = 46_884
@@ -96,6 +99,9 @@ async def connect(client: SocketAddress, server: SocketAddress, mark: int) -> so
         # Not loop.sock_connect: uvloop asks a thread for the address of this address, 2 ms.
         error = sock.connect_ex(server)
         if error == errno.EINPROGRESS:
+            # A server on this machine has answered already: its part ran within our call.
+            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED:
+                return sock
             await _writable(sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     except BaseException:
