@@ -18,6 +18,8 @@ from l7proxy.commands import Record, RecordKind
 from l7proxy.judgement import Judgement
 
 _REQUEST = RecordKind.REQUEST
+_TOWARDS = TrafficDirection.INGRESS
+_INGRESS, _EGRESS = int(TrafficDirection.INGRESS), int(TrafficDirection.EGRESS)
 _DROP, _ACCEPT = int(Verdict.DROP), int(Verdict.ACCEPT)
 _INVALID = int(DropReason.INVALID_PACKET_DROPPED)
 _NOT_JUDGED = Judgement(
@@ -53,7 +55,7 @@ def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
         "request" if is_request else "response",
         _DROP if refused else _ACCEPT,
         (judgement.drop_reason or _INVALID) if refused else 0,
-        judgement.direction,
+        _INGRESS if judgement.direction is _TOWARDS else _EGRESS,
         ends.source,
         ends.destination,
         ends.source_port,

@@ -29,8 +29,10 @@ _BY_DETAIL: dict[str, str] = {
 """Refusal -> the counter that Envoy has for it."""
 
 
-_Told = tuple[RecordKind, int, str, str, bool, bool]
-"""Of a record: kind, status, detail, flag, whether policy never saw it, whether it is of a
+_REQUEST = RecordKind.REQUEST
+
+_Told = tuple[bool, int, str, str, bool, bool]
+"""Of a record: whether it is a request, status, detail, flag, whether policy never saw it, whether it is of a
 connection that passes unread."""
 
 _UNREAD = frozenset(("TLS", "TCP"))
@@ -89,23 +91,24 @@ class Metrics:
         if detail.startswith("internal_error"):
             detail = "internal_error"  # the rest may say anything, and each would be kept
         unread = record.protocol in _UNREAD
-        told = record.kind, record.status, detail, record.flag, record.judgement is None, unread
+        asked = record.kind is _REQUEST  # a bool: the hash of an enum's member is Python code
+        told = asked, record.status, detail, record.flag, record.judgement is None, unread
         self._told[told] += 1
 
     def _counted(self) -> Counter[tuple[str, str, str]]:
         """Return all counters, by name, label and value."""
         counts = self._counts.copy()
-        for (kind, status, detail, flag, malformed, unread), count in self._told.items():
+        for (asked, status, detail, flag, malformed, unread), count in self._told.items():
             if unread:
                 if detail:
                     short = detail.partition("{")[0]
                     counts["tls_connection_details_total", "detail", short] += count
                 continue
-            if kind is RecordKind.REQUEST:
+            if asked:
                 counts["http_downstream_rq_total", "", ""] += count
                 counts["policy_l7_total", "rule", "received"] += count
                 counts["policy_l7_total", "rule", _rule(detail, malformed=malformed)] += count
-            if (kind is RecordKind.RESPONSE or detail) and status:
+            if (not asked or detail) and status:
                 counts["http_downstream_rq_xx_total", "class", f"{status // 100}xx"] += count
             if detail and detail != "via_upstream":
                 short = detail.partition("{")[0]
