@@ -38,7 +38,7 @@ check: setup ## Check format, lint, types and layers
 	$(BIN)/lint-imports
 
 bench: setup ## Measure, each figure as a ratio to its baseline in the same run
-	@./.ci/packages iperf3
+	@./.ci/packages iperf3 haproxy wrk nginx
 	$(BIN)/python -m lab.enclosure -- $(BIN)/python -m bench
 
 docs: setup ## Write the pages that are generated from the source

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from bench.figure import report
 
-NAMES = ("answers", "exchanges", "policy", "stream", "verdicts", "tracker", "policytest")
+NAMES = ("answers", "exchanges", "policy", "proxy", "stream", "verdicts", "tracker", "policytest")
 
 
 def main() -> int:
