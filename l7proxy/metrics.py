@@ -32,8 +32,8 @@ _BY_DETAIL: dict[str, str] = {
 _REQUEST = RecordKind.REQUEST
 
 _Told = tuple[bool, int, str, str, bool, bool]
-"""Of a record: whether it is a request, status, detail, flag, whether policy never saw it, whether it is of a
-connection that passes unread."""
+"""Of a record: whether it is a request, status, detail, flag, whether policy never saw it, whether
+it is of a connection that passes unread."""
 
 _UNREAD = frozenset(("TLS", "TCP"))
 """What such records have for a protocol."""
