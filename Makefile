@@ -6,7 +6,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit-test netns-test bench docs clean
+.PHONY: help setup demo test check unit-test netns-test fuzz bench docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ unit-test: setup ## Run the tests that need no kernel feature
 
 netns-test: setup ## Run the tests with real packets, in namespaces of their own
 	$(BIN)/pytest netns-tests -n auto --dist loadscope --no-loadscope-reorder
+
+fuzz: setup ## Attack the proxy for FUZZ_SECONDS (600), through its core and behind TPROXY
+	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)00000} FUZZ_CASES=$${FUZZ_CASES:-100000} \
+		$(BIN)/pytest --timeout 0 tests/l7proxy/test_l7proxy_fuzz.py
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} \
+		$(BIN)/python -m lab.enclosure -- $(BIN)/pytest -s netns-tests/test_l7proxy_fuzz.py
 
 check: setup ## Check format, lint, types and layers
 	$(BIN)/ruff format --check .

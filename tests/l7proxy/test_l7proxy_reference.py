@@ -2,6 +2,7 @@
 
 import h11
 import pytest
+from http_mutants import case
 from http_transcript import Script, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,9 +72,33 @@ RESPONSES = st.builds(
 @settings(max_examples=300)
 def test_whatever_request_the_lean_pattern_takes_h11_reads_the_same(data):
     """Method, target, fields, framing."""
+    compare_request(data)
+
+
+def heads_of_attacks(count):
+    """The first head of each of the fuzzer's cases, and of its first answer."""
+    for seed in range(count):
+        made = case(seed)
+        for data in (made.sent, *made.answers):
+            end = data.find(b"\r\n\r\n") + 4
+            if end >= 4:
+                yield data[:end]
+
+
+def test_whatever_head_of_an_attack_the_lean_patterns_take_h11_reads_the_same():
+    lean_count = 0
+    for data in heads_of_attacks(4000):
+        lean_count += compare_request(data)
+        lean_count += compare_response(data, b"GET")
+        compare_response(data, b"HEAD")
+    assert lean_count > 500
+
+
+def compare_request(data) -> bool:
+    """Whether the pattern took it and it was admitted."""
     lean = grammar.lean_request_head.fullmatch(data)
     if lean is None:
-        return
+        return False
     strict = grammar.request_head.fullmatch(data)
     assert strict is not None
     assert strict.groups() == lean.groups()
@@ -82,26 +107,33 @@ def test_whatever_request_the_lean_pattern_takes_h11_reads_the_same(data):
     try:
         request = admit(head, LIMITS)
     except RequestRefused:
-        return
+        return False
     check_request(head._replace(raw=data), request.framing)
     assert request.framing.delimiter is not Delimiter.CHUNKED
     assert not (request.upgrade or request.expects_continue)
+    return True
 
 
 @given(RESPONSES, st.sampled_from([b"GET", b"HEAD"]))
 @settings(max_examples=300)
 def test_whatever_response_the_lean_pattern_takes_h11_reads_the_same(data, method):
+    compare_response(data, method)
+
+
+def compare_response(data, method) -> bool:
+    """As `compare_request`."""
     lean = grammar.lean_response_head.fullmatch(data)
     if lean is None:
-        return
+        return False
     assert grammar.response_head.fullmatch(data).groups() == lean.groups()
     head = parse_response(data, LIMITS)
     try:
         response = admit_response(head, method, 1)
     except ResponseRefused:
-        return
+        return False
     check_response(head._replace(raw=data), method, response.framing)
     assert response.framing.delimiter is not Delimiter.CHUNKED
+    return True
 
 
 @given(REQUESTS)
