@@ -254,7 +254,7 @@ def test_http2_inside_tls_is_judged_stream_by_stream(world):
         urls = [f"https://{NAME}/public/a", f"https://{NAME}/admin", f"https://{NAME}/public/b"]
         code, out = here.curl(urls[0], *urls[1:], "-Z", "-w", "\n%{http_code} %{http_version}\n")
         assert code == 0
-        assert sorted(out.split("\n")).count("200 2") == 2, out
+        assert out.count("200 2") == 2, out  # bodies and these lines come in any order
         assert "403 2" in out
         assert b"/admin" not in b" ".join(server.heads)
 
