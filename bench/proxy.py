@@ -58,6 +58,7 @@ def measure() -> list[Figure]:
     """Take turns, so that a slow moment of the machine falls on all sides."""
     print(f"proxy on processor {PROXY_PROCESSOR}, the others share the rest", file=sys.stderr)
     rates: dict[tuple[str, str], list[float]] = {}
+    spent: dict[tuple[str, str], list[float]] = {}
     big: dict[str, list[float]] = {"haproxy": [], "ours": []}
     tails: dict[str, list[float]] = {"haproxy": [], "ours": []}
     started: tuple[tuple[str, Callable[[Gateway], Proxy]], ...] = (
@@ -69,7 +70,9 @@ def measure() -> list[Figure]:
             for name, start in started:
                 with start(gateway) as proxy:
                     for load in LOADS:
-                        rates.setdefault((name, load.what), []).append(_rate(gateway, proxy, load))
+                        rate, spent_us = _rate(gateway, proxy, load)
+                        rates.setdefault((name, load.what), []).append(rate)
+                        spent.setdefault((name, load.what), []).append(spent_us)
                     big[name].append(BIG_BYTES / gateway.download_s(proxy) / 1e6)
             half = rates["ours", LOADS[0].what][-1] / 2
             for name, start in started:
@@ -89,6 +92,16 @@ def measure() -> list[Figure]:
             )
             for load in LOADS
         ]
+        figures += [  # says the same where others use the processors as well
+            Figure(
+                f"proxy, {load.what}: processor time of each",
+                median(spent["ours", load.what]),
+                "us",
+                median(spent["haproxy", load.what]),
+                "haproxy",
+            )
+            for load in LOADS
+        ]
         figures += [
             Figure(
                 "proxy, 1 GiB body", median(big["ours"]), "MB/s", median(big["haproxy"]), "haproxy",
@@ -105,8 +118,8 @@ def measure() -> list[Figure]:
     return figures
 
 
-def _rate(gateway: Gateway, proxy: Proxy, load: Load) -> float:
-    """Return requests per second, and print what of the processor each took."""
+def _rate(gateway: Gateway, proxy: Proxy, load: Load) -> tuple[float, float]:
+    """Return requests per second, and how much of the processor each took in microseconds."""
     before = proxy.processor_s()
     found = gateway.load(
         proxy,
@@ -122,7 +135,7 @@ def _rate(gateway: Gateway, proxy: Proxy, load: Load) -> float:
     print(
         f"{type(proxy).__name__:6} {load.what}: {rate:8.0f}/s {spent_us:6.1f} us", file=sys.stderr
     )
-    return rate
+    return rate, spent_us
 
 
 def _in_python(gateway: Gateway, ours: float) -> list[Figure]:
@@ -139,7 +152,7 @@ def _in_python(gateway: Gateway, ours: float) -> list[Figure]:
     figures = []
     for name, start, at_least in contenders:
         with start(gateway) as proxy:
-            rate = _rate(gateway, proxy, LOADS[0])
+            rate, _ = _rate(gateway, proxy, LOADS[0])
         figures.append(
             Figure(f"proxy, {LOADS[0].what}", ours, "req/s", rate, name, at_least=at_least)
         )
