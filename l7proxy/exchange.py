@@ -389,8 +389,10 @@ class Exchange:
             self._drop_upstream(reset=True)
             return
         headless = reply.response is None
+        # Whoever answers before the request has ended will not read the rest, nor do we.
+        early = self._phase is BODY
         try:
-            written = reply.read(data, close=self._closing)
+            written = reply.read(data, close=self._closing or early)
         except ResponseRefused as refused:
             self._fail_request(refused.refusal, now)
             return
@@ -399,6 +401,7 @@ class Exchange:
             self._commands.append(commands.SendClient(written))
         if headless and reply.response is not None:
             current.latency_s = now - current.head_at
+            self._closing = self._closing or early
         if reply.done:
             self._end_response(current, reply, now)
         elif self._phase is ANSWER and reply.response is not None:

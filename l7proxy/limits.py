@@ -18,6 +18,9 @@ class Limits:
 
     head_bytes: int = 60 * 1024
     """Request line and header fields, bytes. Envoy max_request_headers_kb 60."""
+    target_bytes: int = 16 * 1024
+    """Request target, bytes. RFC 9112 3 asks for 8000; nginx 8 KiB, haproxy 16 KiB, Envoy only
+    bounds the head."""
     header_count: int = 100
     """Header fields of a request or response. Envoy max_headers_count 100."""
     response_head_bytes: int = 60 * 1024

@@ -58,6 +58,7 @@ OBS_FOLD = Refusal(400, "http1.obsolete_line_folding")
 UNDERSCORE = Refusal(400, "http1.unexpected_underscore")
 HEAD_TOO_LARGE = Refusal(431, "http1.headers_too_large")
 TOO_MANY_FIELDS = Refusal(431, "http1.too_many_headers")
+TARGET_TOO_LONG = Refusal(414, "request_uri_too_long")
 TRUNCATED = Refusal(400, "http1.truncated_request")
 
 # --- framing: 400 and close, RFC 9112 6 and 7 ----------------------------------------------------

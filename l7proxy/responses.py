@@ -17,6 +17,7 @@ REASONS = {
     400: b"Bad Request",
     403: b"Forbidden",
     408: b"Request Timeout",
+    414: b"URI Too Long",
     417: b"Expectation Failed",
     421: b"Misdirected Request",
     426: b"Upgrade Required",

@@ -8,8 +8,8 @@ Rules, in order (RFC 3986 6.2.2 unless noted):
   1. absolute-form loses scheme and authority; the authority must equal Host (RFC 9112 3.2.2);
   2. `#` is refused; the query is everything after the first `?` and is never changed;
   3. refused in a path, because servers disagree about them: `\`, `%5C`, `%2F`, a `%` without two
-     hex digits, an escaped control byte, escaped bytes that UTF-8 never has, `%25` before two hex
-     digits (configurable), dot segments with parameters;
+     hex digits, an escaped control byte, escaped bytes that UTF-8 never has or that begin a longer
+     form than needed, `%25` before two hex digits (configurable), dot segments with parameters;
   4. escaped unreserved characters are unescaped, the other escapes get upper case digits;
   5. runs of `/` become one (as nginx merge_slashes and Envoy merge_slashes);
   6. dot segments are removed, never above the root.
@@ -31,6 +31,9 @@ _PLAIN = re.compile(rb"(?>(?:/(?!\.)[0-9A-Za-z_~!$&'()*+,=:@.-]++)+)/?+")
 
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _ESCAPED_TWICE = re.compile(rb"%25[0-9A-Fa-f]{2}")
+_OVERLONG = re.compile(rb"%E0%[89]|%F0%8")
+"""RFC 3629 3: the first two bytes of a character that has a shorter form. Decoders that take them
+make `/` of `%E0%80%AF` and `.` of `%F0%80%80%AE`."""
 _SLASHES = re.compile(rb"//+")
 _DOT_PARAMETERS = re.compile(rb"/\.\.?(?:;|%3B|%20)")
 """Dot segments for servers that cut at `;`, before or after unescaping, or trim spaces."""
@@ -61,6 +64,8 @@ def normalise(method: bytes, raw: bytes, host: bytes, limits: Limits) -> Target:
     Raises:
         RequestRefused: another program could read the target differently.
     """
+    if len(raw) > limits.target_bytes:
+        raise RequestRefused(refusals.TARGET_TOO_LONG)
     if b"#" in raw:
         raise RequestRefused(refusals.FRAGMENT)
     if raw[:1] != b"/":
@@ -104,6 +109,8 @@ def _normalise_path(path: bytes, limits: Limits) -> bytes:
         # Afterwards, because unescaping can complete the pair: `%25%32e`.
         if limits.escaped_twice == "reject" and _ESCAPED_TWICE.search(path):
             raise RequestRefused(refusals.DOUBLE_ESCAPE)
+        if _OVERLONG.search(path):
+            raise RequestRefused(refusals.PATH)
     path = _SLASHES.sub(b"/", path)
     if b";" in path and limits.path_parameters == "reject":
         raise RequestRefused(refusals.PATH)

@@ -365,7 +365,7 @@ def paths(target: bytes) -> set[bytes]:
         return {target}
     found = set()
     bare = target.partition(b"#")[0].partition(b"?")[0]
-    for decoded in (bare, _unescape(bare), _unescape(_unescape(bare))):
+    for decoded in (bare, _unescape(bare), _unescape(_unescape(bare)), _lax(_unescape(bare))):
         for slashed in (decoded, decoded.replace(b"\\", b"/")):
             for cut in (
                 slashed,
@@ -379,6 +379,17 @@ def paths(target: bytes) -> set[bytes]:
 
 def _unescape(path: bytes) -> bytes:
     return re.sub(rb"%([0-9A-Fa-f]{2})", lambda hit: bytes((int(hit[1], 16),)), path)
+
+
+def _lax(path: bytes) -> bytes:
+    """ASCII that hides in longer forms of UTF-8 than it needs, as lax decoders see it."""
+    for prefix in (rb"[\xc0\xc1]", rb"\xe0[\x80\x81]", rb"\xf0\x80[\x80\x81]"):
+        path = re.sub(
+            prefix + rb"[\x80-\xbf]",
+            lambda hit: bytes((((hit[0][-2] & 1) << 6) | (hit[0][-1] & 0x3F),)),
+            path,
+        )
+    return path
 
 
 def _resolve(path: bytes) -> bytes:

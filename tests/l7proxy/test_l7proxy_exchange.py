@@ -266,7 +266,7 @@ def test_answer_before_the_end_of_the_request_ends_both_connections():
         >> opened
         << upstream "GET /public/a HTTP/1.1\r\nHost: s\r\nContent-Length: 100\r\n\r\nabc"
         >> upstream {OK}
-        << client {OK}
+        << client "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
         << log response GET /public/a 200 via_upstream
         << close-upstream reset
         << shutdown

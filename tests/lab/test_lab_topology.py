@@ -77,7 +77,10 @@ def test_labels_may_be_a_list():
         ("hosts: {a: {", "f.yaml:1:13: .:"),
         ("hosts: [a]", "f.yaml:1:8: hosts: expected a mapping, found a list"),
         ("name: x", "f.yaml:1:1: hosts: is missing"),
-        ("hosts: {}\nhots: {}", "f.yaml:2:1: hots: unknown field (known: name, node, resolver, hosts)"),
+        (
+            "hosts: {}\nhots: {}",
+            "f.yaml:2:1: hots: unknown field (known: name, node, resolver, hosts)",
+        ),
         ("hosts:\n  a: {}\n  a: {}", "f.yaml:3:3: hosts.a: is given twice"),
         ("hosts:\n  A_B: {}", "f.yaml:2:8: hosts.A_B: 'A_B' is not a name"),
         ("hosts:\n  a: {adresses: []}", "f.yaml:2:7: hosts.a.adresses: unknown field"),
