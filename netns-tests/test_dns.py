@@ -345,3 +345,18 @@ def test_names_outlive_the_agent_and_its_workers(world):
     questions.udp(world.a, DNS4, query(late))
     assert world.opens(V4S[29])
     assert "names" not in " ".join(world.firewall.get("/v1/status")["errors"])
+
+
+def test_by_endpoint_an_answer_counts_for_who_asked(world):
+    """`fqdn.visibility: endpoint`: the same labels and policy do not help who did not ask."""
+    world.firewall.stop()
+    config = {"fqdn": {"visibility": "endpoint", "proxy_response_max_delay_s": 5}}
+    world.firewall = daemon.start(world.lab, config)
+    world.firewall.relabel("b", app="a")
+    name = world.name("own.example", 26)
+    questions.udp(world.a, DNS4, query(name))
+    assert world.opens(V4S[26])
+    with pytest.raises(TimeoutError):
+        world.b.connect(V4S[26], WEB, timeout_s=0.9)
+    questions.udp(world.b, DNS4, query(name))
+    world.b.connect(V4S[26], WEB, timeout_s=0.9).close()

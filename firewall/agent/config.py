@@ -238,6 +238,14 @@ class FqdnSettings:
             maximum=3600,
         ),
     )
+    visibility: str = field(
+        default="node",
+        metadata=_meaning(
+            "for whom an answer counts: node, every endpoint whose policy means the name, as in"
+            " Cilium; endpoint, only who asked",
+            words=("node", "endpoint"),
+        ),
+    )
     cluster_cidrs: tuple[str, ...] = field(
         default=(),
         metadata=_meaning(

@@ -112,7 +112,12 @@ class Engine:
         self.roster = Roster(
             config.state_dir, config.cluster_name, LabelFilter(config.labels.filter)
         )
-        self.resolver = Resolver(cluster=config.cluster_name, last=publisher.last)
+        self._names_by_identity = config.fqdn.visibility == "node"
+        self.resolver = Resolver(
+            cluster=config.cluster_name,
+            names_by_identity=self._names_by_identity,
+            last=publisher.last,
+        )
         self._prefixes = PrefixNumbers(config.state_dir, registry.local)
         self._nodes = NodeNumbers(config.state_dir, registry.nodes)
         self.names = NameBook(config.state_dir, registry.local, config.fqdn.bounds)
@@ -462,7 +467,9 @@ class Engine:
         rows = [member.endpoint.row() for member in members if member.endpoint.addresses]
         self.resolver.set_endpoints([*rows, *self._host_rows()])
         snapshot = self.resolver.snapshot(
-            settings=self._settings(), ipcache=self._ipcache().items()
+            settings=self._settings(),
+            ipcache=self._ipcache().items(),
+            sights=() if self._names_by_identity else self.names.sights(),
         )
         revision = snapshot.revision + self._offset
         self._regenerating.update(dict.fromkeys(begun, revision))

@@ -171,6 +171,16 @@ class NameBook:
         for address, number in self._numbers.items():
             yield Prefix(address, 8 * len(address)), number
 
+    def sights(self) -> Iterator[tuple[int, bytes, tuple[str, ...]]]:
+        """Yield for every endpoint and address the selectors that mean a name it was told."""
+        found: dict[tuple[int, bytes], set[str]] = {}
+        for entry in self.cache.entries():
+            if entry.address in self._numbers:
+                texts = found.setdefault((entry.endpoint, entry.address), set())
+                texts.update(self._selected.of_name(entry.name))
+        for (endpoint, address), texts in found.items():
+            yield endpoint, address, tuple(sorted(texts))
+
     def texts(self, address: bytes) -> tuple[str, ...]:
         """Return the selectors that mean an address."""
         return self._texts.get(address, ())

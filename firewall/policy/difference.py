@@ -25,12 +25,13 @@ from firewall.policy.snapshot import (
     OriginRow,
     PolicyRow,
     Settings,
+    SightRow,
     Snapshot,
     SnapshotError,
 )
 
 R = TypeVar("R")
-K = TypeVar("K", int, tuple[int, bytes, int])
+K = TypeVar("K", int, tuple[int, bytes], tuple[int, bytes, int])
 
 PrefixKey = tuple[int, bytes, int]
 """Key of an ipcache row: bytes of its network, network, length; its order is the table's."""
@@ -53,6 +54,8 @@ class Difference(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     identities_gone: tuple[int, ...]
     ipcache: tuple[IpcacheRow, ...]
     ipcache_gone: tuple[PrefixKey, ...]
+    sights: tuple[SightRow, ...]
+    sights_gone: tuple[tuple[int, bytes], ...]
     policies: tuple[PolicyRow, ...]
     policies_gone: tuple[int, ...]
     l7: tuple[tuple[int, L7Row], ...]
@@ -66,6 +69,11 @@ identity_key: Callable[[IdentityRow], int] = attrgetter("number")
 policy_key: Callable[[PolicyRow], int] = attrgetter("identity")
 
 
+def sight_key(row: SightRow) -> tuple[int, bytes]:
+    """Return the key of a sight."""
+    return row.endpoint, row.address
+
+
 def prefix_key(row: IpcacheRow) -> PrefixKey:
     """Return the key of an ipcache row."""
     return len(row.network), row.network, row.length
@@ -76,6 +84,7 @@ def difference(old: Snapshot, new: Snapshot) -> Difference | None:
     endpoints, endpoints_gone = _rows(old.endpoints, new.endpoints, endpoint_key)
     identities, identities_gone = _rows(old.identities, new.identities, identity_key)
     ipcache, ipcache_gone = _rows(old.ipcache, new.ipcache, prefix_key)
+    sights, sights_gone = _rows(old.sights, new.sights, sight_key)
     policies, policies_gone = _rows(old.policies, new.policies, policy_key)
     found = Difference(
         base=old.revision,
@@ -89,6 +98,8 @@ def difference(old: Snapshot, new: Snapshot) -> Difference | None:
         identities_gone=identities_gone,
         ipcache=ipcache,
         ipcache_gone=ipcache_gone,
+        sights=sights,
+        sights_gone=sights_gone,
         policies=policies,
         policies_gone=policies_gone,
         l7=tuple(_places(old.l7, new.l7)),
@@ -115,6 +126,7 @@ def patch(old: Snapshot, step: Difference) -> Snapshot:
         endpoints=_merged(old.endpoints, step.endpoints, step.endpoints_gone, endpoint_key),
         identities=_merged(old.identities, step.identities, step.identities_gone, identity_key),
         ipcache=_merged(old.ipcache, step.ipcache, step.ipcache_gone, prefix_key),
+        sights=_merged(old.sights, step.sights, step.sights_gone, sight_key),
         policies=_merged(old.policies, step.policies, step.policies_gone, policy_key),
         l7=_placed(old.l7, step.l7, step.l7_count),
         origins=_placed(old.origins, step.origins, step.origin_count),

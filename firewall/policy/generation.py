@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from conntrack.address import Prefix, format_address, mask
 from firewall.identities.reserved import world_for
-from firewall.policy.difference import PrefixKey, identity_key, moved, prefix_key
+from firewall.policy.difference import PrefixKey, identity_key, moved, prefix_key, sight_key
 from firewall.policy.model import Action
 from firewall.policy.snapshot import (
     DirectionRow,
@@ -88,6 +88,7 @@ def permission_lost(old: Snapshot, new: Snapshot) -> str | None:
         or _endpoints(old, new)
         or _identities(old, new, used)
         or _addresses(old, new, used)
+        or _sights(old, new)
     )
 
 
@@ -105,6 +106,14 @@ def _settings(old: Snapshot, new: Snapshot) -> str | None:
         return "an address of the host is gone"
     if before.dual_stack != after.dual_stack:
         return "the world has other identities"
+    return None
+
+
+def _sights(old: Snapshot, new: Snapshot) -> str | None:
+    for (endpoint, address), (before, after) in moved(old.sights, new.sights, sight_key).items():
+        left = after.selectors if after is not None else ()
+        if before is not None and not set(before.selectors) <= set(left):
+            return f"endpoint {endpoint} knows {format_address(address)} by fewer names"
     return None
 
 

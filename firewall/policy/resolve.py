@@ -27,7 +27,7 @@ from firewall.policy.compile import (
     find_conflict,
     new_tables,
 )
-from firewall.policy.difference import PrefixKey
+from firewall.policy.difference import PrefixKey, sight_key
 from firewall.policy.generation import permission_lost
 from firewall.policy.model import (
     LabelPeer,
@@ -50,6 +50,7 @@ from firewall.policy.snapshot import (
     OriginRow,
     PolicyRow,
     Settings,
+    SightRow,
     Snapshot,
 )
 from firewall.policy.uses import Uses
@@ -120,6 +121,7 @@ class Resolver:
     Args:
         cluster: the own cluster's name, for the entity `cluster`.
         cidr_matches_nodes: see `SelectorCache`.
+        names_by_identity: see `SelectorCache`.
         last: the snapshot in force when the agent started, so that revisions and the generation go
             on from there; the first different snapshot then counts as taking permissions away.
 
@@ -132,9 +134,14 @@ class Resolver:
         *,
         cluster: str = "default",
         cidr_matches_nodes: bool = False,
+        names_by_identity: bool = True,
         last: Snapshot | None = None,
     ) -> None:
-        self._peers = SelectorCache(cluster=cluster, cidr_matches_nodes=cidr_matches_nodes)
+        self._peers = SelectorCache(
+            cluster=cluster,
+            cidr_matches_nodes=cidr_matches_nodes,
+            names_by_identity=names_by_identity,
+        )
         self._subject_selectors = SelectorCache(cluster=cluster)
         self._tables = new_tables()
         self._objects: dict[ObjectKey, tuple[CompiledEntry, ...]] = {}
@@ -282,7 +289,11 @@ class Resolver:
         )
 
     def snapshot(
-        self, *, settings: Settings | None = None, ipcache: Iterable[tuple[Prefix, int]] = ()
+        self,
+        *,
+        settings: Settings | None = None,
+        ipcache: Iterable[tuple[Prefix, int]] = (),
+        sights: Iterable[tuple[int, bytes, tuple[str, ...]]] = (),
     ) -> Snapshot:
         """Return the snapshot for the present state, the last one itself if nothing changed.
 
@@ -290,6 +301,8 @@ class Resolver:
             settings: what else workers must know; `settings.enforcement` is obeyed here.
             ipcache: every known prefix with its identity. Whole families that nobody mentions are
                 added as world.
+            sights: endpoint, address, and the FQDN selector texts that mean it for that endpoint;
+                only without `names_by_identity`.
         """
         settings = settings or Settings()
         if settings.enforcement != self._enforcement:
@@ -311,6 +324,7 @@ class Resolver:
                 endpoints=self._endpoints,
                 identities=identities,
                 ipcache=addresses,
+                sights=self._sights(sights),
                 policies=policies,
                 l7=self._tables.l7.values(),
                 origins=self._tables.origins.values(),
@@ -459,6 +473,14 @@ class Resolver:
             self._address_table = tuple(rows.values())
         self._known = known
         return self._address_table
+
+    def _sights(self, sights: Iterable[tuple[int, bytes, tuple[str, ...]]]) -> tuple[SightRow, ...]:
+        rows = (
+            SightRow(endpoint, address, numbers)
+            for endpoint, address, texts in sights
+            if (numbers := self._peers.named(texts))
+        )
+        return tuple(sorted(rows, key=sight_key))
 
     def _forget_unused(self) -> None:
         """Free numbers that no entry uses any more, but for those in rows kept after an error."""

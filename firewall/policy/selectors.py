@@ -68,10 +68,19 @@ class SelectorCache:
         cluster: the own cluster's name, for the entity `cluster`.
         cidr_matches_nodes: whether CIDR peers mean host addresses too (Cilium's
             `policy-cidr-match-mode: nodes`); endpoints are never meant.
+        names_by_identity: whether FQDN peers are matched by the `fqdn:` labels of identities; else
+            they match none, and who sees which is said elsewhere (`snapshot.SightRow`).
     """
 
-    def __init__(self, *, cluster: str = "default", cidr_matches_nodes: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        cluster: str = "default",
+        cidr_matches_nodes: bool = False,
+        names_by_identity: bool = True,
+    ) -> None:
         self._cluster = cluster
+        self._names_by_identity = names_by_identity
         self._cidr_matches_nodes = cidr_matches_nodes
         self._numbers: dict[Peer, int] = {}
         self._peers: dict[int, Peer] = {}
@@ -249,7 +258,12 @@ class SelectorCache:
 
     def texts(self) -> set[str]:
         """Return the FQDN selector texts in use."""
-        return {text for target in self._targets.values() for text in target.texts}
+        return {text for peer in self._numbers for text in _texts(peer)}
+
+    def named(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """Return the numbers of the FQDN peers with these texts, ascending."""
+        peers = (peer for text in texts for peer in (FqdnPeer(text, None), FqdnPeer(None, text)))
+        return tuple(sorted(self._numbers[peer] for peer in peers if peer in self._numbers))
 
     def peers(self) -> Mapping[int, Peer]:
         """Return what every number in use means."""
@@ -265,8 +279,8 @@ class SelectorCache:
                 return Target(entity=entity)
             case CidrPeer(prefix, excepts, match_endpoints):
                 return Target(blocks=(Block(prefix, excepts),), everywhere=match_endpoints)
-            case FqdnPeer(match_name, match_pattern):
-                return Target(texts=tuple(t for t in (match_name, match_pattern) if t))
+            case FqdnPeer():
+                return Target(texts=_texts(peer)) if self._names_by_identity else Target()
             case CidrGroupPeer():
                 return Target(blocks=tuple(self._group_blocks(peer)))
             case ServicePeer():
@@ -311,6 +325,13 @@ class SelectorCache:
             ):
                 for address in one.addresses:
                     yield Block(Prefix(address, 8 * len(address)))
+
+
+def _texts(peer: Peer) -> tuple[str, ...]:
+    """Return what the `fqdn:` labels of a peer say."""
+    if not isinstance(peer, FqdnPeer):
+        return ()
+    return tuple(text for text in (peer.match_name, peer.match_pattern) if text)
 
 
 def _of_nodes(selector: Selector) -> Selector:

@@ -184,6 +184,17 @@ class EndpointRow(msgspec.Struct, frozen=True, array_like=True):
     audit: bool = False
 
 
+class SightRow(msgspec.Struct, frozen=True, array_like=True):
+    """The FQDN selectors that mean an address for one endpoint alone: it was told a name of it.
+
+    There are none where names count for the whole node: identities match by their labels then.
+    """
+
+    endpoint: int
+    address: bytes
+    selectors: tuple[int, ...]
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker must know besides policy.
 
@@ -215,6 +226,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[EndpointRow, ...] = ()
     identities: tuple[IdentityRow, ...] = ()
     ipcache: tuple[IpcacheRow, ...] = ()
+    sights: tuple[SightRow, ...] = ()
     policies: tuple[PolicyRow, ...] = ()
     l7: tuple[L7Row, ...] = ()
     origins: tuple[OriginRow, ...] = ()

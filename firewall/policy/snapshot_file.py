@@ -26,7 +26,7 @@ import msgspec
 from firewall.policy.difference import Difference, patch
 from firewall.policy.snapshot import Snapshot, SnapshotError
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the meaning or order of a field changes; other numbers are refused."""
 
 HEADER_BYTES = 256

@@ -130,6 +130,9 @@ class View:
         self._own = dict.fromkeys(settings.local_addresses, int(Reserved.HOST)) | {
             address: row.identity for address, row in self._by_address.items()
         }
+        self._sights = {
+            (row.endpoint, row.address): frozenset(row.selectors) for row in snapshot.sights
+        }
         self._addresses = _address_map(snapshot, last)
         self._maps: dict[tuple[int, TrafficDirection], _Directed] = {}
         self._port_names: dict[tuple[NamedPortRow, ...], dict[tuple[int, int], frozenset[str]]] = {}
@@ -176,6 +179,15 @@ class View:
                 self._peers.clear()
             self._peers[address] = peer
         return peer
+
+    def seen(self, source: bytes, destination: bytes) -> Peer:
+        """Return who a destination is to a source, which may know it by a name of its own."""
+        peer = self.peer(destination)
+        if not self._sights:
+            return peer
+        sender = self._by_address.get(source)
+        known = self._sights.get((sender.id, destination)) if sender is not None else None
+        return peer if known is None else peer._replace(selectors=peer.selectors | known)
 
     def _peer(self, address: bytes) -> Peer:
         row = self._addresses.lookup(address)
@@ -230,7 +242,9 @@ class View:
         key = source, destination, protocol, port
         decision = self._decisions.get(key)
         if decision is None:
-            decision = self._decide(self.peer(source), self.peer(destination), protocol, port)
+            decision = self._decide(
+                self.peer(source), self.seen(source, destination), protocol, port
+            )
             if len(self._decisions) >= _DECISIONS:
                 self._decisions.clear()
             self._decisions[key] = decision

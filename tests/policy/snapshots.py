@@ -14,6 +14,7 @@ from firewall.policy.snapshot import (
     OriginRow,
     PolicyRow,
     Settings,
+    SightRow,
     Snapshot,
 )
 
@@ -56,6 +57,12 @@ def endpoint(number):
 def prefix(key):
     return st.builds(IpcacheRow, st.just(key[1]), st.just(key[2]), numbers, selectors)
 
+
+def sight(key):
+    return st.builds(SightRow, st.just(key[0]), st.just(key[1]), selectors)
+
+
+seen = st.tuples(numbers, st.sampled_from(ADDRESSES))
 
 prefixes = st.sampled_from(
     [(4, bytes(4), 0), (4, bytes([10, 0, 0, 0]), 24), *((4, one, 32) for one in ADDRESSES)]
@@ -102,13 +109,16 @@ def snapshots(draw):
         endpoints=draw(rows(numbers, endpoint)),
         identities=draw(rows(numbers, identity)),
         ipcache=draw(rows(prefixes, prefix)),
+        sights=draw(rows(seen, sight)),
         policies=draw(rows(numbers, policy)),
         l7=tuple(draw(st.lists(st.sampled_from(L7), min_size=2, max_size=4))),
         origins=tuple(draw(st.lists(st.sampled_from(ORIGINS), min_size=2, max_size=4))),
     )
 
 
-TABLES = ("settings", "endpoints", "identities", "ipcache", "policies", "l7", "origins")
+TABLES = (
+    "settings", "endpoints", "identities", "ipcache", "sights", "policies", "l7", "origins",
+)  # fmt: skip
 
 
 @st.composite
