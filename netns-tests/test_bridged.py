@@ -1,11 +1,11 @@
-"""Containers on a bridge, with the rules that Docker makes: policy holds between ports, too.
+"""Containers on a bridge, with the rules that their engine makes: policy holds between ports too.
 
-The rules are those that dockerd 20.10.24 has in a namespace of its own (`--ipv6 --ip6tables`), and
-for a published port those of its proxy-less port mapping. Evidence is what arrives at the ends, and
-the flow records.
+The rules beside ours are those of Docker and Podman (`container_rules`). Evidence is what arrives
+at the ends, and the flow records.
 """
 
 import pytest
+from container_rules import rules
 from evidence import flow
 from rules import peers, policy, ports
 from traffic import (
@@ -28,36 +28,6 @@ NODE = {V4: "172.17.0.1", V6: "fd77::1"}
 NETWORK = {V4: "172.17.0.0/16", V6: "fd77::/64"}
 OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "53/UDP")}], name="to-b")
 
-DOCKER = """*filter
-:FORWARD DROP [0:0]
-:DOCKER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
-:DOCKER-ISOLATION-STAGE-2 - [0:0]
-:DOCKER-USER - [0:0]
--A FORWARD -j DOCKER-USER
--A FORWARD -j DOCKER-ISOLATION-STAGE-1
--A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A FORWARD -o docker0 -j DOCKER
--A FORWARD -i docker0 ! -o docker0 -j ACCEPT
--A FORWARD -i docker0 -o docker0 -j ACCEPT
--A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -j RETURN
--A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
--A DOCKER-ISOLATION-STAGE-2 -j RETURN
--A DOCKER-USER -j RETURN
--A DOCKER -d {b}/{bits} ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
-COMMIT
-*nat
-:DOCKER - [0:0]
--A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
--A OUTPUT ! -d {loopback} -m addrtype --dst-type LOCAL -j DOCKER
--A POSTROUTING -s {network} ! -o docker0 -j MASQUERADE
--A POSTROUTING -s {b}/{bits} -d {b}/{bits} -p tcp -m tcp --dport 80 -j MASQUERADE
--A DOCKER -i docker0 -j RETURN
--A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination {target}
-COMMIT
-"""
-
 
 class Container:
     """A host of the lab that has become a port of the bridge."""
@@ -76,9 +46,9 @@ class Container:
             self.host.run(argv, check=True)
 
 
-@pytest.fixture
-def node(lab, bartizan):
-    """a, b and c on docker0, endpoints; w outside; Docker's rules were there before ours."""
+@pytest.fixture(params=["docker"])
+def node(request, lab, bartizan):
+    """a, b and c on a bridge, endpoints; w outside; the engine's rules were there before ours."""
     made = lab(a="app=a", b="app=b", c="app=c", w="app=w")
     run = made.node.run
     run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True)
@@ -90,13 +60,7 @@ def node(lab, bartizan):
     }
     b = made.containers["b"].addresses
     for family, program in ((V4, "iptables-restore"), (V6, "ip6tables-restore")):
-        text = DOCKER.format(
-            b=b[family],
-            bits=32 if family == V4 else 128,
-            network=NETWORK[family],
-            loopback="127.0.0.0/8" if family == V4 else "::1/128",
-            target=f"{b[V4]}:80" if family == V4 else f"[{b[V6]}]:80",
-        )
+        text = rules(request.param, six=family == V6, network=NETWORK[family], b=b[family])
         run([program, "--noflush"], stdin=text, check=True)
     made.firewall = bartizan(made, {"workers": 2}, endpoints=False)
     for container in made.containers.values():
@@ -107,6 +71,15 @@ def node(lab, bartizan):
 
 def between(node, source: str, target: str, family: int):
     return (node.containers[name].addresses[family] for name in (source, target))
+
+
+def refused(node, source: str, reason: str = "POLICY_DENIED"):
+    """The record that something from this address was dropped."""
+
+    def matches(record):
+        return record.get("IP", {}).get("source") == source
+
+    return flow(node.firewall, matches, verdict="DROPPED", reason=reason)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,53 +96,56 @@ def test_policy_holds_between_ports_of_a_bridge(node, family):
     with b.capture() as at_b:
         # The hosts' own stacks send: a raw packet would be addressed to the node's link.
         with c.datagram(0, family=family) as sender:
-            refused = token()
-            sender.sendto(refused, (target, 53))
-            flow(
-                node.firewall,
-                lambda record: record.get("IP", {}).get("source") == source,
-                verdict="DROPPED",
-                reason="POLICY_DENIED",
-            )
+            unwanted = token()
+            sender.sendto(unwanted, (target, 53))
+            refused(node, source)
         spoofed, true = between(node, "a", "b", family)
         c.run(["ip", "addr", "add", f"{spoofed}/{16 if family == V4 else 64}", "dev", "eth0",
                *(["nodad"] if family == V6 else [])], check=True)  # fmt: skip
         with c.datagram(0, family=family, address=spoofed) as sender:
-            sender.sendto(refused, (true, 53))
-            flow(
-                node.firewall,
-                lambda record: record.get("IP", {}).get("source") == spoofed,
-                verdict="DROPPED",
-                reason="INVALID_SOURCE_IP",
-            )
-        assert not [data for data in at_b.so_far() if refused in data]
+            sender.sendto(unwanted, (true, 53))
+            refused(node, spoofed, "INVALID_SOURCE_IP")
+        assert not [data for data in at_b.so_far() if unwanted in data]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_published_port_and_masquerading_are_judged_by_the_real_ends(node, family):
+@pytest.mark.parametrize("node", ["docker", "podman"], indirect=True)
+def test_a_published_port_and_masquerading_are_judged_by_the_real_ends(node):
     """w reaches b by the node's address if b's rules say world; a reaches w by the node's."""
     a, b, w = node.containers["a"].host, node.containers["b"].host, node.host("w")
-    front = node.node.address(family)
     egress = [{"toEntities": ["world"], **ports("80/TCP")}]
     node.firewall.apply(policy("app=a", egress=egress, name="from-a"))
-    w.send(bytes(tcp(w, front, 8080, family=family)))
-    flow(
-        node.firewall,
-        lambda record: record.get("IP", {}).get("source") == w.address(family),
-        verdict="DROPPED",
-        reason="POLICY_DENIED",
-    )
+    for family in FAMILIES:
+        w.send(bytes(tcp(w, node.node.address(family), 8080, family=family)))
+        refused(node, w.address(family))
     world = {"fromEntities": ["world"], **ports("80/TCP")}
     node.firewall.apply(policy("app=b", ingress=[world], name="to-b"))
-    with Echo(b, 80, family) as server, w.connect(front, 8080) as client:
+    for family in FAMILIES:
+        front = node.node.address(family)
+        with Echo(b, 80, family) as server, w.connect(front, 8080) as client:
+            accepted = server.accept()
+            for _ in range(30):
+                assert exchange(client, accepted, token())
+        with Echo(w, 80, family) as server, a.connect(w.address(family), 80) as client:
+            accepted = server.accept()
+            assert accepted.getpeername()[0] != node.containers["a"].addresses[family]
+            for _ in range(30):
+                assert exchange(client, accepted, token())
+
+
+@pytest.mark.parametrize("node", ["podman"], indirect=True)
+def test_the_way_around_by_a_published_port_is_no_way_around(node):
+    """a and c ask the node for b's port: translated at both ends, judged by who they are."""
+    a, b, c = (node.containers[name].host for name in "abc")
+    with Echo(b, 80) as server, a.connect(NODE[V4], 8080) as client:
         accepted = server.accept()
+        assert accepted.getpeername()[0] == NODE[V4]  # it is masqueraded
         for _ in range(30):
             assert exchange(client, accepted, token())
-    with Echo(w, 80, family) as server, a.connect(w.address(family), 80) as client:
-        accepted = server.accept()
-        assert accepted.getpeername()[0] != node.containers["a"].addresses[family]
-        for _ in range(30):
-            assert exchange(client, accepted, token())
+        with pytest.raises(TimeoutError):
+            c.connect(NODE[V4], 8080, timeout_s=1.0)
+        source, target = between(node, "c", "b", V4)
+        record = refused(node, source)
+        assert record["IP"]["destination"] == target
 
 
 def test_what_needs_the_proxy_is_not_switched_past_it(node):
