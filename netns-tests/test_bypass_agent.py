@@ -289,26 +289,44 @@ class Transfers:
         )
 
 
+@pytest.fixture
+def pair_of_workers(lab, bartizan):
+    """As `three`, with two datapath workers."""
+    made = lab(a="app=a", b="app=b", c="app=c")
+    made.firewall = bartizan(made, {"workers": 2})
+    made.firewall.apply(OPEN)
+    return made
+
+
+def datapath(firewall):
+    """pid of each datapath worker that runs."""
+    rows = firewall.get("/v1/status")["workers"]
+    return {row["pid"] for row in rows if row["kind"] == "datapath" and row["state"] == "running"}
+
+
 @pytest.mark.parametrize("victims", ["worker", "agent", "worker agent", "agent worker"])
-def test_no_transfer_breaks_when_processes_are_killed(three, victims):
+def test_no_transfer_breaks_when_processes_are_killed(pair_of_workers, victims):
     """kill -9 among 200 transfers; c stays forbidden all the time; a may again before long."""
-    a, b, c = (three.host(name) for name in "abc")
+    made = pair_of_workers
+    a, b, c = (made.host(name) for name in "abc")
     with Transfers(a, b) as transfers:
         transfers.all_move()
-        pid = workers(three.firewall)["datapath", 0]
+        before = datapath(made.firewall)
         with b.capture() as at_b:
             forbidden = token()
             for victim in victims.split():
                 if victim == "worker":
-                    os.kill(pid, signal.SIGKILL)
+                    for pid in before:
+                        os.kill(pid, signal.SIGKILL)
                 else:
-                    three.firewall.kill()
+                    made.firewall.kill()
                 c.send(bytes(udp(c, b, 53, forbidden)))
             if "agent" in victims:
-                three.firewall.start()
+                made.firewall.start()
             eventually(
-                lambda: "worker" not in victims or workers(three.firewall)["datapath", 0] != pid,
-                "another worker",
+                lambda: "worker" not in victims or not datapath(made.firewall) & before,
+                "other workers",
+                10,
             )
             c.send(bytes(udp(c, b, 53, forbidden)))
             allowed = token()

@@ -1,5 +1,6 @@
 """What an operator sees of the datapath: counters of every worker, and the packets themselves."""
 
+import json
 import os
 import re
 import signal
@@ -75,6 +76,53 @@ def test_every_worker_tells_what_it_did_and_holds(three):
             assert value >= 0
     kernel = sum(metrics(firewall, "bartizan_nfqueue_packets_total"))
     assert kernel >= sum(metrics(firewall, "cilium_forward_count_total")) + 7
+
+
+@pytest.fixture
+def crowd(lab, bartizan):
+    """Ten hosts that may reach b; three workers; the kernel carries established flows."""
+    names = {f"h{number}": "app=a" for number in range(10)}
+    made = lab(b="app=b", c="app=c", **names)
+    made.firewall = bartizan(made, {"workers": 3})
+    made.firewall.apply(OPEN)
+    return made
+
+
+def test_several_workers_are_one_firewall(crowd):
+    """Flows of a pair meet in one worker, both ways; lists are sums; a revocation reaches all."""
+    b, firewall = crowd.host("b"), crowd.firewall
+    hosts = [crowd.host(f"h{number}") for number in range(10)]
+    with Echo(b, 80) as server:
+        pairs = []
+        for host in hosts:
+            for _ in range(3):
+                client = host.connect(b.address4, 80)
+                pairs.append((client, server.accept()))
+        for client, accepted in pairs:
+            for _ in range(15):
+                assert exchange(client, accepted, token())
+        rows = json.loads(firewall.cli("conntrack", "list", "--to", "b", "-o", "json").stdout)
+        assert len(rows) == len({row["source"] for row in rows}) == len(pairs)
+        assert all("OFFLOAD" in row["flags"] and min(row["packets"]) > 15 for row in rows)
+        homes = {}
+        for row in rows:
+            homes.setdefault(row["source_address"], set()).add(row["worker"])
+        assert all(len(workers) == 1 for workers in homes.values())
+        assert len(set.union(*homes.values())) > 1, "ten pairs of addresses, three queues"
+        status = firewall.get("/v1/status")["workers"]
+        carried = [row["traffic"]["flows_offloaded"] for row in status if row["kind"] == "datapath"]
+        assert sum(carried) == len(pairs)
+        firewall.apply(policy("app=b", ingress=[{}]))
+        for client, accepted in pairs:
+            accepted.settimeout(0.05)
+            client.sendall(b"gone")
+        for _, accepted in pairs:
+            with pytest.raises(TimeoutError):
+                accepted.recv(4)
+        flushed = json.loads(firewall.cli("conntrack", "flush", "--to", "b", "-o", "json").stdout)
+        assert flushed["flows"] == len(pairs)
+        for client, _ in pairs:
+            client.close()
 
 
 def watching(firewall):
