@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from lab import enclosure, topology
+from lab import enclosure, namespaces, topology
 from lab.namespaces import Namespace
 from lab.topology import HostPlan, Topology
 from lab.wire import Capture, Link, frame
@@ -41,6 +41,9 @@ TERM_GRACE_S = 2.0
 
 _INTERFACE_NAME_LENGTH = 15
 """IFNAMSIZ - 1, linux/if.h."""
+
+_LINK_S = 20.0  # the kernel's linkwatch waits for a lock that the end of a namespace takes, too
+_POLL_S = 0.001
 
 
 class LabError(Exception):
@@ -385,6 +388,22 @@ class Lab:
         for host in self.hosts.values():
             lines += _node_lines(host, self.node.addresses)
         self._batch("node", lines)
+        for host in self.hosts.values():
+            self._await_link(host)
+            # The kernel shows the state before it lets packets out, both under the lock that this
+            # takes as well.
+            self._batch(host.name, [f"link set eth0 mtu {host.plan.mtu_bytes}"])
+
+    def _await_link(self, host: Host) -> None:
+        """Wait until the host's end can send: the kernel sees to that in its own time.
+
+        Until then it drops what is sent without a word (dev_activate in net/sched/sch_generic.c).
+        """
+        deadline = time.monotonic() + _LINK_S
+        while not host.netns.within(lambda: namespaces.is_running("eth0")):
+            if time.monotonic() > deadline:
+                raise LabError(f"the link of {host.name} is not running after {_LINK_S:g} s")
+            time.sleep(_POLL_S)
 
     def _batch(self, namespace: str, lines: list[str]) -> None:
         """Have ip(8) perform `lines` in a namespace, in one process."""

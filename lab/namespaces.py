@@ -39,8 +39,10 @@ MS_PRIVATE = 0x4_0000
 
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
+_SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
+_IFF_RUNNING = 0x40
 
 NAMED = Path("/run/netns")
 """Where `ip netns` looks for names (ip-netns(8))."""
@@ -103,6 +105,15 @@ def raise_loopback() -> None:
     """Set `lo` of the calling thread's namespace up (netdevice(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+
+
+def is_running(interface: str) -> bool:
+    """Whether an interface of the calling thread's namespace can send: up, and so is its peer."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sh14x", interface.encode(), 0)
+        answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
+    _, flags = struct.unpack_from("16sh", answer)
+    return bool(flags & _IFF_RUNNING)
 
 
 class Namespace:
