@@ -1,17 +1,7 @@
-r"""Records as flow events for the agent, and as text lines in Envoy's default format.
+"""Records of requests as flow events for the agent."""
 
-The default format of Envoy (access_log/usage.rst):
-`[START_TIME] "METHOD PATH PROTOCOL" CODE FLAGS RECEIVED SENT DURATION UPSTREAM_TIME
-"X-FORWARDED-FOR" "USER-AGENT" "X-REQUEST-ID" "AUTHORITY" "UPSTREAM_HOST"`, times in milliseconds,
-`-` for what is not known. No byte of a request can forge a line: control and non-ASCII characters,
-quotes and backslashes are written as `\xNN`.
-"""
-
-import re
-from datetime import UTC, datetime
 from typing import NamedTuple
 
-from conntrack.address import format_address
 from firewall.flows.event import HttpEvent
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy.commands import Record, RecordKind
@@ -31,16 +21,20 @@ _NOT_JUDGED = Judgement(
 )
 """For requests that policy never saw."""
 
-_UNSAFE = re.compile(r"[^ !#-\[\]-~]")
-
 
 class Ends(NamedTuple):
-    """The two ends of a client connection: packed addresses, ports in host order."""
+    """The two ends of a client connection: packed addresses, ports in host order.
+
+    `upstream_port`: ours towards the server, 0 = there was no connection yet. `connection_id`: a
+    number that no other connection of this worker has.
+    """
 
     source: bytes
     source_port: int
     destination: bytes
     destination_port: int
+    upstream_port: int = 0
+    connection_id: int = 0
 
 
 def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
@@ -83,29 +77,3 @@ def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
 def is_final(record: Record) -> bool:
     """Whether nothing more will be said about this request: one text line is written then."""
     return record.kind is not _REQUEST or bool(record.detail)
-
-
-def text_line(record: Record, ends: Ends, time_ns: int) -> str:
-    """Return the line of Envoy's default format for a final record that ended at `time_ns`."""
-    headers = dict(record.headers)
-    begun_s = time_ns / 1e9 - record.duration_s
-    begun = datetime.fromtimestamp(begun_s, UTC).isoformat(timespec="milliseconds")
-    server = _host_port(ends.destination, ends.destination_port)
-    return (
-        f"[{begun.removesuffix('+00:00')}Z] "
-        f'"{_safe(record.method)} {_safe(record.path)} {_safe(record.protocol)}" '
-        f"{record.status} {record.flag or '-'} {record.received_bytes} {record.sent_bytes} "
-        f"{round(record.duration_s * 1000)} "
-        f"{round(record.latency_s * 1000) if record.latency_s else '-'} "
-        f'"{_safe(headers.get("x-forwarded-for", ""))}" "{_safe(headers.get("user-agent", ""))}" '
-        f'"{_safe(record.request_id)}" "{_safe(record.authority)}" "{server}"\n'
-    )
-
-
-def _safe(text: str) -> str:
-    return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text) or "-"
-
-
-def _host_port(address: bytes, port: int) -> str:
-    text = format_address(address)
-    return f"[{text}]:{port}" if len(address) == 16 else f"{text}:{port}"

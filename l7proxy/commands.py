@@ -16,6 +16,9 @@ from l7proxy.course import Course
 from l7proxy.judgement import Judgement
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from l7proxy.head import Field
     from l7proxy.ongoing import Ongoing
 
 
@@ -38,6 +41,8 @@ class Record(msgspec.Struct, frozen=True):
     whose bytes pass unread has a REQUEST and a RESPONSE too, with the protocol "TLS" or "TCP", the
     server name as authority, and counts of all bytes. `tls`: the client speaks TLS, and
     names `server_name`. `transport_failure`: why there is no TLS with the server, or "".
+    `request_s`: request head to the request's last byte. `request_fields`, `response_fields`: of
+    the heads as the proxy read them.
     """
 
     kind: RecordKind
@@ -58,6 +63,9 @@ class Record(msgspec.Struct, frozen=True):
     tls: bool = False
     server_name: str = ""
     transport_failure: str = ""
+    request_s: float = 0.0
+    request_fields: "Sequence[Field]" = ()
+    response_fields: "Sequence[Field]" = ()
 
 
 class OpenUpstream(msgspec.Struct, frozen=True):

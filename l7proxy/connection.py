@@ -463,6 +463,7 @@ class ClientConnection(asyncio.Protocol):
             self._upstream_failed(ConnectFailure.NO_HTTP2, link)
             return
         self._upstreams[link] = opened
+        self.ends = self.ends._replace(upstream_port=opened.local_port)
         self._host.metrics.upstream_opened()
         assert self.exchange is not None
         self.perform(self.exchange.upstream_opened(time.monotonic(), link))
@@ -535,6 +536,12 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
+
+    @property
+    def local_port(self) -> int:
+        """Our port, 0 if the connection is gone already."""
+        ours = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return ours[1] if ours else 0
 
     def secure(
         self,

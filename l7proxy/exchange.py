@@ -272,6 +272,8 @@ class Exchange:
             self._timer.await_body(now)
 
     def _end_request(self, now: float) -> None:
+        if self._current is not None:
+            self._current.request_s = now - self._current.head_at
         self._phase = ANSWER
         if self._link.state is not OPENING:
             self._set_response_deadline(now)

@@ -20,8 +20,8 @@ class Judgement(NamedTuple):
     `connected`: the client may talk to this destination at all; False ends the connection.
     `drop_reason` is a `DropReason` or 0. `direction`: the side that refused, or the last that
     allowed. `revision`: of the policies, as flow records name it. `uses_headers`: header rules took
-    part. `misdirected`: the request is for another host than the TLS connection. `detail` says
-    more, or "".
+    part. `misdirected`: the request is for another host than the TLS connection. `redacted`:
+    names, lower case, of headers that rules compare with secrets. `detail` says more, or "".
     """
 
     allowed: bool
@@ -40,6 +40,7 @@ class Judgement(NamedTuple):
     denied_by: tuple[OriginRow, ...] = ()
     isolated_by: tuple[OriginRow, ...] = ()
     detail: str = ""
+    redacted: frozenset[bytes] = frozenset()
 
 
 class Judge(Protocol):

@@ -169,6 +169,7 @@ class Multiplex:
         elif isinstance(event, h2.events.StreamEnded):
             if not stream.request_ended:
                 stream.request_ended = True
+                stream.ongoing.request_s = self._now - stream.ongoing.head_at
                 lane = self._ways.of(stream)
                 lane.end_body(stream, self._commands)
                 self._wait_for_answer(stream, lane)

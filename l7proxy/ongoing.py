@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _PROTOCOLS = ("HTTP/1.0", "HTTP/1.1", "HTTP/2")
 """As Envoy's %PROTOCOL% has them, by `Request.minor`."""
 
+REDACTED = "[redacted]"
+"""What stands for the value of a header that a rule compares with a secret; Cilium's word."""
+
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110 9.2.2."""
 
@@ -38,6 +41,7 @@ class Ongoing:
         replay: its bytes, if it may be sent once more to another connection, else empty.
         head_at: monotonic seconds of its head, `latency_s` from there to the answer's head.
         received_bytes: bytes of its body so far.
+        request_s: from its head to its last byte.
         request_id: as the server gets it, or empty.
 
     Args:
@@ -56,6 +60,7 @@ class Ongoing:
         "reply",
         "request",
         "request_id",
+        "request_s",
     )
 
     def __init__(
@@ -78,7 +83,9 @@ class Ongoing:
         self.received_bytes = 0
         self.request_id = ""
         self._known = known
-        self._texts = None if known is None else known.texts
+        self.request_s = 0.0
+        # What is known was read before policy said what may be shown.
+        self._texts = None if known is None or judgement.redacted else known.texts
 
     def prepare(
         self, limits: Limits, heads: "Heads", new_request_id: Callable[[], str], *, replayable: bool
@@ -134,7 +141,7 @@ class Ongoing:
         texts = self._texts
         if texts is None:
             wanted = [name.encode() for name in limits.log_headers]
-            self._texts = texts = texts_of(self.request, wanted)
+            self._texts = texts = texts_of(self.request, wanted, self.judgement.redacted)
         reply = self.reply
         response = None if reply is None else reply.response
         status = 0 if response is None else response.head.status
@@ -157,6 +164,9 @@ class Ongoing:
             self.received_bytes,
             0 if reply is None else reply.sent_bytes,
             texts.headers,
+            request_s=self.request_s,
+            request_fields=self.request.fields,
+            response_fields=() if response is None else response.fields,
         )
 
 
@@ -170,15 +180,26 @@ class Texts(NamedTuple):
     headers: tuple[tuple[str, str], ...]
 
 
-def texts_of(request: Request, wanted: Collection[bytes]) -> Texts:
-    """Return them; `wanted` are the names of the fields that records show, in lower case."""
+def texts_of(
+    request: Request, wanted: Collection[bytes], redacted: Collection[bytes] = ()
+) -> Texts:
+    """Return them.
+
+    Args:
+        request: the request.
+        wanted: names of the fields that records show, in lower case.
+        redacted: names of those whose value is nobody's business.
+    """
     return Texts(
         request.method.decode("ascii"),
         request.target.authority.decode("ascii"),
         request.target.wire.decode("ascii"),
         protocol(request.minor),
         tuple(
-            (field[0].decode("ascii"), field[2].decode("latin-1"))
+            (
+                field[0].decode("ascii"),
+                REDACTED if field[0] in redacted else field[2].decode("latin-1"),
+            )
             for field in request.fields
             if field[0] in wanted
         ),

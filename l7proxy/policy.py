@@ -42,12 +42,18 @@ _MEMO_KEY_BYTES = 256  # longer targets are matched each time, or a client could
 class _Rules:
     """A compiled list of http rules, with the answers that depend on nothing but the key."""
 
-    __slots__ = ("_matcher", "_memo", "uses_headers")
+    __slots__ = ("_matcher", "_memo", "secret_headers", "uses_headers")
 
     def __init__(self, rows: tuple[HttpRuleRow, ...], secrets: SecretReader | None) -> None:
         self._matcher = HttpMatcher(rows, secrets=secrets)
         self._memo: dict[tuple[bytes, bytes, bytes], HttpMatch] = {}
         self.uses_headers = any(row.headers or row.header_matches for row in rows)
+        self.secret_headers = frozenset(
+            match.name.lower().encode()
+            for row in rows
+            for match in row.header_matches
+            if match.secret_name is not None
+        )
 
     def evaluate(self, request: Request) -> HttpMatch:
         """Return the rule that allows a request, and what to change in it."""
@@ -85,7 +91,7 @@ class _Plan(NamedTuple):
     """What the snapshot in force makes of a pair of ends, a port and a form.
 
     `restrictions` of the sides that have a policy, `course` and `sides` as for the form,
-    `uses_headers` as in a judgement.
+    `uses_headers` and `redacted` as in a judgement.
     """
 
     decision: Decision
@@ -93,6 +99,7 @@ class _Plan(NamedTuple):
     course: Course | None
     sides: list[_Side]
     uses_headers: bool
+    redacted: frozenset[bytes]
 
 
 class Policy:
@@ -145,7 +152,10 @@ class Policy:
             self._side(view, *side, leg) for side, leg in zip(_asked(decision), legs, strict=False)
         ]
         uses_headers = any(side.rules is not None and side.rules.uses_headers for side in sides)
-        return _Plan(decision, restrictions, found, sides, uses_headers)
+        redacted = frozenset[bytes]().union(
+            *(side.rules.secret_headers for side in sides if side.rules is not None)
+        )
+        return _Plan(decision, restrictions, found, sides, uses_headers, redacted)
 
     def _side(
         self,
@@ -188,7 +198,8 @@ class ConnectionJudge:
     """
 
     __slots__ = (
-        "_course", "_decision", "_destination", "_form", "_policy", "_port", "_restrictions",
+        "_course", "_decision", "_destination", "_form", "_policy", "_port", "_redacted",
+        "_restrictions",
         "_server_name", "_sides", "_source", "_taken", "_uses_headers", "_view",
     )  # fmt: skip
 
@@ -206,6 +217,7 @@ class ConnectionJudge:
         self._restrictions: list[Restriction] = []
         self._sides: list[_Side] = []
         self._uses_headers = False
+        self._redacted: frozenset[bytes] = frozenset()
 
     # --- the connection --------------------------------------------------------------------------
 
@@ -328,7 +340,7 @@ class ConnectionJudge:
                 answer = self._denied(decision, side)
                 if side.audit:
                     answer = answer._replace(allowed=True, drop_reason=0, detail="audited")
-            answer = answer._replace(uses_headers=self._uses_headers)
+            answer = answer._replace(uses_headers=self._uses_headers, redacted=self._redacted)
             side.answers[rule] = answer
         return answer
 
@@ -342,6 +354,7 @@ class ConnectionJudge:
             else:
                 self._decision, self._restrictions, self._course, self._sides = plan[:4]
                 self._uses_headers = plan.uses_headers
+                self._redacted = plan.redacted
         return self._decision
 
     def _allowed(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:

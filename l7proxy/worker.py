@@ -22,6 +22,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -29,7 +30,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -54,7 +54,7 @@ from firewall.control.messages import (
 from firewall.control.snapshots import SnapshotReader
 from firewall.flows.event import DnsEvent, Event
 from firewall.policy.snapshot import SnapshotError
-from l7proxy.accesslog import Ends, http_event, is_final, text_line
+from l7proxy.accesslog import Ends, http_event, is_final
 from l7proxy.certificates import Certificates
 from l7proxy.commands import Record
 from l7proxy.connection import ClientConnection
@@ -65,6 +65,8 @@ from l7proxy.heads import Heads
 from l7proxy.judgement import Judge
 from l7proxy.limits import LimitError, Limits, override
 from l7proxy.listener import ListenError, is_local, listen
+from l7proxy.logfile import AccessLog
+from l7proxy.logformat import ENCODINGS, FormatError, compile_format
 from l7proxy.metrics import Metrics, Row
 from l7proxy.policy import ConnectionJudge, Policy
 from l7proxy.secrets import SecretFiles
@@ -127,12 +129,13 @@ class Worker:
         self._lost_count = 0
         self._started_at = time.monotonic()
         self._ids = itertools.count(1)
+        self._connection_ids = itertools.count(1)
         start = os.urandom(10).hex()
         self._id_prefix = f"{start[:8]}-{start[8:12]}-{start[12:16]}-{start[16:]}-"
-        self._access_log: IO[str] | None = None
+        self._access_log: AccessLog | None = None
         if options.access_log:
-            path = Path(options.access_log)
-            self._access_log = path.open("a", encoding="ascii", buffering=65536)
+            line = compile_format(options.access_log_format, options.access_log_encoding)
+            self._access_log = AccessLog(Path(options.access_log), line, socket.gethostname())
         self._snapshots = SnapshotReader()
         self._dns: DnsService | None = None
         self._load(Path(options.snapshot))
@@ -166,6 +169,8 @@ class Worker:
         self._dns.start(loop)
         loop.add_reader(self._channel.fileno(), self._listen)
         loop.add_signal_handler(signal.SIGTERM, self.drain, DRAIN_S)
+        if self._access_log is not None:
+            loop.add_signal_handler(signal.SIGUSR1, self._access_log.reopen)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's ^C is the agent's
         sweep_at = 0.0
         while not self._stopped.is_set():
@@ -225,7 +230,8 @@ class Worker:
 
     def admit(self, connection: ClientConnection | DnsStream) -> Judge | None:
         """Take a new connection; None: it must be reset."""
-        ends = connection.ends
+        ends = connection.ends._replace(connection_id=next(self._connection_ids))
+        connection.ends = ends
         self._connections.add(connection)
         self._per_source[ends.source] += 1
         self.metrics.opened()
@@ -272,7 +278,7 @@ class Worker:
         for record, ends, time_ns in records:
             self.metrics.observe(record)
             if self._access_log is not None and is_final(record):
-                self._access_log.write(text_line(record, ends, time_ns))
+                self._access_log.write(record, ends, time_ns)
         room = EVENTS_PER_FLUSH - len(self._events) if self._channel.connected else 0
         self._events += [http_event(*told) for told in records[:room]]
         self._lost_count += max(0, len(records) - room)
@@ -393,6 +399,8 @@ class Worker:
             self._access_log.flush()
 
     def _sweep(self, now: float) -> None:
+        if self._access_log is not None:
+            self._access_log.follow()
         assert self._dns is not None
         self._dns.tick(now)
         for connection in tuple(self._connections):
@@ -421,7 +429,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         help="packet mark of everything that the proxy sends",
     )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="see docs/l7.md")
-    add("--access-log", default="", help="file for lines in Envoy's default format")
+    add("--access-log", default="", help="file for a line about each request")
+    add("--access-log-encoding", choices=ENCODINGS, default="text", help="of each line")
+    add("--access-log-format", default="", help="Envoy's operators; empty = Envoy's default")
     add("--secrets-dir", default="", help="DIR/NAMESPACE/NAME: secrets of headerMatches and TLS")
     add("--loop", choices=("uvloop", "asyncio"), default="uvloop", help="event loop")
     add("--log-level", default="info", help="debug, info, warning or error")
@@ -459,7 +469,7 @@ def _new_loop(name: str) -> asyncio.AbstractEventLoop:
 async def _serve(options: argparse.Namespace, limits: Limits) -> int:
     try:
         worker = Worker(options, limits)
-    except (ListenError, ChannelError, OSError) as error:
+    except (ListenError, ChannelError, FormatError, OSError) as error:
         log.error("cannot start: %s", error)  # noqa: TRY400 - the text says it all
         return 1
     # What is loaded now lives as long as the process.

@@ -26,6 +26,7 @@ from firewall.agent.document import (
     unknown,
 )
 from firewall.agent.nodes import NodeDeclaration, check_nodes, host_labels, read_node
+from firewall.agent.proxying import ENCODINGS, OWN_SHAPE, check_format
 from firewall.datapath.marks import DEFAULT_MASK, Marks, MaskError
 from firewall.fqdn.cache import Bounds
 from firewall.identities.labels import LabelError, LabelFilter
@@ -67,11 +68,28 @@ class ProxySettings:
     )
     limits: tuple[str, ...] = field(
         default=(),
-        metadata=_meaning("limits of the proxy, name=value each; see docs/l7.md", live=True),
+        metadata=_meaning(
+            "settings of docs/l7.md that differ from their defaults, {name: value}", live=True
+        ),
     )
     access_log: Path | None = field(
         default=None,
-        metadata=_meaning("file for access log lines in Envoy's default format", live=True),
+        metadata=_meaning(
+            "file for a line about each request; opened again when it was moved away",
+            live=True,
+        ),
+    )
+    access_log_encoding: str = field(
+        default="text",
+        metadata=_meaning("text, or one JSON object per line", words=ENCODINGS, live=True),
+    )
+    access_log_format: str = field(
+        default="",
+        metadata=_meaning(
+            "Envoy's operators (docs/l7.md), as %REQ(USER-AGENT)%; for JSON {name: format};"
+            " empty = Envoy's default",
+            live=True,
+        ),
     )
     secrets_dir: Path | None = field(
         default=None,
@@ -643,6 +661,8 @@ def _convert(reader: Reader, given: Value, kind: Any, item: "Field[Any]") -> Any
     if kind == tuple[NodeDeclaration, ...]:
         nodes = [read_node(reader, entry) for entry in reader.items(given)]
         return tuple(entry for entry in nodes if entry is not None)
+    if item.name in OWN_SHAPE:
+        return OWN_SHAPE[item.name](reader, given)
     if kind == tuple[str, ...]:
         return reader.texts(given)
     if kind is bool:
@@ -685,6 +705,12 @@ def _number(reader: Reader, place: Place, text: str, kind: Any, item: "Field[Any
 
 def _check(reader: Reader, config: Config, given: Mapping[str, Value]) -> None:
     """Check what one setting alone does not show."""
+    check_format(
+        reader,
+        _of(given, "proxy.access_log_format"),
+        config.proxy.access_log_format,
+        config.proxy.access_log_encoding,
+    )
     for number, expression in enumerate(config.labels.filter):
         try:
             LabelFilter((expression,))

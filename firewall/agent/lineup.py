@@ -76,6 +76,8 @@ def specs(config: Config, bank: int = 0) -> list[WorkerSpec]:
             arguments += ["--set", limit]
         if config.proxy.access_log is not None:
             arguments += ["--access-log", str(config.proxy.access_log)]
+            arguments += ["--access-log-encoding", config.proxy.access_log_encoding]
+            arguments += ["--access-log-format", config.proxy.access_log_format]
         if config.proxy.secrets_dir is not None:
             arguments += ["--secrets-dir", str(config.proxy.secrets_dir)]
         path = config.run_dir / f"l7proxy-{number}.sock"

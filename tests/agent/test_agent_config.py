@@ -172,3 +172,34 @@ def test_a_source_has_a_share_of_the_tracked_flows(text, share):
         if spec.kind == "datapath":
             at = spec.arguments.index("--source-limit")
             assert spec.arguments[at + 1] == str(share)
+
+
+def test_settings_of_the_proxy_are_a_mapping_and_checked_where_they_stand():
+    text = (
+        "proxy:\n"
+        "  limits:\n"
+        "    head_bytes: 8192\n"
+        "    strip_headers: [X-A, x-b]\n"
+        "  access_log_encoding: json\n"
+        "  access_log_format: {code: '%RESPONSE_CODE%'}\n"
+    )
+    proxy = read(text, "f").config.proxy
+    assert proxy.limits == ("head_bytes=8192", "strip_headers=X-A,x-b")
+    assert proxy.access_log_format == '{"code": "%RESPONSE_CODE%"}'
+    assert read("proxy: {limits: ['head_bytes=1']}", "f").config.proxy.limits == ("head_bytes=1",)
+    wrong = (
+        "proxy:\n"
+        "  limits:\n"
+        "    head_byte: 1\n"
+        "    head_timeout_s: soon\n"
+        "    underscore_names: maybe\n"
+        "  access_log_format: '%NOPE%'\n"
+    )
+    with pytest.raises(DocumentError) as caught:
+        read(wrong, "f")
+    said = str(caught.value)
+    assert "f:3:5: proxy.limits.head_byte: unknown setting" in said
+    assert "did you mean head_bytes?" in said
+    assert "f:4:21: proxy.limits.head_timeout_s: head_timeout_s=soon: not a number" in said
+    assert "f:5:23: proxy.limits.underscore_names: underscore_names=maybe: one of allow" in said
+    assert "f:6:22: proxy.access_log_format: %NOPE%: no such operator" in said

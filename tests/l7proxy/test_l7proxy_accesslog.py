@@ -1,9 +1,9 @@
-"""Records as flow events and as lines of Envoy's default format."""
+"""Records as flow events, and what is counted of them."""
 
 from http_transcript import Script, snapshot
 
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
-from l7proxy.accesslog import Ends, http_event, is_final, text_line
+from l7proxy.accesslog import Ends, http_event, is_final
 from l7proxy.commands import Log
 from l7proxy.metrics import Metrics, all_refusals, counted_details
 
@@ -52,33 +52,6 @@ def test_malformed_request_is_one_event_without_its_bytes():
     event = http_event(record, ENDS, 7)
     assert event.drop_reason == DropReason.INVALID_PACKET_DROPPED
     assert (event.method, event.url, event.detail) == ("", "", "http1.invalid_url")
-
-
-def test_text_line_is_envoys_default_format():
-    request, response = records(
-        ("client_data", get(headers=b"User-Agent: curl\r\nX-Request-Id: abc\r\n")),
-        ("upstream_opened",),
-        ("upstream_data", OK),
-        log_headers=("user-agent", "x-forwarded-for"),
-    )
-    assert not is_final(request)
-    line = text_line(response, ENDS, 1_460_751_420_310_000_000)
-    assert line == (
-        '[2016-04-15T20:16:59.810Z] "GET /public/a HTTP/1.1" 200 - 0 2 500 500 "-" "curl" "abc" '
-        '"svc" "10.0.2.1:80"\n'
-    )
-
-
-def test_no_header_can_forge_a_line():
-    """P9 of the corpus."""
-    (record,) = records(
-        ("client_data", get(b"/admin", b'User-Agent: a" 200 \\ \xe9\x9b\t[31m\r\n')),
-        log_headers=("user-agent",),
-    )
-    line = text_line(record, ENDS, 0)
-    assert r'"a\x22 200 \x5c \xe9\x9b\x09[31m"' in line
-    assert line.count("\n") == 1
-    assert line.isascii()
 
 
 def test_counters_follow_from_records():

@@ -1,0 +1,64 @@
+"""Settings of the proxy in the configuration: read as they are written, checked as it would.
+
+The proxy knows its settings (`l7proxy.limits`) and its log's operators (`l7proxy.logformat`); what
+it would refuse when it starts is refused here, with the place.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+
+import yaml
+
+from firewall.agent.document import Place, Reader, Value
+from l7proxy.limits import LimitError, Limits, override
+from l7proxy.logformat import ENCODINGS, FormatError, compile_format
+
+__all__ = ["ENCODINGS", "OWN_SHAPE", "check_format"]
+
+
+def read_limits(reader: Reader, given: Value) -> tuple[str, ...]:
+    """Read settings as a mapping, or as a list of name=value; return `name=value` each."""
+    found: list[tuple[Place, str]] = []
+    if isinstance(given.node, yaml.MappingNode):
+        for name, entry in reader.mapping(given, [one.name for one in fields(Limits)]).items():
+            several = isinstance(entry.node, yaml.SequenceNode)
+            text = ",".join(reader.texts(entry)) if several else reader.text(entry)
+            found.append((entry.place, f"{name}={text}"))
+    else:
+        found = [(entry.place, reader.text(entry)) for entry in reader.items(given)]
+    kept: list[str] = []
+    for place, assignment in found:
+        try:
+            override(Limits(), [assignment])
+        except LimitError as error:
+            reader.note(place, str(error))
+        else:
+            kept.append(assignment)
+    return tuple(kept)
+
+
+def read_format(reader: Reader, given: Value) -> str:
+    """Read a format: text, or a mapping of formats, which is returned as JSON."""
+    if not isinstance(given.node, yaml.MappingNode):
+        return reader.text(given)
+    names = [str(key.value) for key, _ in given.node.value]
+    return json.dumps(
+        {name: reader.text(entry) for name, entry in reader.mapping(given, names).items()}
+    )
+
+
+OWN_SHAPE: Mapping[str, Callable[[Reader, Value], object]] = {
+    "limits": read_limits,
+    "access_log_format": read_format,
+}
+"""Settings of `proxy` that are written in a shape of their own."""
+
+
+def check_format(reader: Reader, place: Place, text: str, encoding: str) -> None:
+    """Note what is wrong with a format; an unknown encoding is noted elsewhere."""
+    if encoding in ENCODINGS:
+        try:
+            compile_format(text, encoding)
+        except FormatError as error:
+            reader.note(place, str(error))
