@@ -1,13 +1,15 @@
 """What the firewall says about packets: flow records and counters, awaited with a deadline."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from scapy.layers.inet import ICMP, TCP, UDP
 from scapy.packet import Packet
-from traffic import DEADLINE_S, eventually
+from traffic import DEADLINE_S, V4, eventually
 
 from lab.daemon import Bartizan
+from lab.laboratory import Machine
 
 Flow = dict[str, Any]
 
@@ -76,3 +78,32 @@ def workers(bartizan: Bartizan) -> dict[tuple[str, int], int]:
     """(kind, number) -> pid of every worker."""
     rows = bartizan.get("/v1/status")["workers"]
     return {(row["kind"], row["number"]): row["pid"] for row in rows}
+
+
+LINK_MESSAGES = (130, 131, 132, 133, 134, 135, 136, 143)
+"""ICMPv6 types that hosts send on their own: neighbours, routers, listeners (RFC 4861, 3810)."""
+
+
+def count_link_messages(node: Machine) -> None:
+    """Have the node count what IPv6 hosts say to each other unasked, so that `queued` can tell."""
+    lines = [
+        f"-A {chain} -p icmpv6 --icmpv6-type {kind}"
+        for chain in ("PREROUTING", "OUTPUT")
+        for kind in LINK_MESSAGES
+    ]
+    text = "\n".join(["*raw", *lines, "COMMIT", ""])
+    node.run(["ip6tables-restore", "--noflush"], stdin=text, check=True)
+
+
+def queued(node: Machine, family: int = V4) -> int:
+    """Packets of a family that our rules have queued, link messages left out.
+
+    A counter of rules, not of queues: those count both families, and neighbour discovery goes on
+    beside every IPv4 flow. IPv6 needs `count_link_messages` before the first one.
+    """
+    program = "iptables-save" if family == V4 else "ip6tables-save"
+    saved = node.run([program, "-c"], check=True).stdout
+    ours = re.findall(r"^\[(\d+):\d+\] -A BARTIZAN-.* -j NFQUEUE", saved, re.MULTILINE)
+    messages = r"^\[(\d+):\d+\] -A \w+ -p ipv6-icmp .*--icmpv6-type \d+$"
+    said = re.findall(messages, saved, re.MULTILINE)
+    return sum(map(int, ours)) - sum(map(int, said))

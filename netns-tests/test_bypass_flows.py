@@ -1,7 +1,6 @@
 """Established flows that the kernel carries: what still comes to the worker, and what cannot pass.
 
-Evidence is the queue's own counter (packets that the kernel handed over), what both ends received,
-and the worker's words.
+Evidence is the counter of our NFQUEUE rules, what both ends received, and the worker's words.
 """
 
 import contextlib
@@ -12,6 +11,7 @@ import time
 import datapath_rig
 import pytest
 from datapath_rig import Rule
+from evidence import count_link_messages, queued
 from scapy.layers import inet
 from traffic import (
     DEADLINE_S,
@@ -42,15 +42,6 @@ ENOUGH = 12
 """Exchanges after which a flow is the kernel's: see AFTER_COUNT in firewall/datapath/offload.py."""
 
 
-STRAY = 5
-"""Packets that may be queued beside a flow's: neighbour discovery, what was on its way."""
-
-
-def queued(rig) -> int:
-    """Packets that the kernel has put into our queues."""
-    return int(rig.kernel("print(sum(q.packet_count for q in kernel.read_queues()))"))
-
-
 def marks(rig) -> list[int]:
     """The connmarks of the namespace that are not 0."""
     lines = rig.lab.node.run(["conntrack", "-L"], check=True).stdout.splitlines()
@@ -74,6 +65,7 @@ def opened(rig, family=V4, **where):
 @pytest.fixture
 def bypassing(rig):
     one = rig(bypass=True)
+    count_link_messages(one.lab.node)
     one.start()
     one.publish(Rule("a", "b"))
     return one
@@ -82,11 +74,11 @@ def bypassing(rig):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_data_of_an_established_connection_does_not_reach_the_queue(bypassing, family):
     with opened(bypassing, family) as (client, server):
-        before = queued(bypassing)
+        before = queued(bypassing.lab.node, family)
         for _ in range(100):
             assert exchange(client, server, b"x" * 10_000)
-        assert queued(bypassing) - before < STRAY  # of 200 and more
-    eventually(lambda: queued(bypassing) > before, "the FIN is queued")
+        assert queued(bypassing.lab.node, family) == before
+    eventually(lambda: queued(bypassing.lab.node, family) > before, "the FIN is queued")
     assert bypassing.drop_count() == 0
 
 
@@ -106,10 +98,10 @@ def test_answered_datagrams_do_not_reach_the_queue(bypassing, family):
         for _ in range(ENOUGH):
             ask()
         eventually(lambda: marks(bypassing), "the flow is marked")
-        before = queued(bypassing)
+        before = queued(bypassing.lab.node, family)
         for _ in range(100):
             ask()
-        assert queued(bypassing) - before < STRAY  # of 200 and more
+        assert queued(bypassing.lab.node, family) == before
 
 
 def test_every_bit_outside_our_mask_stays_the_users(bypassing):
@@ -143,11 +135,11 @@ def test_segments_that_open_or_end_a_connection_are_judged(bypassing, flags):
     a, b = bypassing.lab.host("a"), bypassing.lab.host("b")
     with opened(bypassing) as (client, server), b.capture() as capture:
         real = numbers(client, server, capture)
-        before, dropped = queued(bypassing), bypassing.drop_count()
+        before, dropped = queued(bypassing.lab.node), bypassing.drop_count()
         where = {"source_port": real.sport, "flags": flags}
         blind = tcp(a, b, 80, **where, seq=(real.seq + BEYOND) % 2**32, ack=real.ack)
         a.send(bytes(blind))
-        eventually(lambda: queued(bypassing) > before, "it is queued")
+        eventually(lambda: queued(bypassing.lab.node) > before, "it is queued")
         if flags != "S":  # the host answers a SYN with a challenge (RFC 5961 section 4)
             eventually(lambda: bypassing.drop_count() > dropped, "it is dropped")
         for _ in range(100):
@@ -183,10 +175,10 @@ def test_a_known_tuple_from_another_interface_is_spoofed(rig):
             a, b, 80, source_port=header.sport, flags="PA", seq=header.seq, ack=header.ack,
             payload=payload,
         )  # fmt: skip
-        before = queued(one)
+        before = queued(one.lab.node)
         c.send(bytes(lie))
         one.dropped(DropReason.INVALID_SOURCE_IP)
-        assert queued(one) > before
+        assert queued(one.lab.node) > before
         assert exchange(client, server, last)
         capture.expect(carries(last), DEADLINE_S)
         assert not any(payload in data for data in capture.packets)
