@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from firewall.policy.course import Course
 from l7proxy.client_hello import ClientHello
-from l7proxy.course import Course
 from l7proxy.judgement import Judgement
 
 if TYPE_CHECKING:

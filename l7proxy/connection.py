@@ -19,6 +19,7 @@ from typing import Protocol, assert_never, cast
 import msgspec
 
 from conntrack.address import format_address, parse_address
+from firewall.policy.course import CLEAR, HTTP, Course
 from l7proxy import refusals, upstream
 from l7proxy.accesslog import Ends
 from l7proxy.certificates import CertificateError, Certificates
@@ -43,7 +44,6 @@ from l7proxy.commands import (
     ShutdownClient,
     ShutdownUpstream,
 )
-from l7proxy.course import CLEAR, HTTP, Course
 from l7proxy.exchange import Exchange
 from l7proxy.frames import PREFACE_LINE
 from l7proxy.greeting import Greeting

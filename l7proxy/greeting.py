@@ -17,9 +17,9 @@ from typing import Concatenate, ParamSpec
 
 from msgspec.structs import replace
 
+from firewall.policy.course import CLEAR, Course, Form
 from l7proxy import commands, refusals
 from l7proxy.client_hello import ClientHello, HelloReader, HelloRefused, NotTls
-from l7proxy.course import CLEAR, Course, Form
 from l7proxy.judgement import Judge, Judgement
 from l7proxy.limits import Limits
 from l7proxy.ongoing import connection_record

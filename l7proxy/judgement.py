@@ -7,10 +7,10 @@ record explains itself.
 
 from typing import NamedTuple, Protocol
 
+from firewall.policy.course import Course, Form
 from firewall.policy.http_match import HeaderEdit
 from firewall.policy.snapshot import OriginRow
 from firewall.policy.verdict import TrafficDirection
-from l7proxy.course import Course, Form
 from l7proxy.request import Request
 
 

@@ -6,7 +6,7 @@ redirected connection has http rules on the egress side, the ingress side, or bo
 must satisfy each side that has some. Rules are compiled once per list and kept over snapshots that
 repeat it.
 
-What rules make of TLS is the business of `l7proxy.course`: a connection is judged in the form in
+What rules make of TLS is the business of `firewall.policy.course`: a connection is judged in the form in
 which it began, and ends when a snapshot asks for more of that form than what was begun.
 
 Fail closed: without a snapshot, and by rules that this proxy does not enforce (any kind but "http"
@@ -17,13 +17,13 @@ first the connection, then each request.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from firewall.policy import course
+from firewall.policy.course import CLEAR, Course, Form, Leg, Restriction
 from firewall.policy.http_match import HeaderEdit, HttpMatch, HttpMatcher, SecretReader
 from firewall.policy.policymap import DirectionVerdict
 from firewall.policy.snapshot import HttpRuleRow, OriginRow, Snapshot
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from firewall.policy.view import Decision, Peer, View
-from l7proxy import course
-from l7proxy.course import CLEAR, Course, Form, Leg, Restriction
 from l7proxy.judgement import Judgement
 from l7proxy.request import Request
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 from firewall.policy.compile import make_l7_row
+from firewall.policy.course import CLEAR, Course, Form, Restriction, plan
 from firewall.policy.readers import read
 from firewall.policy.snapshot import TlsContextRow
-from l7proxy.course import CLEAR, Course, Form, Restriction, plan
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/tls.md").read_text()
 (EXAMPLE,) = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)

@@ -8,6 +8,7 @@ from http_mutants import RULES, Case, case, shrunk
 from http_observer import PREFACE, Observer, answer_faults, paths
 from http_transcript import CLIENT, SERVER, snapshot
 
+from firewall.policy.course import CLEAR
 from l7proxy.commands import (
     CloseClient,
     CloseUpstream,
@@ -19,7 +20,6 @@ from l7proxy.commands import (
     SendUpstream,
     ShutdownClient,
 )
-from l7proxy.course import CLEAR
 from l7proxy.exchange import Exchange
 from l7proxy.frames import PREFACE_LINE
 from l7proxy.heads import Heads

@@ -5,9 +5,9 @@ import msgspec
 import pytest
 from http_transcript import CLIENT, SERVER, snapshot, written
 
+from firewall.policy.course import CLEAR, Course
 from firewall.policy.snapshot import HttpRuleRow, L7Row, TlsContextRow
 from l7proxy.commands import CloseClient, ConnectFailure, Enter, Log, RecordKind, SendUpstream
-from l7proxy.course import CLEAR, Course
 from l7proxy.greeting import Greeting
 from l7proxy.limits import Limits
 from l7proxy.passage import Passage

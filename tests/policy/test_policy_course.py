@@ -4,8 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firewall.policy.course import (
+    CLEAR,
+    Course,
+    Form,
+    Restriction,
+    looks,
+    named,
+    passes_unread,
+    plan,
+)
 from firewall.policy.snapshot import HttpRuleRow, L7Row, TlsContextRow
-from l7proxy.course import CLEAR, Course, Form, Restriction, looks, named, passes_unread, plan
 
 RULE, OTHER_RULE = HttpRuleRow(path="/a"), HttpRuleRow(path="/b")
 INSIDE, OUTSIDE = TlsContextRow("n", "inside"), TlsContextRow("n", "outside")
