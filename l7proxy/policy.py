@@ -6,8 +6,8 @@ redirected connection has http rules on the egress side, the ingress side, or bo
 must satisfy each side that has some. Rules are compiled once per list and kept over snapshots that
 repeat it.
 
-What rules make of TLS is the business of `firewall.policy.course`: a connection is judged in the form in
-which it began, and ends when a snapshot asks for more of that form than what was begun.
+What rules make of TLS is the business of `firewall.policy.course`: a connection is judged in the
+form in which it began, and ends when a snapshot asks for more of it than what was begun.
 
 Fail closed: without a snapshot, and by rules that this proxy does not enforce (any kind but "http"
 and "tls"), nothing is allowed. Source: cilium/proxy, cilium_network_filter and cilium_l7policy:
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from firewall.policy import course
-from firewall.policy.course import CLEAR, Course, Form, Leg, Restriction
+from firewall.policy.course import CLEAR, Course, Form, Leg, Restriction, host_name
 from firewall.policy.http_match import HeaderEdit, HttpMatch, HttpMatcher, SecretReader
 from firewall.policy.policymap import DirectionVerdict
 from firewall.policy.snapshot import HttpRuleRow, OriginRow, Snapshot
@@ -311,7 +311,7 @@ class ConnectionJudge:
         taken = self._taken
         host = ""
         if taken is not None and (taken.terminate or taken.originate):
-            host = _host(request.target.authority)
+            host = host_name(request.target.authority)
             if self._server_name not in ("", host):
                 return self.connection()._replace(allowed=False, misdirected=True)
         judgement: Judgement | None = None
@@ -422,13 +422,6 @@ def _asked(
         yield TrafficDirection.EGRESS, decision.egress, decision.source
     if decision.ingress is not None:
         yield TrafficDirection.INGRESS, decision.ingress, decision.destination
-
-
-def _host(authority: bytes) -> str:
-    """Return the host of an authority as a hello would name it, an address without brackets."""
-    text = authority.decode("ascii").lower()
-    host = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
-    return host.removesuffix(".")
 
 
 def _deciding_side(decision: Decision) -> DirectionVerdict | None:

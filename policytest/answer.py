@@ -94,6 +94,14 @@ def refused_request(
     return Answer(False, names(rules) or (DEFAULT_DENY,), reason, direction, why, rules)
 
 
+def refused_hello(
+    direction: str, rules: tuple[OriginRow, ...], reason: str = DropReason.POLICY_DENIED.name
+) -> Answer:
+    """Make the answer for a server name that no rule allows."""
+    why = f"{direction}: no rule allows the server name: {places(rules)}"
+    return Answer(False, names(rules) or (DEFAULT_DENY,), reason, direction, why, rules)
+
+
 def passed(direction: str, rules: tuple[OriginRow, ...]) -> Answer:
     """Make the answer for traffic that passes; no rules = nothing restricts it."""
     if not rules:

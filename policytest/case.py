@@ -4,7 +4,9 @@ The reader makes them (`policytest.reader`), `policytest.world` plays the steps,
 `policytest.model` and `policytest.packets`, answer the checks.
 """
 
+import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -76,11 +78,34 @@ class HttpRequest(NamedTuple):
     host: str
     headers: tuple[tuple[str, str], ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
     def head(self) -> bytes:
         """Return the bytes of the request: a head, no body."""
         lines = [f"{self.method} {self.path} HTTP/1.1", f"Host: {self.host}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+class TlsHello(NamedTuple):
+    """The beginning of TLS; `server_name` "" = a hello that names nobody."""
+
+    server_name: str
+
+    def __str__(self) -> str:
+        return f"TLS to {self.server_name}" if self.server_name else "TLS without a name"
+
+    def head(self) -> bytes:
+        """Return a ClientHello, as OpenSSL writes it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        reading, writing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        side = context.wrap_bio(reading, writing, server_hostname=self.server_name or None)
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+        return writing.read()
 
 
 class Traffic(NamedTuple):
@@ -91,14 +116,14 @@ class Traffic(NamedTuple):
         protocol: IANA number, of ICMP the one for IPv4.
         port: destination port.
         icmp: (ICMP type, ICMPv6 type), -1 = the family has none of this name.
-        request: the request to make on the connection.
+        request: the request to make on the connection, or how to begin TLS on it.
     """
 
     text: str
     protocol: int
     port: int
     icmp: tuple[int, int] | None = None
-    request: HttpRequest | None = None
+    request: HttpRequest | TlsHello | None = None
 
 
 class Expected(NamedTuple):
@@ -126,7 +151,7 @@ class Check(NamedTuple):
     def title(self) -> str:
         """`x/a -> x/b 80/TCP GET /`, by which people and `--filter` find it."""
         request = self.traffic.request
-        said = f" {request.method} {request.path}" if request is not None else ""
+        said = f" {request}" if request is not None else ""
         return f"{self.source} -> {self.destination} {self.traffic.text}{said}"
 
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 from firewall.policy.problem import Problem
 from policytest.answer import Answer
+from policytest.case import TlsHello
 from policytest.play import Result
 from policytest.report import answer_text, title_of
 
@@ -37,8 +38,10 @@ def row(result: Result) -> dict[str, Any]:
         "line": check.line,
         "column": check.column,
     }
-    if request is not None:
-        found["http"] = f"{request.method} {request.path}"
+    if isinstance(request, TlsHello):
+        found["tls"] = {"sni": request.server_name}
+    elif request is not None:
+        found["http"] = str(request)
     if got.reason:
         found["reason"] = got.reason
     if got.direction:

@@ -17,6 +17,7 @@ from firewall.identities.reserved import (
     Reserved,
     reserved_number,
 )
+from firewall.policy.course import CLEAR, Form
 from firewall.policy.explain import Request as AskedRequest
 from firewall.policy.explain import explain, render
 from firewall.policy.objects import Resource, resource_key
@@ -25,14 +26,15 @@ from firewall.policy.resolve import Resolver
 from firewall.policy.snapshot import EndpointRow, Snapshot
 from firewall.policy.snapshot import Settings as SnapshotSettings
 from firewall.policy.verdict import DropReason, Verdict
-from firewall.policy.view import View
+from firewall.policy.view import Decision, View
 from l7proxy.head import parse_request
+from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
 from l7proxy.policy import ConnectionJudge, Policy
 from l7proxy.refusals import RequestRefused
 from l7proxy.request import Request, admit
-from policytest.answer import Answer, of_decision, passed, refused_request
-from policytest.case import NODE, Case, Check, HttpRequest, OutsideHost, Source, Step
+from policytest.answer import Answer, of_decision, passed, refused_hello, refused_request
+from policytest.case import NODE, Case, Check, HttpRequest, OutsideHost, Source, Step, TlsHello
 from policytest.world import Probe, World
 
 _LIMITS = Limits()
@@ -163,23 +165,36 @@ class Model:
             check, [(probe, self._probe(probe, check.traffic.request)) for probe in probes]
         )
 
-    def _probe(self, probe: Probe, request: HttpRequest | None) -> Answer:
+    def _probe(self, probe: Probe, request: HttpRequest | TlsHello | None) -> Answer:
         decision = self._view.decide(*probe)
         if request is None or decision.verdict is not Verdict.REDIRECT:
             return of_decision(decision)
+        if isinstance(request, TlsHello):
+            return self._greeted(probe, decision, request)
         admitted = self._admitted(request)
         if isinstance(admitted, RequestRefused):
             return refused_by_proxy(admitted.refusal.detail)
         judge = ConnectionJudge(self._policy, probe.source, probe.destination, probe.port)
+        judge.take(CLEAR)
         judgement = judge.request(admitted)
         direction = judgement.direction.name.lower()
         if judgement.allowed:
-            connection = of_decision(decision)
-            rules = dict.fromkeys((*connection.rules, *judgement.allowed_by))
-            return passed(direction, tuple(rules))
+            return _through(decision, judgement)
         return refused_request(
             direction, judgement.denied_by, DropReason(judgement.drop_reason).name
         )
+
+    def _greeted(self, probe: Probe, decision: Decision, hello: TlsHello) -> Answer:
+        """Answer how the proxy takes the beginning of TLS."""
+        judge = ConnectionJudge(self._policy, probe.source, probe.destination, probe.port)
+        if not judge.looks:
+            return refused_by_proxy("http1.invalid_characters")
+        course = judge.take(Form(tls=True, server_name=hello.server_name))
+        judgement = judge.opening()
+        if course is not None:
+            return _through(decision, judgement)
+        reason = DropReason(judgement.drop_reason).name
+        return refused_hello(judgement.direction.name.lower(), judgement.denied_by, reason)
 
     def _admitted(self, request: HttpRequest) -> Request | RequestRefused:
         found = self._heads.get(request)
@@ -193,16 +208,18 @@ class Model:
 
     def explain(self, check: Check) -> str:
         """Explain what is answered to a check, rule by rule."""
-        asked = None
+        asked, form = None, None
         request = check.traffic.request
-        if request is not None:
+        if isinstance(request, TlsHello):
+            form = Form(tls=True, server_name=request.server_name)
+        elif request is not None:
             admitted = self._admitted(request)
             if isinstance(admitted, RequestRefused):
                 return f"the proxy refuses the request itself: {admitted.refusal.detail}"
             target = admitted.target
             asked = AskedRequest(admitted.method, target.wire, target.authority, admitted.headers)
         texts = [
-            render(explain(self._view, self._resolver.selectors, probe, asked))
+            render(explain(self._view, self._resolver.selectors, probe, asked, form))
             for probe in self.world.probes(check)
         ]
         return "\n".join(dict.fromkeys(texts))
@@ -213,6 +230,13 @@ def _remote_labels(host: OutsideHost) -> LabelSet:
     labels = [Label(NODE_SOURCE, HOSTNAME, host.name)]
     labels += [parse_label(f"{key}={value}", NODE_SOURCE) for key, value in host.node_labels or ()]
     return RESERVED_LABELS[Reserved.REMOTE_NODE].with_labels(labels)
+
+
+def _through(decision: Decision, judgement: Judgement) -> Answer:
+    """Make the answer for what the proxy lets pass: who let the connection in, and this."""
+    connection = of_decision(decision)
+    rules = dict.fromkeys((*connection.rules, *judgement.allowed_by))
+    return passed(judgement.direction.name.lower(), tuple(rules))
 
 
 def refused_by_proxy(detail: str) -> Answer:

@@ -14,7 +14,7 @@ from firewall.flows.compact import line
 from firewall.flows.flow import Flow
 from lab.wire import Capture, NothingArrivedError
 from policytest.answer import NO_POLICY, Answer
-from policytest.case import ICMP, ICMPV6, Case, Check, HttpRequest, Step
+from policytest.case import ICMP, ICMPV6, Case, Check, HttpRequest, Step, TlsHello
 from policytest.field import Field, FieldError
 from policytest.flowstream import FlowStream, Key, key_of
 from policytest.frames import packet
@@ -86,7 +86,7 @@ class PacketJudge:
             managed.update(self.world.case.node)
         found: list[list[tuple[Probe, Answer]]] = [[] for _ in checks]
         packets: list[tuple[int, Probe]] = []
-        visits: list[tuple[int, Probe, HttpRequest]] = []
+        visits: list[tuple[int, Probe, HttpRequest | TlsHello]] = []
         for at, check in enumerate(checks):
             for probe in self.world.probes(check):
                 if probe.source not in managed and probe.destination not in managed:

@@ -63,7 +63,7 @@ def _tables(step: Step, results: dict[Check, Result], *, verbose: bool) -> Itera
 
 def _matrix_title(matrix: Matrix) -> str:
     request = matrix.traffic.request
-    said = f" {request.method} {request.path}" if request is not None else ""
+    said = f" {request}" if request is not None else ""
     return matrix.traffic.text + said
 
 

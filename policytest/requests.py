@@ -15,11 +15,11 @@ from typing import NamedTuple
 from conntrack.address import format_address
 from firewall.flows.flow import Flow
 from policytest.answer import Answer
-from policytest.case import HttpRequest
+from policytest.case import HttpRequest, TlsHello
 from policytest.field import Field, FieldError
 from policytest.flowstream import FlowStream, Key, key_of
 from policytest.model import pair_text, refused_by_proxy
-from policytest.verdicts import of_packet, of_request
+from policytest.verdicts import of_hello, of_packet, of_request
 from policytest.world import Probe
 
 DEADLINE_S = 15.0
@@ -31,6 +31,8 @@ FLOW_S = 5.0
 _POLL_S = 0.02
 _HEAD_BYTES = 65_536
 _FORBIDDEN = 403
+_CLEAR_DENIED = "clear_text_denied"
+_NAME_DENIED = "server_name_denied"
 
 
 class Outcome(NamedTuple):
@@ -44,7 +46,7 @@ class Outcome(NamedTuple):
 class _Visit:
     """One connection on its way."""
 
-    def __init__(self, probe: Probe, request: HttpRequest, key: Key) -> None:
+    def __init__(self, probe: Probe, request: HttpRequest | TlsHello, key: Key) -> None:
         self.probe = probe
         self.request = request
         self.key = key
@@ -58,6 +60,13 @@ class _Visit:
         line, ended, _ = self.received.partition(b"\r\n")
         words = line.split(b" ")
         return int(words[1]) if ended and len(words) > 1 and words[1].isdigit() else 0
+
+    @property
+    def answered(self) -> bool:
+        """Whether the server, or the proxy in its place, has said enough."""
+        if isinstance(self.request, TlsHello):
+            return bool(self.received)
+        return b"\r\n\r\n" in self.received
 
     def close(self) -> None:
         self.done = True
@@ -82,7 +91,7 @@ class Courier:
         assert self._field.stream is not None, "the field has begun"
         return self._field.stream
 
-    def deliver(self, requests: Sequence[tuple[Probe, HttpRequest]]) -> list[Outcome]:
+    def deliver(self, requests: Sequence[tuple[Probe, HttpRequest | TlsHello]]) -> list[Outcome]:
         """Make all requests at once and return what became of each.
 
         Raises:
@@ -114,9 +123,9 @@ class Courier:
 
     def _redirected(self, visit: _Visit) -> bool:
         flow = self._stream.packet(visit.key)
-        return flow is not None and flow.verdict == "REDIRECTED" and bool(visit.status)
+        return flow is not None and flow.verdict == "REDIRECTED"
 
-    def _depart(self, probe: Probe, request: HttpRequest) -> _Visit:
+    def _depart(self, probe: Probe, request: HttpRequest | TlsHello) -> _Visit:
         """Begin a connection from a port of our own, by which its flows are known."""
         machine = self._field.machine(probe.source)
         client = machine.open_socket(_family(probe.source), socket.SOCK_STREAM)
@@ -163,7 +172,7 @@ class Courier:
         except OSError:
             data = b""
         visit.received += data
-        if not data or b"\r\n\r\n" in visit.received:
+        if not data or visit.answered:
             self._end(visit, selector)
 
     @staticmethod
@@ -179,6 +188,13 @@ class Courier:
         status = visit.status
         if packet is not None and packet.verdict in ("DROPPED", "ERROR"):
             return Outcome(of_packet(packet), 0, flows)
+        if isinstance(visit.request, TlsHello) and packet is not None:
+            if packet.verdict != "REDIRECTED" and visit.answered:
+                return Outcome(of_packet(packet), 0, flows)
+            if request is not None:
+                return Outcome(_of_hello(packet, request), 0, flows)
+        if packet is not None and request is not None and _detail(request) == _CLEAR_DENIED:
+            return Outcome(of_request(packet, request, allowed=False), 0, flows)
         if packet is not None and packet.verdict != "REDIRECTED" and status:
             return Outcome(of_packet(packet), status, flows)
         if packet is not None and request is not None and status:
@@ -189,9 +205,19 @@ class Courier:
         said = f"HTTP {status}" if status else "no answer"
         lines = "; ".join(flow.summary for flow in flows) or "no flow"
         raise FieldError(
-            f"{pair_text(visit.probe)} port {visit.probe.port} {visit.request.method} "
-            f"{visit.request.path}: {said}, {lines}\n{self._field.log()}"
+            f"{pair_text(visit.probe)} port {visit.probe.port} {visit.request}: {said}, {lines}\n"
+            f"{self._field.log()}"
         )
+
+
+def _of_hello(packet: Flow, request: Flow) -> Answer:
+    """Return what became of the beginning of TLS."""
+    detail = _detail(request)
+    if request.verdict != "DROPPED":
+        return of_request(packet, request, allowed=True)
+    if detail == _NAME_DENIED:
+        return of_hello(request)
+    return refused_by_proxy(detail.partition("{")[0])
 
 
 def _family(address: bytes) -> int:

@@ -12,6 +12,9 @@ from lab.laboratory import Machine
 
 _POLL_S = 0.02
 _HEAD_BYTES = 65_536
+_HANDSHAKE = b"\x16"
+_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
+"""handshake_failure (RFC 8446 6.2): enough to show that a hello got through."""
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
 
 
@@ -71,6 +74,9 @@ class Servers:
             with self._lock:
                 self._selector.unregister(client)
             client.close()
+            return
+        if head.startswith(_HANDSHAKE):
+            client.send(_ALERT)
             return
         count = head.count(b"\r\n\r\n")
         self._heads[client] = head.rpartition(b"\r\n\r\n")[2]

@@ -7,9 +7,9 @@ from firewall.policy.problem import did_you_mean
 from firewall.policy.readers.document import Value, shorten
 from firewall.policy.readers.ports import ICMP_TYPES
 from firewall.policy.verdict import DropReason
-from policytest.case import ICMP, PROTOCOLS, Expected, HttpRequest, Traffic
+from policytest.case import ICMP, PROTOCOLS, Expected, HttpRequest, TlsHello, Traffic
 
-TRAFFIC_FIELDS = ("port", "icmp", "http")
+TRAFFIC_FIELDS = ("port", "icmp", "http", "tls")
 EXPECTED_FIELDS = ("verdict", "by", "reason", "direction")
 HTTP_FIELDS = ("method", "path", "host", "headers")
 VERDICTS = ("allow", "deny")
@@ -20,13 +20,15 @@ _PORT = re.compile(r"([0-9]{1,5})(?:/([A-Za-z]+))?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _VISIBLE = re.compile(r"[!-~]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_SERVER_NAME = re.compile(r"|[A-Za-z0-9_]([-.A-Za-z0-9_]*[A-Za-z0-9_])?")
 _HTTP_PORT = 80  # RFC 9110 section 4.2.1
+_HTTPS_PORT = 443  # RFC 9110 section 4.2.2
 
 
 def read_traffic(
     value: Value, fields: dict[str, Value], host_name: Callable[[], str]
 ) -> Traffic | None:
-    """Read `port`, `icmp` and `http` of a check or matrix; None after a report.
+    """Read `port`, `icmp`, `http` and `tls` of a check or matrix; None after a report.
 
     Args:
         value: the check.
@@ -34,24 +36,32 @@ def read_traffic(
         host_name: returns the name of the destination, for requests that give no host.
     """
     if "icmp" in fields:
-        for other in ("port", "http"):
+        for other in ("port", "http", "tls"):
             if other in fields:
                 fields[other].error("icmp has types, not ports: give one of the two")
                 return None
         return _icmp(fields["icmp"])
-    if "port" not in fields and "http" not in fields:
-        value.error("needs port (80/TCP), icmp (EchoRequest) or http")
+    if "http" in fields and "tls" in fields:
+        fields["tls"].error("give http or tls: a check does one thing")
         return None
-    read = _port(fields["port"]) if "port" in fields else (_HTTP_PORT, "TCP")
+    if not fields.keys() & TRAFFIC_FIELDS:
+        value.error("needs port (80/TCP), icmp (EchoRequest), http or tls")
+        return None
+    usual = _HTTPS_PORT if "tls" in fields else _HTTP_PORT
+    read = _port(fields["port"]) if "port" in fields else (usual, "TCP")
     if read is None:
         return None
     number, protocol = read
     traffic = Traffic(f"{number}/{protocol}", PROTOCOLS[protocol], number)
-    if "http" not in fields:
+    above = "http" if "http" in fields else "tls"
+    if above not in fields:
         return traffic
     if protocol != "TCP":
-        fields["port"].error(f"http needs TCP, not {protocol}")
+        fields["port"].error(f"{above} needs TCP, not {protocol}")
         return None
+    if above == "tls":
+        hello = _hello(fields["tls"])
+        return None if hello is None else traffic._replace(request=hello)
     default = host_name() if number == _HTTP_PORT else f"{host_name()}:{number}"
     request = _request(fields["http"], default)
     return None if request is None else traffic._replace(request=request)
@@ -99,6 +109,18 @@ def _request(value: Value, default_host: str) -> HttpRequest | None:
     if value.report.error_count > before:
         return None
     return HttpRequest(method, path, host, headers)
+
+
+def _hello(value: Value) -> TlsHello | None:
+    fields = value.fields(("sni",))
+    if not value.is_mapping:
+        return None
+    if "sni" not in fields:
+        value.error('needs sni: the server name; "" for a hello without one')
+        return None
+    before = value.report.error_count
+    name = _matching(fields["sni"], _SERVER_NAME, "", "a server name")
+    return None if value.report.error_count > before else TlsHello(name.lower())
 
 
 def _matching(value: Value | None, pattern: re.Pattern[str], default: str, what: str) -> str:

@@ -3,7 +3,16 @@
 from firewall.flows.flow import Flow, Policy, RuleReference
 from firewall.policy.snapshot import OriginRow
 from firewall.policy.verdict import DropReason
-from policytest.answer import AUDIT, NO_POLICY, Answer, name_of, passed, refused, refused_request
+from policytest.answer import (
+    AUDIT,
+    NO_POLICY,
+    Answer,
+    name_of,
+    passed,
+    refused,
+    refused_hello,
+    refused_request,
+)
 
 _PASSED = frozenset({"FORWARDED", "REDIRECTED"})
 _REASONS = {reason.name: reason for reason in DropReason}
@@ -43,6 +52,13 @@ def of_request(packet: Flow, request: Flow, *, allowed: bool) -> Answer:
         rules = dict.fromkeys((*connection.rules, *_rules(request)))
         return passed(direction, tuple(rules))._replace(by=tuple(names))
     answer = refused_request(direction, _rules(request), request.drop_reason_desc)
+    return answer._replace(by=_names(_denied(request)) or answer.by)
+
+
+def of_hello(request: Flow) -> Answer:
+    """Return what the flow of a refused server name says."""
+    direction = request.traffic_direction.lower()
+    answer = refused_hello(direction, _rules(request), request.drop_reason_desc)
     return answer._replace(by=_names(_denied(request)) or answer.by)
 
 

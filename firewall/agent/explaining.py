@@ -21,11 +21,11 @@ from firewall.flows.asked import question_of
 from firewall.flows.flow import EVENT_DROP, Extensions, Flow, parse_time
 from firewall.flows.flow import Explanation as Recorded
 from firewall.identities.labels import LabelFilter
-from firewall.policy.explain import Explanation, Request, explain
+from firewall.policy.explain import Explanation, explain
 from firewall.policy.model import ObjectKey, Peer
 from firewall.policy.plan import Plan, Source, make_plan
 from firewall.policy.question import Question
-from firewall.policy.realm import Asked, Realm, Traffic, ask
+from firewall.policy.realm import Asked, Realm, ask
 from firewall.policy.remedy import suggest
 from firewall.policy.selectors import describe
 from firewall.policy.snapshot import Snapshot
@@ -76,7 +76,7 @@ class Explainer:
         self._engine = engine
         self._collector = collector
         self._history = History()
-        self._explained: dict[tuple[int, Traffic, Request | None], Explanation] = {}
+        self._explained: dict[tuple[int, *tuple[Any, ...]], Explanation] = {}
         self._publisher: Publisher = engine.publisher
         self._publisher.listeners.append(self._note)
         self._history.note(self._publisher.snapshot, engine.resolver.selectors, 0)
@@ -158,11 +158,11 @@ class Explainer:
         question = question_of(flow)
         if question is None:
             return None
-        key = past.snapshot.revision, question.traffic, question.request
+        key = past.snapshot.revision, *question
         known = self._explained.get(key)
         if known is None:
             view = self._history.view(past)
-            known = explain(view, past.selectors, question.traffic, question.request)
+            known = explain(view, past.selectors, *question)
             if len(self._explained) >= _REMEMBERED:
                 self._explained.clear()
             self._explained[key] = known
@@ -214,7 +214,7 @@ class Explainer:
         question = question_of(flow)
         if question is None or (flow.event_type and flow.event_type.type == EVENT_DROP):
             return None
-        return Asked(self.realm(), question.traffic, question.request)
+        return Asked(self.realm(), *question)
 
     def suggest(self, asked: Asked) -> Plan:
         """Find the smallest change that lets traffic pass; slow, to be called in a thread.

@@ -60,6 +60,9 @@ _OPTIONS = (
     click.option("--dport", metavar="PORT[/PROTOCOL]", help="80/TCP, http, EchoRequest/ICMP."),
     click.option("--http", default="", metavar="REQUEST", help='"PUT /v1/x": ask about a request.'),
     click.option("-H", "--header", "headers", multiple=True, help='"Name: value" of the request.'),
+    click.option(
+        "--sni", metavar="NAME", help='The connection begins TLS with this name; "": with none.'
+    ),
     click.option("-6/-4", "--ipv6/--ipv4", "ipv6", default=None, help="Which addresses of names."),
     click.option(
         "-f", "--file", "paths", multiple=True,
@@ -112,6 +115,7 @@ def question_of(options: dict[str, Any]) -> "Question":
         port=port,
         http=options["http"],
         headers=options["headers"],
+        sni=options["sni"],
         ipv6=options["ipv6"],
     )
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from conntrack.address import parse_address
 from firewall.flows.flow import Flow, Layer4
+from firewall.policy.course import CLEAR, Form
 from firewall.policy.explain import Request
 
 TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
@@ -19,10 +20,14 @@ _REQUEST_OF = {(ICMP, 0): 8, (ICMPV6, 129): 128, (ICMP, 14): 13}
 
 
 class FlowQuestion(NamedTuple):
-    """Source and destination (packed), protocol, port or ICMP type; the http request or None."""
+    """Source and destination (packed), protocol, port or ICMP type; the http request or None.
+
+    `form`: how the connection began; None: the proxy did not need to know.
+    """
 
     traffic: tuple[bytes, bytes, int, int]
     request: Request | None
+    form: Form | None = None
 
 
 def question_of(flow: Flow) -> FlowQuestion | None:
@@ -37,7 +42,23 @@ def question_of(flow: Flow) -> FlowQuestion | None:
     port = ports[1]
     if protocol in (ICMP, ICMPV6):
         port = _REQUEST_OF.get((protocol, port), port) if flow.is_reply else port
-    return FlowQuestion((source, destination, protocol, port), _request(flow))
+    return FlowQuestion((source, destination, protocol, port), _request(flow), _form(flow))
+
+
+def _form(flow: Flow) -> Form | None:
+    """Return how a connection began of which the proxy saw it; None: it did not look, or not yet.
+
+    What began as something else than clear text or a valid hello is left out.
+    """
+    said = flow.extensions.value if flow.extensions is not None else None
+    if flow.l7 is None or said is None:
+        return None
+    if flow.l7.http is not None:
+        secure = flow.l7.http.url.startswith("https://")
+        return Form(tls=True, server_name=said.server_name) if secure else None
+    if said.layer7 == "TLS" and "client_hello" not in said.detail:
+        return Form(tls=True, server_name=said.server_name)
+    return CLEAR if said.layer7 == "TCP" and "client_hello" not in said.detail else None
 
 
 def _ports(flow: Flow) -> tuple[int, tuple[int, int]]:

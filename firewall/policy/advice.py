@@ -66,6 +66,13 @@ def advice(gap: Gap | None, traffic: Traffic, *, incoming: bool) -> str:
                 changes.append(_port(gap.kind, traffic))
             case "authentication":
                 changes.append("authentication of the peer")
+            case "TLS":
+                changes.append(f"a rule of the port for {failed.actual}")
+            case "serverName":
+                name = failed.actual
+                changes.append(
+                    f"- {name} under serverNames" if name else "terminatingTLS without serverNames"
+                )
             case _:
                 changes.append(_http_item(gap.conditions))
                 break

@@ -120,6 +120,9 @@ def _widened(case: Case, step: Step) -> Iterator[Candidate]:
         item = _http_item(step, case.request)
         edit = Append((*path, "rules", "http"), item)
         yield Candidate(one.key, f"{step.rule.object_name}: add an http rule", (edit,))
+    elif failed == {"serverName"} and (name := step.failed[0].actual):
+        says = f"{step.rule.object_name}: name {name} as well"
+        yield Candidate(one.key, says, (Append((*path, "serverNames"), name),))
     elif failed == {"authentication"}:
         says = f"{step.rule.object_name}: no longer demand authentication"
         yield Candidate(one.key, says, (Take((*entry, "authentication")),))

@@ -36,6 +36,11 @@ class Form(NamedTuple):
     tls: bool
     server_name: str = ""
 
+    def __str__(self) -> str:
+        if not self.tls:
+            return "clear text"
+        return f"TLS to {self.server_name}" if self.server_name else "TLS that names no server"
+
 
 CLEAR = Form(tls=False)
 
@@ -167,6 +172,13 @@ def _applies(row: L7Row, form: Form) -> bool:
     if row.terminating_tls is None:
         return row.kind == "tls" and bool(row.server_names) and row.originating_tls is None
     return True
+
+
+def host_name(authority: bytes) -> str:
+    """Return the host of an authority as a hello would name it, an address without brackets."""
+    text = authority.decode("latin-1").lower()
+    host = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    return host.removesuffix(".")
 
 
 def named(server_names: tuple[str, ...], name: str) -> bool:

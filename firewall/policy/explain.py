@@ -23,11 +23,22 @@ from firewall.policy.conditions import (
     peer_condition,
     port_condition,
 )
+from firewall.policy.course import (
+    CLEAR,
+    Course,
+    Form,
+    Leg,
+    Restriction,
+    host_name,
+    looks,
+    named,
+    plan,
+)
 from firewall.policy.http_match import Header, HttpMatcher
 from firewall.policy.model import Action
 from firewall.policy.model import Peer as PeerSpec
 from firewall.policy.policymap import LOCAL_HOST_ENTRY, LOCAL_HOST_ORIGIN, DirectionVerdict
-from firewall.policy.snapshot import DirectionRow, EntryRow, OriginRow
+from firewall.policy.snapshot import DirectionRow, EntryRow, HttpRuleRow, L7Row, OriginRow
 from firewall.policy.verdict import DROP_TEXT, DropReason, TrafficDirection
 from firewall.policy.view import Decision, Peer, View
 
@@ -119,6 +130,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str
     port: int
     request: str = ""
+    form: str = ""
     egress: Walk | None = None
     ingress: Walk | None = None
 
@@ -128,6 +140,7 @@ def explain(
     selectors: Mapping[int, PeerSpec],
     traffic: tuple[bytes, bytes, int, int],
     request: Request | None = None,
+    form: Form | None = None,
 ) -> Explanation:
     """Walk the policies that a packet meets.
 
@@ -136,6 +149,7 @@ def explain(
         selectors: what each selector number means (`Resolver.selectors`).
         traffic: source and destination (packed addresses), protocol, port, as for `View.decide`.
         request: the http request, None to ask about the connection only.
+        form: how the connection begins; None: not asked, and clear text for a request.
     """
     source, destination, protocol, port = traffic
     decision = view.decide(source, destination, protocol, port)
@@ -145,7 +159,7 @@ def explain(
         for row in view.snapshot.identities
         if row.number in ends
     }
-    walker = _Walker(view, selectors, labels, request)
+    walker = _Walker(view, selectors, labels, request, _beginning(decision, request, form))
     egress = ingress = None
     if decision.egress is not None:
         peer = _traffic(decision.destination, destination, labels, protocol, port)
@@ -160,9 +174,35 @@ def explain(
         protocol=PROTOCOL_WORDS.get(protocol, str(protocol)),
         port=port,
         request=_request_line(request),
+        form=str(form) if form is not None else "",
         egress=egress,
         ingress=ingress,
     )
+
+
+class _Beginning(NamedTuple):
+    """What the sides make of the form that is asked about; legs of sides that are reached."""
+
+    form: Form
+    course: Course | None
+    legs: dict[TrafficDirection, Leg]
+
+
+def _beginning(decision: Decision, request: Request | None, form: Form | None) -> _Beginning | None:
+    sides = {
+        direction: Restriction(verdict.l7, verdict.unrestricted)
+        for direction, verdict in (
+            (TrafficDirection.EGRESS, decision.egress),
+            (TrafficDirection.INGRESS, decision.ingress),
+        )
+        if verdict is not None
+    }
+    if form is None:
+        if request is None or not looks(list(sides.values())):
+            return None
+        form = CLEAR
+    course, legs = plan(list(sides.values()), form)
+    return _Beginning(form, course, dict(zip(sides, legs, strict=False)))
 
 
 def _overall(*sides: Walk | None) -> str:
@@ -218,11 +258,14 @@ class _Walker:
         selectors: Mapping[int, PeerSpec],
         labels: Mapping[int, LabelSet],
         request: Request | None,
+        beginning: _Beginning | None,
     ) -> None:
         self._view = view
         self._selectors = selectors
         self._labels = labels
         self._request = request
+        self._beginning = beginning
+        self._leg: Leg | None = None
         self._origins = view.snapshot.origins
         self._names: frozenset[str] = frozenset()
 
@@ -250,6 +293,7 @@ class _Walker:
                 because=because,
             )
         self._names = self._view.port_names(decision, direction, peer.protocol, peer.port)
+        self._leg = self._beginning.legs.get(direction) if self._beginning is not None else None
         considered = self._considered(row, verdict, peer)
         outcome, because = self._outcome(verdict)
         found = Walk(
@@ -272,11 +316,33 @@ class _Walker:
             return "denied", _reason(verdict)
         if verdict.l7 is None:
             return "allowed", "a rule allows it" if verdict.entries else "no rule denies it"
+        if self._beginning is not None:
+            return self._outcome_of_form(self._beginning)
         if verdict.unrestricted:
             return "redirected", "through the proxy, which refuses nothing here"
         if self._request is None:
+            return "redirected", f"through the proxy, which decides {_decides(verdict.l7)}"
+        return self._outcome_of_request(tuple(rule for part in verdict.l7 for rule in part.http))
+
+    def _outcome_of_form(self, beginning: _Beginning) -> tuple[str, str]:
+        """Say what the proxy does with the form that is asked about."""
+        leg, form = self._leg, beginning.form
+        if leg is None:
+            return "redirected", "through the proxy, where the side before refuses already"
+        if not leg.allowed:
+            return "denied", f"the proxy resets the connection: no rule allows {form}"
+        if self._request is not None and form.server_name:
+            ends = beginning.course is not None and beginning.course.terminate is not None
+            if ends and host_name(self._request.host) != form.server_name:
+                return "denied", "the proxy answers 421: the host is not the server name"
+        if leg.unread:
+            return "redirected", "through the proxy, which lets every byte pass here"
+        if self._request is None:
             return "redirected", "through the proxy, which decides each request"
-        rows = tuple(rule for part in verdict.l7 for rule in part.http)
+        return self._outcome_of_request(leg.http)
+
+    def _outcome_of_request(self, rows: tuple[HttpRuleRow, ...]) -> tuple[str, str]:
+        assert self._request is not None
         if HttpMatcher(rows).match(*self._request) is not None:
             return "redirected", "through the proxy, where a rule allows the request"
         return "denied", "the proxy refuses the request: no http rule allows it"
@@ -299,6 +365,8 @@ class _Walker:
             for one in considered
             if one.step.action == "allow" and one.step.failed and (one.step.decided or not refused)
         ]
+        if not allows and refused:
+            return walk  # what was asked is wrong, not a rule
         if not allows:
             change = f"add an {advice(None, peer, incoming=incoming)}"
             return msgspec.structs.replace(walk, change=change)
@@ -349,7 +417,8 @@ class _Walker:
                     held=False,
                 )
             )
-        if entry.l7 >= 0 and not entry.observe and self._request is not None:
+        if entry.l7 >= 0 and not entry.observe:
+            conditions += self._form_conditions(entry)
             conditions += self._http_conditions(entry)
         return Step(
             rule=_written(self._origins[entry.origin]),
@@ -358,6 +427,29 @@ class _Walker:
             priority=entry.priority,
             conditions=tuple(conditions),
         )
+
+    def _form_conditions(self, entry: EntryRow) -> Iterable[Condition]:
+        """Hold the form against what the L7 part of a rule applies to."""
+        if self._beginning is None:
+            return
+        row, form = self._view.snapshot.l7[entry.l7], self._beginning.form
+        wants_tls = row.kind == "tls" or row.terminating_tls is not None
+        if row.originating_tls is not None and row.terminating_tls is None:
+            wants_tls = False
+        inside = self._leg is not None and self._leg.terminate is not None and row.kind == "http"
+        yield Condition(
+            what="TLS",
+            expected="TLS" if wants_tls else "clear text",
+            actual="TLS" if form.tls else "clear text",
+            held=form.tls is wants_tls or (form.tls and inside),
+        )
+        if row.server_names:
+            yield Condition(
+                what="serverName",
+                expected=" or ".join(row.server_names),
+                actual=form.server_name,
+                held=form.tls and named(row.server_names, form.server_name),
+            )
 
     def _http_conditions(self, entry: EntryRow) -> Iterable[Condition]:
         """Hold the request against the http item that comes closest."""
@@ -370,6 +462,13 @@ class _Walker:
             Condition(what=one.field, expected=one.expected, actual=one.actual, held=one.held)
             for one in best
         ]
+
+
+def _decides(rows: tuple[L7Row, ...]) -> str:
+    """Say by what the proxy decides."""
+    if not looks([Restriction(rows, unrestricted=False)]):
+        return "each request"
+    return "by how it begins" + (", and each request" if any(row.http for row in rows) else "")
 
 
 def _reason(verdict: DirectionVerdict) -> str:
@@ -430,6 +529,8 @@ def _other_lines(side: Walk, rules_count: int) -> list[str]:
 def _headline(explanation: Explanation) -> str:
     port = port_text_of(explanation)
     request = f" {explanation.request}" if explanation.request else ""
+    if explanation.form:
+        request = f" ({explanation.form}){request}"
     verdict = explanation.verdict.upper()
     return f"{verdict} {explanation.source} -> {explanation.destination} {port}{request}"
 

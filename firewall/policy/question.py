@@ -7,12 +7,14 @@ may have an IPv4 and an IPv6 address, a port may be named by the endpoint that h
 type has one number per family. Port 0 of a protocol without ports is written as `0/GRE`.
 """
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
 
 from conntrack.address import parse_address
+from firewall.policy.course import Form, host_name
 from firewall.policy.explain import Request
 from firewall.policy.readers.ports import (
     EXTENDED_PROTOCOLS,
@@ -29,6 +31,7 @@ ICMP_WORDS = {"ICMP": ICMP, "ICMPV4": ICMP, "ICMPV6": ICMPV6}
 """How a question may call the two; `ICMP` to an IPv6 address means ICMPv6."""
 
 _PROTOCOLS = {**PORT_PROTOCOLS, **EXTENDED_PROTOCOLS, **ICMP_WORDS}
+_SERVER_NAME = re.compile(r"|([A-Za-z0-9_]([-A-Za-z0-9_]*[A-Za-z0-9_])?(\.(?!$)|$))+")
 _HIGHEST_ICMP_TYPE = 255
 
 
@@ -46,6 +49,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         port: `80/TCP`, `http`, `EchoRequest/ICMP`.
         http: `PUT /v1/x` or `PUT http://b.x/v1/x`, "" = the connection only.
         headers: `Name: value` of the request.
+        sni: the connection begins TLS with this server name, "" = without one; None = not said (a
+            request by an https URL begins it with the URL's host).
         ipv6: which of several addresses of a name; None = the first that both ends have.
     """
 
@@ -58,6 +63,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     port: str = ""
     http: str = ""
     headers: tuple[str, ...] = ()
+    sni: str | None = None
     ipv6: bool | None = None
 
 
@@ -150,6 +156,29 @@ def _icmp_type(text: str, word: str, *, ipv6: bool, said: int) -> tuple[int, int
         if name.lower() == word.lower():
             return protocol, number
     raise QuestionError(f"{text}: {word} is no ICMP type of this family; it has {', '.join(names)}")
+
+
+def form_of(question: Question) -> Form | None:
+    """Return how the connection begins, None if the question does not say.
+
+    Raises:
+        QuestionError: a name that no hello could hold.
+    """
+    name = question.sni
+    if name is None:
+        _, scheme, rest = question.http.partition("https://")
+        if not scheme:
+            return None
+        name = host_name(rest.partition("/")[0].encode())
+        try:
+            parse_address(name)
+        except ValueError:
+            pass
+        else:
+            name = ""  # RFC 6066 3: addresses are not named
+    if not _SERVER_NAME.fullmatch(name):
+        raise QuestionError(f"{name!r} is no server name: letters, digits, -, _ and dots")
+    return Form(tls=True, server_name=name.lower())
 
 
 def parse_request(text: str, headers: Iterable[str]) -> Request:

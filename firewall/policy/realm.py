@@ -30,11 +30,18 @@ from firewall.identities.labels import (
 from firewall.identities.local import prefix_labels
 from firewall.identities.reserved import CLUSTER_MIN, LOCAL_MIN, RESERVED_LABELS, Reserved
 from firewall.identities.workload import workload_labels
+from firewall.policy.course import Form
 from firewall.policy.explain import Explanation, Request, explain
 from firewall.policy.model import Peer, PolicyObject
 from firewall.policy.objects import NamespaceObject, Resource
 from firewall.policy.problem import did_you_mean
-from firewall.policy.question import Question, QuestionError, parse_request, port_number
+from firewall.policy.question import (
+    Question,
+    QuestionError,
+    form_of,
+    parse_request,
+    port_number,
+)
 from firewall.policy.repository import Repository
 from firewall.policy.resolve import Resolver
 from firewall.policy.snapshot import EndpointRow, NamedPortRow, Settings, Snapshot
@@ -91,10 +98,12 @@ class Asked(NamedTuple):
     realm: Realm
     traffic: Traffic
     request: Request | None
+    form: Form | None = None
 
     def answer(self) -> Explanation:
         """Return the explanation."""
-        return explain(self.realm.view, self.realm.selectors, self.traffic, self.request)
+        realm = self.realm
+        return explain(realm.view, realm.selectors, self.traffic, self.request, self.form)
 
 
 # --- making realms ----------------------------------------------------------------------------
@@ -299,7 +308,7 @@ def ask(realm: Realm, question: Question, label_filter: LabelFilter | None = Non
     request = parse_request(question.http, question.headers) if question.http else None
     if question.headers and request is None:
         raise QuestionError("headers belong to a request: say which by http")
-    return Asked(realm, (source, destination, protocol, port), request)
+    return Asked(realm, (source, destination, protocol, port), request, form_of(question))
 
 
 def _entity(labels: tuple[str, ...]) -> str:

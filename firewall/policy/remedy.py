@@ -110,7 +110,7 @@ def _side(explanation: Explanation, direction: str) -> Walk | None:
 
 def _answer(asked: Asked, objects: Mapping[ObjectKey, PolicyObject]) -> Explanation:
     realm = rehearsed(asked.realm, asked.traffic, objects.values())
-    return Asked(realm, asked.traffic, asked.request).answer()
+    return Asked(realm, asked.traffic, asked.request, asked.form).answer()
 
 
 def _helps(before: Walk, after: Walk | None) -> bool:

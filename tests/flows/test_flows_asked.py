@@ -18,6 +18,7 @@ from firewall.flows.flow import (
     Ports,
     Tcp,
 )
+from firewall.policy.course import CLEAR, Form
 
 A, B = parse_address("10.0.0.1"), parse_address("10.0.0.2")
 THERE = Addresses(source="10.0.0.1", destination="10.0.0.2")
@@ -41,7 +42,7 @@ BACK = Addresses(source="10.0.0.2", destination="10.0.0.1")
 def test_the_question_is_who_opened_the_flow(flow, traffic):
     """A reply is turned round; an echo reply was asked for by an echo request."""
     found = question_of(flow)
-    assert found == (traffic, None)
+    assert found == (traffic, None, None)
 
 
 @pytest.mark.parametrize("response", [False, True])
@@ -58,7 +59,8 @@ def test_a_request_and_its_response_ask_the_same(response):
         l7=Layer7(type="RESPONSE" if response else "REQUEST", http=http),
         is_reply=response,
     )
-    traffic, request = question_of(flow)
+    traffic, request, form = question_of(flow)
+    assert form is None
     assert traffic == (A, B, 6, 80)
     assert request == (b"PUT", b"/v1/x?y=1", b"b.x:8080", ((b"user-agent", b"curl"),))
 
@@ -67,3 +69,25 @@ def test_an_unreadable_packet_asks_nothing():
     """It has no addresses."""
     assert question_of(Flow()) is None
     assert question_of(msgspec.structs.replace(Flow(), ip=Addresses())) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "url", "form"),
+    [
+        (Explanation(server_name="a.b"), "https://a.b/", Form(tls=True, server_name="a.b")),
+        (Explanation(), "http://a.b/", None),
+        (Explanation(layer7="TLS", server_name="a.b"), "", Form(tls=True, server_name="a.b")),
+        (Explanation(layer7="TLS", detail="server_name_denied"), "", Form(tls=True)),
+        (Explanation(layer7="TCP", detail="clear_text_denied"), "", CLEAR),
+        (Explanation(layer7="TLS", detail="client_hello_refused{x}"), "", None),
+    ],
+)
+def test_how_a_proxied_connection_began_is_asked_again(said, url, form):
+    http = Http(method="GET", url=url) if url else None
+    flow = Flow(
+        ip=THERE,
+        l4=Layer4(tcp=Tcp(4000, 443)),
+        l7=Layer7(type="REQUEST", http=http),
+        extensions=Extensions(said),
+    )
+    assert question_of(flow).form == form
