@@ -44,6 +44,9 @@ DISCOVERY: Final = {
     136: _Discovery(255, from_endpoint=True),  # neighbour advertisement (RFC 4861 section 7.1.2)
     137: _Discovery(255, from_endpoint=False),  # redirect: a router's (RFC 4861 section 8.1)
     143: _Discovery(1, from_endpoint=True),  # version 2 listener report (RFC 3810 section 5.2)
+    151: _Discovery(1, from_endpoint=False),  # multicast router advertisement (RFC 4286 section 3)
+    152: _Discovery(1, from_endpoint=True),  # multicast router solicitation (RFC 4286 section 4)
+    153: _Discovery(1, from_endpoint=False),  # multicast router termination (RFC 4286 section 5)
 }
 """ICMPv6 messages of the link itself, by type."""
 

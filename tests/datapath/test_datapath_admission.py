@@ -25,7 +25,7 @@ def test_an_endpoint_may_ask_and_answer_but_not_pose_as_a_router(kind, source):
     """RFC 4861, RFC 3810; advertisements, redirects and queries are a router's."""
     world = World()
     decision = world.at(ON_A, message(kind, source))
-    if kind in (130, 134, 137):
+    if kind in (130, 134, 137, 151, 153):
         assert decision.verdict.reason is DropReason.FORBIDDEN_ICMP6_MESSAGE
         assert "no router" in decision.verdict.detail
     else:
@@ -49,7 +49,7 @@ def test_what_a_router_forwarded_is_not_of_this_link(kind, place):
     assert decision.verdict.reason is DropReason.FORBIDDEN_ICMP6_MESSAGE
 
 
-@pytest.mark.parametrize("kind", [131, 133, 135, 136, 143])
+@pytest.mark.parametrize("kind", [131, 133, 135, 136, 143, 152])
 def test_an_endpoint_speaks_for_itself_only(kind):
     decision = World().at(ON_A, message(kind, FOREIGN))
     assert decision.verdict.reason is DropReason.INVALID_SOURCE_IP
