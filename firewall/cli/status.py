@@ -111,6 +111,9 @@ def _worker(worker: dict[str, Any], revision: int) -> Iterator[tuple[str, str]]:
         f"{traffic['redirected']:,} to the proxy",
         f"{sum(dropped.values()):,} dropped{_each(dropped)}",
     ]
+    if traffic["verdicts_refused"]:
+        # The kernel had dropped them: somebody deleted a base chain of nft (docs/datapath.md).
+        packets.append(f"{traffic['verdicts_refused']:,} lost by changes of others' rules")
     yield "  packets", ", ".join(packets)
     entries = [
         f"{sum(flows.values()):,} tracked{_each(flows)}",
