@@ -48,11 +48,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutsideHost:
-    """A host that is no endpoint. `node_labels` not None: it is another node of the cluster."""
+    """A host that is no endpoint. `node_labels` not None: it is another node of the cluster.
+
+    `names` lead to its addresses, in lower case with a trailing dot.
+    """
 
     name: str
     addresses: tuple[bytes, ...]
     node_labels: tuple[tuple[str, str], ...] | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -204,6 +208,7 @@ class Case:
     """One test file.
 
     `node` are the packed addresses of the node that everything is on, `node_labels` its labels.
+    `resolver` is the end that answers DNS for the hosts' names, "" = nobody does.
     """
 
     file: str
@@ -215,6 +220,7 @@ class Case:
     hosts: tuple[OutsideHost, ...]
     sources: tuple[Source, ...]
     steps: tuple[Step, ...]
+    resolver: str = ""
 
     @property
     def model_only(self) -> str:

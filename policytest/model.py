@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from conntrack.address import Prefix, format_address
 from firewall.agent.nodes import HOSTNAME, host_labels, host_row
 from firewall.agent.nodes import NODE as NODE_SOURCE
+from firewall.fqdn.reach import Reach
+from firewall.fqdn.selected import fqdn_labels
 from firewall.identities.labels import Label, LabelFilter, LabelSet, parse_label
 from firewall.identities.local import LocalNumbers, prefix_labels
 from firewall.identities.reserved import (
@@ -20,6 +22,7 @@ from firewall.identities.reserved import (
 from firewall.policy.course import CLEAR, Form
 from firewall.policy.explain import Request as AskedRequest
 from firewall.policy.explain import explain, render
+from firewall.policy.name_match import NameMatcher
 from firewall.policy.objects import Resource, resource_key
 from firewall.policy.repository import Repository
 from firewall.policy.resolve import Resolver
@@ -27,6 +30,7 @@ from firewall.policy.snapshot import EndpointRow, Snapshot
 from firewall.policy.snapshot import Settings as SnapshotSettings
 from firewall.policy.verdict import DropReason, Verdict
 from firewall.policy.view import Decision, View
+from l7proxy.dns_policy import NamePolicy, Traffic
 from l7proxy.head import parse_request
 from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
@@ -36,6 +40,8 @@ from l7proxy.request import Request, admit
 from policytest.answer import Answer, of_decision, passed, refused_hello, refused_request
 from policytest.case import NODE, Case, Check, HttpRequest, OutsideHost, Source, Step, TlsHello
 from policytest.world import Probe, World
+
+DNS_PORT, UDP = 53, 17
 
 _LIMITS = Limits()
 
@@ -63,6 +69,8 @@ class Model:
         self._prefixes: dict[Prefix, int] = {}
         self._ids: dict[str, int] = {}
         self._policy = Policy()
+        self._names = NamePolicy()
+        self._told: set[tuple[str, str]] = set()
         self._heads: dict[HttpRequest, Request | RequestRefused] = {}
         labels = host_labels(NODE, map("=".join, case.node_labels))
         own = RESERVED_LABELS[Reserved.HOST].with_labels(labels)
@@ -113,6 +121,45 @@ class Model:
                 self._prefixes[prefix] = number
                 self._resolver.upsert_identity(number, labels_of_prefix)
         known = {prefix: self._prefixes[prefix] for prefix in self._resolver.prefixes()}
+        self._publish(known | cache)
+        self._ask()
+        if named := self._named():
+            self._publish(known | named | cache)
+
+    def _ask(self) -> None:
+        """Have every endpoint ask for every name; what it was told it knows until it goes."""
+        self._told = {one for one in self._told if one[0] in self.world.endpoints}
+        self._names.follow(self._view)
+        for title, source, server, name in self.world.questions():
+            judgement = self._names.judge(Traffic(source, server, UDP, DNS_PORT), name)
+            if judgement.connected and judgement.allowed:
+                self._told.add((title, name))
+
+    def _named(self) -> dict[Prefix, int]:
+        """Return the identities of the addresses that names lead to."""
+        told = {name for _, name in self._told}
+        texts = sorted(self._resolver.fqdns())
+        inside = {address for one in self.world.endpoints.values() for address in one.addresses}
+        reach = Reach(inside.union(self.world.case.node, *self._node_addresses()))
+        found: dict[bytes, set[str]] = {}
+        for name, address in self.world.named():
+            if name in told and not reach.refusal(address):
+                meant = (text for text in texts if NameMatcher((text,)).matches(name))
+                found.setdefault(address, set()).update(meant)
+        numbers: dict[Prefix, int] = {}
+        for address, meaning in found.items():
+            if meaning:
+                labels = fqdn_labels(tuple(sorted(meaning)))
+                number = self._local.allocate(labels)
+                self._resolver.upsert_identity(number, labels)
+                numbers[_host_prefix(address)] = number
+        return numbers
+
+    def _node_addresses(self) -> list[tuple[bytes, ...]]:
+        return [h.addresses for h in self.world.case.hosts if h.node_labels is not None]
+
+    def _publish(self, known: dict[Prefix, int]) -> None:
+        settings = self.world.case.settings
         self.snapshot: Snapshot = self._resolver.snapshot(
             settings=SnapshotSettings(
                 enforcement=settings.enforcement,
@@ -120,7 +167,7 @@ class Model:
                 policy_audit_mode=settings.audit,
                 local_addresses=self.world.case.node,
             ),
-            ipcache=(known | cache).items(),
+            ipcache=known.items(),
         )
         if self._resolver.errors:
             raise ContradictionError("\n".join(map(str, self._resolver.errors)))

@@ -14,6 +14,7 @@ from firewall.flows.compact import line
 from firewall.flows.flow import Flow
 from lab.wire import Capture, NothingArrivedError
 from policytest.answer import NO_POLICY, Answer
+from policytest.asking import Asker
 from policytest.case import ICMP, ICMPV6, Case, Check, HttpRequest, Step, TlsHello
 from policytest.field import Field, FieldError
 from policytest.flowstream import FlowStream, Key, key_of
@@ -59,6 +60,8 @@ class PacketJudge:
         self._field = field
         self._flows: dict[Check, tuple[Flow, ...]] = {}
         field.begin(self.world)
+        self._asker = Asker(field, fresh_port)
+        self._asker.ask(self.world)
         self._courier = Courier(field, fresh_port)
 
     @property
@@ -71,6 +74,7 @@ class PacketJudge:
         self.world.perform(step)
         if _changes(step):
             self._field.perform(self.world, step)
+            self._asker.ask(self.world)
 
     # --- questions ----------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ the steps and checks that every name exists when it is used. Policies are read b
 the daemon uses, so what is refused there is refused here, with the same words.
 """
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +14,7 @@ from typing import NamedTuple
 from firewall.identities.labels import K8S, RESERVED, Label, LabelError, LabelSet, parse_label
 from firewall.policy.files import files_of, read_file
 from firewall.policy.model import ObjectKey
+from firewall.policy.name_match import normalise
 from firewall.policy.problem import Problem, did_you_mean
 from firewall.policy.readers import CAPABILITIES, ENFORCED, ReaderSettings, ReadResult, merge, read
 from firewall.policy.readers.composition import Mark, compose
@@ -25,12 +28,15 @@ from policytest.placing import text_of
 from policytest.rehearsal import rehearse
 from policytest.tables import entity, read_expectations, read_matrices
 
+_DNS_NAME = re.compile(r"[-a-zA-Z0-9_]{1,63}([.][-a-zA-Z0-9_]{1,63})*[.]?")
+"""What toFQDNs can mean (Cilium pkg/policy/api/fqdn.go)."""
+
 API_VERSION = "bartizan.dev/v1"
 KIND = "PolicyTest"
 
 FILE_FIELDS = (
-    "apiVersion", "kind", "settings", "node", "namespaces", "endpoints", "hosts", "policies",
-    "steps", "expect", "matrix",
+    "apiVersion", "kind", "settings", "node", "namespaces", "endpoints", "hosts", "resolver",
+    "policies", "steps", "expect", "matrix",
 )  # fmt: skip
 SETTINGS_FIELDS = (
     "enforcement", "allowLocalhost", "audit", "clusterName", "hostFirewall", "assume",
@@ -39,7 +45,7 @@ NODE_FIELDS = ("ip", "ips", "labels")
 NAMESPACE_FIELDS = ("labels",)
 ENDPOINT_FIELDS = ("namespace", "name", "labels", "ip", "ips", "ports", "audit")
 PORT_FIELDS = ("name", "port", "protocol")
-HOST_FIELDS = ("name", "ip", "ips", "nodeLabels")
+HOST_FIELDS = ("name", "ip", "ips", "nodeLabels", "names")
 STEP_FIELDS = (
     "name", "remove", "add", "namespaces", "label", "delete", "apply", "expect", "matrix",
 )  # fmt: skip
@@ -130,6 +136,7 @@ class _Reader:
             node = (self._book.node_address(),)
         endpoints = tuple(self._endpoints(fields.get("endpoints")))
         hosts = tuple(self._hosts(fields.get("hosts")))
+        resolver = self._resolver(fields, endpoints, hosts)
         namespaces = self._namespaces(fields.get("namespaces"))
         sources = tuple(self._sources(fields.get("policies")))
         made = []
@@ -147,6 +154,7 @@ class _Reader:
             hosts=hosts,
             sources=sources,
             steps=tuple(made),
+            resolver=resolver,
         )
 
     # --- the world ----------------------------------------------------------------------------
@@ -230,8 +238,41 @@ class _Reader:
             if any(name == other.name for other in found):
                 fields["name"].error(f'host "{name}" is given twice')
             addresses = self._book.addresses(fields, f"host:{name}")
-            found.append(OutsideHost(name=name, addresses=addresses, node_labels=pairs))
+            names = tuple(self._dns_names(fields.get("names")))
+            found.append(
+                OutsideHost(name=name, addresses=addresses, node_labels=pairs, names=names)
+            )
         return found
+
+    def _dns_names(self, value: Value | None) -> Iterator[str]:
+        for item in _items(value):
+            name = item.text()
+            if name is None:
+                continue
+            if not _DNS_NAME.fullmatch(name):
+                item.error(f'"{shorten(name)}" is no DNS name')
+            yield normalise(name)
+
+    def _resolver(
+        self,
+        fields: dict[str, Value],
+        endpoints: Iterable[Endpoint],
+        hosts: Iterable[OutsideHost],
+    ) -> str:
+        """Read who answers DNS; names mean nothing without."""
+        if "resolver" not in fields:
+            if any(host.names for host in hosts):
+                fields["hosts"].error(
+                    "names need a resolver: write beside hosts which end answers DNS for them, "
+                    "namespace/name or host:NAME"
+                )
+            return ""
+        title = fields["resolver"].text() or ""
+        titles = {one.title for one in endpoints} | {one.title for one in hosts}
+        if title and title not in titles:
+            hint = did_you_mean(title, titles)
+            fields["resolver"].error(f'no endpoint or host "{shorten(title)}"{hint}')
+        return title
 
     # --- policies -----------------------------------------------------------------------------
 

@@ -24,6 +24,15 @@ class Probe(NamedTuple):
     port: int
 
 
+class Question(NamedTuple):
+    """An endpoint (by title and address) asks a server about a name; addresses are packed."""
+
+    endpoint: str
+    source: bytes
+    server: bytes
+    name: str
+
+
 class World:
     """The state of a case; `perform` takes it through its steps."""
 
@@ -78,6 +87,26 @@ class World:
         if title in self.endpoints:
             return self.endpoints[title].addresses
         return self._hosts.get(title) or (parse_address(title),)
+
+    def questions(self) -> Iterator[Question]:
+        """Yield what every endpoint asks the resolver: the addresses of every host's names."""
+        if not self.case.resolver:
+            return
+        names = [name for host in self.case.hosts for name in host.names]
+        servers = self.addresses(self.case.resolver)
+        for title, endpoint in self.endpoints.items():
+            for source in endpoint.addresses:
+                for server in servers:
+                    if len(source) == len(server) and title != self.case.resolver:
+                        for name in names:
+                            yield Question(title, source, server, name)
+
+    def named(self) -> Iterator[tuple[str, bytes]]:
+        """Yield every name with each address that it leads to."""
+        for host in self.case.hosts:
+            for name in host.names:
+                for address in host.addresses:
+                    yield name, address
 
     def probes(self, check: Check) -> Iterator[Probe]:
         """Yield what a check sends: one packet per pair of addresses of one family."""

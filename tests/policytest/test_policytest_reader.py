@@ -203,6 +203,28 @@ def test_a_name_without_a_namespace_is_in_default():
     assert [check.title for check in case.steps[0].checks] == ["default/a -> default/b 80/TCP"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"hosts": [{"name": "h", "names": ["www.example"]}]},
+            "hosts: names need a resolver",
+        ),
+        (
+            {"hosts": [{"name": "h", "names": ["a b"]}], "resolver": "host:h"},
+            'hosts[0].names[0]: "a b" is no DNS name',
+        ),
+        (
+            {"hosts": [{"name": "dns"}], "resolver": "host:dnss"},
+            'resolver: no endpoint or host "host:dnss"; did you mean "host:dns"?',
+        ),
+    ],
+)
+def test_names_need_somebody_who_answers_for_them(fields, message):
+    [problem] = problems(written(**fields))
+    assert message in problem
+
+
 def test_columns_default_to_the_rows_and_then_the_hosts():
     case = case_of(
         written(
