@@ -63,6 +63,7 @@ _REPLY: Final = Direction.REPLY
 # Neighbours (RFC 4861), multicast listeners (RFC 2710, 3810), multicast routers (RFC 4286).
 _NEIGHBOUR: Final = frozenset((133, 134, 135, 136))
 _LISTENER: Final = frozenset((130, 131, 132, 143, 151, 152))
+_ROUTER_LEAVES: Final = 153  # RFC 4286 section 5; Linux has forgotten it
 
 _ODDITIES: Final = {
     Oddity.SOURCE_ROUTE: "source route",
@@ -222,7 +223,8 @@ class Tracker:
             return self._track_error(packet, now) if kind in ICMP_ERRORS else None
         if kind < 128 or kind == ICMPV6_REDIRECT:  # RFC 4443 section 2.1: below 128 are errors
             return self._track_error(packet, now)
-        if kind in _NEIGHBOUR or kind in _LISTENER:
+        leaves = kind == _ROUTER_LEAVES and self._strict
+        if kind in _NEIGHBOUR or kind in _LISTENER or leaves:
             expected = 255 if kind in _NEIGHBOUR else 1
             if self._strict and packet.hop_limit != expected:
                 # RFC 4861 section 6.1, RFC 3810 section 6.2: it cannot come from this link.

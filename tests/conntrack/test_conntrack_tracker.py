@@ -225,7 +225,10 @@ def test_an_error_that_goes_elsewhere_is_invalid() -> None:
     assert feed(tracker, error(quote(1001), to=C4)).ctstate == CtState.INVALID
 
 
-@pytest.mark.parametrize(("kind", "hops"), [(135, 255), (136, 255), (134, 255), (143, 1), (131, 1)])
+@pytest.mark.parametrize(
+    ("kind", "hops"),
+    [(135, 255), (136, 255), (134, 255), (143, 1), (131, 1), (151, 1), (152, 1), (153, 1)],
+)
 def test_discovery_is_untracked_on_its_link_only(kind: int, hops: int) -> None:
     """RFC 4861 6.1 and RFC 3810 6.2: another hop limit has crossed a router."""
     body = bytes((kind, 0, 0, 0)) + bytes(20)

@@ -55,7 +55,9 @@ def test_an_endpoint_speaks_for_itself_only(kind):
     assert decision.verdict.reason is DropReason.INVALID_SOURCE_IP
 
 
-@pytest.mark.parametrize(("kind", "passes"), [(131, True), (133, True), (135, True), (136, False)])
+@pytest.mark.parametrize(
+    ("kind", "passes"), [(131, True), (133, True), (135, True), (136, False), (152, False)]
+)
 def test_only_what_precedes_an_address_may_come_from_nobody(kind, passes):
     """RFC 4861 section 7.1.2: an advertisement has a source; section 7.1.1: DAD has none."""
     decision = World().at(ON_A, message(kind, NOBODY))
