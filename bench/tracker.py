@@ -1,42 +1,51 @@
 """The tracker alone: time per packet, memory per flow, and the longest that a packet waits.
 
 Each part runs in a process of its own, so that memory and garbage of one do not burden another.
-Packets are bytes, parsed as in the worker; times are those of `parse`, `track` and `confirm`
-together unless said otherwise. "Worst" is the worst of hundreds of thousands on a machine that does
-other things, too: the scheduler's pauses are in it, so CPU time of the thread is what is compared.
+Packets are bytes, parsed as in the worker; times are CPU time of `parse`, `track` and `confirm`
+together unless said otherwise, because the machine does other things, too. The parts that take long
+run two at a time.
+
+Where `make compiled` has been run, the times are taken on both builds.
 """
 
 import gc
-import multiprocessing
+import json
+import os
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import perf_counter_ns, thread_time_ns
+from time import thread_time_ns
 
-from bench.figure import Figure, percentile
+import conntrack.tracker
+from bench.figure import Figure
 from conntrack.packet import parse
 from conntrack.tracker import STRICT, Tracker
 
 ENTRIES = 1_000_000
 EXPIRING = 200_000
 COLLIDING = 32_000
-SWEEP_COUNT = 1_000
-"""Keys per round of expiry (the worker's EXPIRY_BUDGET_COUNT)."""
 PAGE_BYTES = 4096
+ROOT = Path(__file__).parents[1]
+COMPILED = ROOT / "build/compiled"
+_SHARE = 4
+"""A source may have a quarter of the table, as in the daemon."""
 
 _HEAD = struct.Struct("!BBHHHBBHII")
 _TCP = struct.Struct("!HHIIBBHHH")
-_SYN, _SYN_ACK, _ACK = 0x02, 0x12, 0x10
+_SYN, _SYN_ACK, _ACK, _FIN_ACK = 0x02, 0x12, 0x10, 0x11
 _SERVER = 0x0A000002
 
 
 def segment(  # noqa: PLR0917 -- the fields of a segment, in its order
     source: int, port: int, flags: int, sequence: int, ack: int = 0, payload: int = 0,
-    *, reply: bool = False,
+    *, reply: bool = False, server: int = _SERVER,
 ) -> bytes:  # fmt: skip
-    """A TCP segment between a client (address as a number) and the server, checksums left out."""
-    ends = (_SERVER, source) if reply else (source, _SERVER)
+    """A TCP segment between a client (address as a number) and a server, checksums left out."""
+    ends = (server, source) if reply else (source, server)
     ports = (80, port) if reply else (port, 80)
     size = 40 + payload
     head = _HEAD.pack(0x45, 0, size, 0, 0, 64, 6, 0, *ends)
@@ -75,7 +84,7 @@ def resident_bytes() -> int:
 
 
 def times_per_packet() -> dict[str, float]:
-    """Nanoseconds per packet: of known flows, of new flows, and of parsing alone."""
+    """Nanoseconds per packet: of known flows, of new flows, of short ones, of parsing alone."""
     chance = random.Random(1)
     tracker = Tracker(STRICT)
     flows = []
@@ -84,45 +93,59 @@ def times_per_packet() -> dict[str, float]:
         for data in opening:
             feed(tracker, data, 1.0)
         flows.append(opening)
-    data_packets = []
+    data_packets, endings = [], []
     for number, (syn, answer, _) in enumerate(flows):
         client = int.from_bytes(syn[24:28], "big") + 1 & 0xFFFFFFFF
         server = int.from_bytes(answer[24:28], "big") + 1 & 0xFFFFFFFF
         source = 0x0A010000 + number
+        sent, closed = (client + 1000) & 0xFFFFFFFF, (client + 1) & 0xFFFFFFFF
         data_packets.append(segment(source, 40_000, _ACK, client, server, 1000))
-        data_packets.append(
-            segment(source, 40_000, _ACK, server, (client + 1000) & 0xFFFFFFFF, reply=True)
-        )
+        data_packets.append(segment(source, 40_000, _ACK, server, sent, reply=True))
+        endings += [
+            *flows[number],
+            segment(source, 40_000, _FIN_ACK, client, server),
+            segment(source, 40_000, _FIN_ACK, server, closed, reply=True),
+            segment(source, 40_000, _ACK, closed, server + 1 & 0xFFFFFFFF),
+        ]
     fresh = [segment(0x0B000000 + n, 40_000, _SYN, chance.getrandbits(32)) for n in range(20_000)]
     return {
         "known": min(_each(tracker, data_packets) for _ in range(20)),
         "new": min(_each(Tracker(STRICT), fresh) for _ in range(3)),
+        "short": 6 * min(_each(Tracker(STRICT), endings) for _ in range(10)),
         "parse": min(_parse_each(data_packets) for _ in range(20)),
     }
 
 
 def _each(tracker: Tracker, packets: list[bytes]) -> float:
-    begun = perf_counter_ns()
+    begun = thread_time_ns()
     for data in packets:
         tracker.confirm(tracker.track(parse(data), 2.0), 2.0)
-    return (perf_counter_ns() - begun) / len(packets)
+    return (thread_time_ns() - begun) / len(packets)
 
 
 def _parse_each(packets: list[bytes]) -> float:
-    begun = perf_counter_ns()
+    begun = thread_time_ns()
     for data in packets:
         parse(data)
-    return (perf_counter_ns() - begun) / len(packets)
+    return (thread_time_ns() - begun) / len(packets)
 
 
 # --- many flows -----------------------------------------------------------------------------------
 
 
+def _as_in_the_worker() -> None:
+    """What the worker does about Python's collector when it starts."""
+    from firewall.datapath.worker import COLLECTOR_THRESHOLDS
+
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
+
+
 def memory(kind: str) -> float:
     """Megabytes that a million flows of a kind take, from sources that all differ."""
     chance = random.Random(2)
-    tracker = Tracker(STRICT, limit_count=ENTRIES + 1)
-    gc.freeze()
+    tracker = Tracker(STRICT, limit_count=ENTRIES, source_limit_count=ENTRIES // _SHARE)
+    _as_in_the_worker()
     before = resident_bytes()
     for number in range(ENTRIES):
         now = number * 1e-5
@@ -138,61 +161,92 @@ def memory(kind: str) -> float:
     return (resident_bytes() - before) / 1e6
 
 
-def pauses() -> dict[str, list[int]]:
-    """CPU nanoseconds of the worst packets while growing, expiring and collecting garbage.
+class Worst:
+    """The longest and the 99.9th percentile of many times, in buckets of a microsecond."""
 
-    As in the worker: gc.freeze() at the start, rounds of expiry between packets, automatic
-    collections on.
-    """
+    def __init__(self) -> None:
+        self.buckets = [0] * 100_000
+
+    def note(self, nanoseconds: int) -> None:
+        """One more."""
+        self.buckets[min(nanoseconds // 1_000, len(self.buckets) - 1)] += 1
+
+    def figures(self) -> tuple[float, float]:
+        """Milliseconds: (longest, 99.9th percentile)."""
+        wanted, seen, at_percentile = sum(self.buckets) * 0.999, 0, -1
+        longest = 0
+        for microseconds, count in enumerate(self.buckets):
+            seen += count
+            if count:
+                longest = microseconds
+            if at_percentile < 0 and seen >= wanted:
+                at_percentile = microseconds
+        return longest / 1e3, at_percentile / 1e3
+
+
+def growth(flows_per_source: int) -> tuple[float, float]:
+    """Milliseconds of CPU of the worst packets while a table grows, collections included."""
     chance = random.Random(3)
-    tracker = Tracker(STRICT, limit_count=2 * ENTRIES)
-    worker_freezes()
-    growing, sweeps = [], []
+    tracker = Tracker(STRICT, limit_count=2 * ENTRIES, source_limit_count=ENTRIES)
+    _as_in_the_worker()
+    worst = Worst()
+    for number in range(ENTRIES):
+        source, turn = divmod(number, flows_per_source)
+        port = turn + 1 & 0xFFFF
+        server = _SERVER + (turn >> 16)
+        data = segment(0x0B000000 + source, port, _SYN, chance.getrandbits(32), server=server)
+        _timed_feed(tracker, data, 0.0, worst)
+    assert len(tracker) == ENTRIES
+    return worst.figures()
+
+
+def expiry() -> dict[str, tuple[float, float]]:
+    """Milliseconds of CPU of the worst packets and rounds of expiry.
+
+    A million flows, 200,000 of which die at once; a round of expiry between any two packets, as in
+    the worker, until they are gone; then as many packets more.
+    """
+    from firewall.datapath.worker import EXPIRY_BUDGET_COUNT
+
+    chance = random.Random(3)
+    tracker = Tracker(STRICT, limit_count=2 * ENTRIES, source_limit_count=ENTRIES // _SHARE)
+    _as_in_the_worker()
     for number in range(ENTRIES):
         data = segment(0x0B000000 + number, 40_000, _SYN, chance.getrandbits(32))
-        now = 0.0 if number < EXPIRING else 20.0
-        begun = thread_time_ns()
-        feed(tracker, data, now)
-        growing.append(thread_time_ns() - begun)
-    expiring = []
+        feed(tracker, data, 0.0 if number < EXPIRING else 20.0)
+    packets, rounds, later = Worst(), Worst(), Worst()
     number = 0
     while tracker.counters.expired < EXPIRING:
         begun = thread_time_ns()
-        tracker.expire(31.0, budget=SWEEP_COUNT)
-        sweeps.append(thread_time_ns() - begun)
-        data = segment(0x0C000000 + number, 40_000, _SYN, 7)
-        begun = thread_time_ns()
-        feed(tracker, data, 31.0)
-        expiring.append(thread_time_ns() - begun)
+        tracker.expire(31.0, budget=EXPIRY_BUDGET_COUNT)
+        rounds.note(thread_time_ns() - begun)
+        _timed_feed(tracker, segment(0x0C000000 + number, 40_000, _SYN, 7), 31.0, packets)
         number += 1
-    collecting = []
     for number in range(50_000):
-        data = segment(0x0D000000 + number, 40_000, _SYN, 7)
-        begun = thread_time_ns()
-        feed(tracker, data, 31.0)
-        collecting.append(thread_time_ns() - begun)
-    return {"growing": growing, "expiring": expiring, "sweep": sweeps, "collecting": collecting}
+        _timed_feed(tracker, segment(0x0D000000 + number, 40_000, _SYN, 7), 31.0, later)
+    return {
+        "expiring": packets.figures(),
+        "round": rounds.figures(),
+        "later": later.figures(),
+    }
 
 
-def worker_freezes() -> None:
-    """What the worker does about Python's collector when it starts."""
-    gc.freeze()
-    gc.set_threshold(2_000, 4, 1_000_000)
+def _timed_feed(tracker: Tracker, data: bytes, now: float, worst: Worst) -> None:
+    begun = thread_time_ns()
+    feed(tracker, data, now)
+    worst.note(thread_time_ns() - begun)
 
 
 def collisions() -> tuple[float, float]:
     """Seconds for flows whose tuples an attacker chose to collide, and for random ones.
 
-    The tuples would collide as integers: 2**61 - 1 is the modulus of CPython's integer hash, and
-    2**64 is 8 modulo it, so (word + 8, next - 1) pairs of the key keep the hash.
+    The tuples would collide as integers: 2**61 - 1 is the modulus of CPython's integer hash, so
+    keys that differ by a multiple of it, read as numbers, have one hash.
     """
     chance = random.Random(4)
-    crafted = []
     step = (1 << 61) - 1
-    for number in range(COLLIDING):
-        value = (0x0B000001 << 64) + step * number
-        key = value.to_bytes(12, "big")
-        crafted.append(_from_key(key))
+    first = 0x0B000001 << 64
+    crafted = [_from_key((first + step * n).to_bytes(12, "big")) for n in range(COLLIDING)]
     usual = [_from_key(chance.randbytes(12)) for _ in range(COLLIDING)]
     return _insert_all(crafted), _insert_all(usual)
 
@@ -207,48 +261,97 @@ def _insert_all(packets: list[bytes]) -> float:
     best = float("inf")
     for _ in range(3):
         tracker = Tracker(STRICT)
-        begun = perf_counter_ns()
+        begun = thread_time_ns()
         for data in packets:
             feed(tracker, data, 1.0)
-        best = min(best, (perf_counter_ns() - begun) / 1e9)
+        best = min(best, (thread_time_ns() - begun) / 1e9)
     return best
 
 
 # --- report ---------------------------------------------------------------------------------------
 
+PARTS: dict[str, Callable[..., object]] = {
+    "times": times_per_packet,
+    "memory": memory,
+    "growth": growth,
+    "expiry": expiry,
+    "collisions": collisions,
+}
+
+
+def _apart(name: str, *arguments: object, compiled: bool = False):
+    """What one part says, in a fresh process, on the pure or the compiled packet path."""
+    environment = dict(os.environ, PYTHONSAFEPATH="1")
+    roots = [COMPILED, ROOT] if compiled else [ROOT]
+    environment["PYTHONPATH"] = ":".join(map(str, roots))
+    question = json.dumps([name, *arguments])
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.tracker", question, str(int(compiled))],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"part {question} failed:\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def _answer(question: str, compiled: str) -> None:
+    is_compiled = not str(conntrack.tracker.__file__).endswith(".py")
+    assert is_compiled == bool(int(compiled)), "the other build was imported"
+    name, *arguments = json.loads(question)
+    print(json.dumps(PARTS[name](*arguments)))
+
 
 def measure() -> list[Figure]:
     """Measure each part in a fresh process."""
-    times = _apart(times_per_packet)
-    figures = [
-        Figure("parse one TCP segment", times["parse"] / 1e3, "us"),
-        Figure("parse, track, confirm: known flow", times["known"] / 1e3, "us"),
-        Figure("parse, track, confirm: new flow", times["new"] / 1e3, "us"),
-    ]
-    figures += [
-        Figure(f"{ENTRIES:,} {kind} flows", _apart(memory, kind), "MB", at_most=560)
-        for kind in ("half-open", "UDP", "established")
-    ]
-    waits = _apart(pauses)
-    for name, what in (
-        ("growing", f"growing to {ENTRIES:,} flows"),
-        ("expiring", f"{EXPIRING:,} flows expire"),
-        ("collecting", "as many are kept"),
-    ):
-        ordered = sorted(waits[name])
+    return [*_times(), *_tables(), *_collisions()]
+
+
+def _times() -> list[Figure]:
+    pure = _apart("times")
+    compiled = _apart("times", compiled=True) if COMPILED.is_dir() else None
+    what = {
+        "parse": "parse one TCP segment",
+        "known": "parse, track, confirm: known flow",
+        "new": "parse, track, confirm: new flow",
+        "short": "the same, six segments from SYN to last ACK",
+    }
+    figures = [Figure(text, pure[key] / 1e3, "us") for key, text in what.items()]
+    if compiled is not None:
         figures += [
-            Figure(f"worst packet while {what}", ordered[-1] / 1e6, "ms", at_most=5),
-            Figure(f"p99.9 packet while {what}", percentile(ordered, 0.999) / 1e6, "ms"),
+            Figure(f"{text}, compiled", compiled[key] / 1e3, "us", pure[key] / 1e3, "pure")
+            for key, text in what.items()
         ]
-    figures.append(Figure("worst round of expiry", max(waits["sweep"]) / 1e6, "ms", at_most=5))
-    crafted, usual = _apart(collisions)
-    figures.append(
-        Figure(f"{COLLIDING:,} crafted tuples", crafted, "s", usual, "random tuples", at_most=2)
-    )
     return figures
 
 
-def _apart(function: Callable, *arguments: object):
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
+def _tables() -> list[Figure]:
+    kinds = ("established", "half-open", "UDP")
+    shapes = {1: "a source each", 2: "two of each source", ENTRIES: "all of one source"}
+    with ThreadPoolExecutor(2) as pool:
+        sizes = {kind: pool.submit(_apart, "memory", kind) for kind in kinds}
+        grown = {count: pool.submit(_apart, "growth", count) for count in shapes}
+        expired = pool.submit(_apart, "expiry")
+    figures = [
+        Figure(f"{ENTRIES:,} {kind} flows", sizes[kind].result(), "MB", at_most=560)
+        for kind in kinds
+    ]
+    waits = {f"growing to {ENTRIES:,}, {shapes[n]}": grown[n].result() for n in shapes}
+    said = expired.result()
+    waits[f"{EXPIRING:,} of {ENTRIES:,} expire"] = said["expiring"]
+    waits["as many are kept"] = said["later"]
+    for what, (longest, usual) in waits.items():
+        figures += [
+            Figure(f"worst packet while {what}", longest, "ms", at_most=5),
+            Figure(f"p99.9 packet while {what}", usual, "ms"),
+        ]
+    return [*figures, Figure("worst round of expiry", said["round"][0], "ms", at_most=5)]
+
+
+def _collisions() -> list[Figure]:
+    crafted, usual = _apart("collisions")
+    what = f"{COLLIDING:,} crafted tuples"
+    return [Figure(what, crafted, "s", usual, "random tuples", at_most=2)]
+
+
+if __name__ == "__main__":
+    _answer(*sys.argv[1:])
