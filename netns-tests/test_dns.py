@@ -197,6 +197,22 @@ def test_a_cname_chain_opens_where_it_ends_under_the_name_that_was_asked_for(wor
     assert V4S[6] in selectors
 
 
+def test_names_are_words_of_questions_and_a_refused_one_is_explained(world):
+    """`policy trace --to NAME`, and `why` about a question that no dns rule means."""
+    questions.udp(world.a, DNS4, query(world.name("ask.example", 25)))
+    cli = world.firewall.cli
+    traced = cli("policy", "trace", "--from", "default/a", "--to", "ask.example:80/TCP")
+    assert "Final verdict: ALLOWED" in traced.stdout
+    assert "fqdn:*.example" in traced.stdout
+    unknown = cli("policy", "trace", "--from", "default/a", "--to", "never.example:80/TCP")
+    assert "DNS answered no endpoint for never.example" in unknown.stderr
+    questions.udp(world.a, DNS4, query("why.evil.org"))
+    asked = lambda r: r.get("l7", {}).get("dns", {}).get("query") == "why.evil.org."  # noqa: E731
+    record = flow(world.firewall, asked, verdict="DROPPED")
+    why = cli("why", record["uuid"]).stdout
+    assert "dns rule matchPattern *.example: does not mean why.evil.org." in why
+
+
 def test_a_truncated_answer_is_asked_for_again_over_tcp(world):
     """A name with more addresses than a small datagram holds; all of them open."""
     world.add(

@@ -23,6 +23,7 @@ from firewall.flows.flow import Explanation as Recorded
 from firewall.identities.labels import LabelFilter
 from firewall.policy.explain import Explanation, explain
 from firewall.policy.model import ObjectKey, Peer
+from firewall.policy.name_match import NameMatcher
 from firewall.policy.plan import Plan, Source, make_plan
 from firewall.policy.question import Question
 from firewall.policy.realm import Asked, Realm, ask
@@ -123,6 +124,8 @@ class Explainer:
             explanation = self._explain(past, flow)
             if explanation is None:
                 notes = ["the record does not say who sent what to whom"]
+            elif flow.l7 is not None and flow.l7.dns is not None:
+                notes += self._about_name(past, flow, recorded.detail)
             else:
                 notes += _disagreement(flow, explanation, recorded.detail)
                 notes += _unseen_headers(flow, explanation)
@@ -135,6 +138,27 @@ class Explainer:
             notes=tuple(notes),
             explanation=explanation,
         )
+
+    def _about_name(self, past: Past, flow: Flow, detail: str) -> Iterator[str]:
+        """Hold the dns rules against the name that was asked for."""
+        question = question_of(flow)
+        name = flow.l7.dns.query if flow.l7 is not None and flow.l7.dns is not None else ""
+        if not name or question is None:
+            if detail:
+                yield f"the question could not be read: {detail}"
+            return
+        decision = self._history.view(past).decide(*question.traffic)
+        for side in (decision.egress, decision.ingress):
+            if side is None or side.l7 is None:
+                continue
+            for row in side.l7:
+                for rule in row.dns:
+                    item = rule.match_name or rule.match_pattern or ""
+                    kind = "matchName" if rule.match_name else "matchPattern"
+                    verb = "means" if NameMatcher((item,)).matches(name) else "does not mean"
+                    yield f"dns rule {kind} {item}: {verb} {name}"
+            if side.unrestricted:
+                yield "a rule without names allows the same traffic, so no name is refused"
 
     def annotated(self, flow: Flow) -> Flow:
         """Return a flow with the whole explanation under `extensions`."""
@@ -203,6 +227,7 @@ class Explainer:
             self._engine.book.repository.objects,
             tuple(self._engine.book.resources.values()),
             self._engine.config.cluster_name,
+            self._engine.names.addresses(),
         )
 
     def ask(self, question: Question) -> Asked:

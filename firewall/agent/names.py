@@ -116,6 +116,13 @@ class NameBook:
         """Return the names of an address without their trailing dot, as Hubble shows them."""
         return tuple(name.removesuffix(".") or name for name in self.cache.names(address))
 
+    def addresses(self) -> dict[str, tuple[bytes, ...]]:
+        """Return the addresses of every name."""
+        found: dict[str, set[bytes]] = {}
+        for entry in self.cache.entries():
+            found.setdefault(entry.name, set()).add(entry.address)
+        return {name: tuple(sorted(held, key=len)) for name, held in found.items()}
+
     # --- what follows from it -----------------------------------------------------------------
 
     def follow(self, texts: Iterable[str], reach: Reach) -> None:

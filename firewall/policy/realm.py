@@ -33,6 +33,7 @@ from firewall.identities.workload import workload_labels
 from firewall.policy.course import Form
 from firewall.policy.explain import Explanation, Request, explain
 from firewall.policy.model import Peer, PolicyObject
+from firewall.policy.name_match import normalise
 from firewall.policy.objects import NamespaceObject, Resource
 from firewall.policy.problem import did_you_mean
 from firewall.policy.question import (
@@ -83,6 +84,7 @@ class Realm(NamedTuple):
         objects: the policies.
         resources: the services, CIDR groups and namespaces that policies name.
         cluster: the name of the own cluster.
+        names: the packed addresses that DNS answered for a name (lower case, trailing dot).
     """
 
     view: View
@@ -90,6 +92,7 @@ class Realm(NamedTuple):
     objects: tuple[PolicyObject, ...]
     resources: tuple[Resource, ...] = ()
     cluster: str = "default"
+    names: Mapping[str, tuple[bytes, ...]] = {}
 
 
 class Asked(NamedTuple):
@@ -334,7 +337,7 @@ def _same_family(
 
 
 def _addresses(realm: Realm, text: str) -> tuple[bytes, ...]:
-    """Return the addresses of an end by its name, address or entity."""
+    """Return the addresses of an end by its name, address, entity or DNS name."""
     try:
         return (parse_address(text),)
     except ValueError:
@@ -365,8 +368,11 @@ def _addresses(realm: Realm, text: str) -> tuple[bytes, ...]:
     ]
     if known:
         return tuple(known)
+    if addresses := realm.names.get(normalise(text)):
+        return addresses
     names = [name for row in realm.view.snapshot.endpoints for name in _names(row)]
-    raise QuestionError(f"no endpoint is called {text}{did_you_mean(text, names)}")
+    unasked = f"; DNS answered no endpoint for {text}" if "." in text else ""
+    raise QuestionError(f"no endpoint is called {text}{did_you_mean(text, names)}{unasked}")
 
 
 def _names(row: EndpointRow) -> Iterator[str]:
