@@ -56,7 +56,7 @@ test-compiled: compiled ## Run every test on the compiled packet path
 
 bench: setup ## Measure, each figure as a ratio to its baseline in the same run
 	@./.ci/packages iperf3 haproxy wrk nginx
-	$(BIN)/python -m lab.enclosure -- $(BIN)/python -m bench
+	$(BIN)/python -m lab.enclosure -- $(BIN)/python -m bench --plot docs/figures.svg
 
 docs: setup ## Write the pages that are generated from the source
 	$(BIN)/python -m docs.generate

@@ -1,32 +1,57 @@
-"""`make bench`, or `python -m bench NAME...` inside `python -m lab.enclosure --`."""
+"""`make bench`, or `python -m bench NAME...` inside `python -m lab.enclosure --`.
 
+With `--plot FILE` the figures that have an aim are drawn, too.
+"""
+
+import argparse
 import importlib
 import os
 import platform
 import sys
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 from bench.figure import report
+from bench.plot import draw
 
-NAMES = ("answers", "exchanges", "policy", "proxy", "stream", "verdicts", "tracker", "policytest")
+NAMES = (
+    "answers",
+    "exchanges",
+    "packets",
+    "verdicts",
+    "stream",
+    "policy",
+    "policytest",
+    "proxy",
+    "tracker",
+)
 
 
 def main() -> int:
     """Measure what is asked for, everything without a name, and print one table."""
-    wanted = sys.argv[1:] or list(NAMES)
-    unknown = [name for name in wanted if name not in NAMES]
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG")
+    asked = parser.parse_args()
+    unknown = [name for name in asked.names if name not in NAMES]
     if unknown:
-        print(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
-        return 2
-    print(
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    where = (
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} processors, "
-        f"Linux {platform.release()}, Python {platform.python_version()}\n"
+        f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
+        f"load {os.getloadavg()[0]:.1f} at the start"
     )
+    print(f"{where}\n")
     figures = []
-    for name in wanted:
-        print(f"measuring: {name}", file=sys.stderr)
+    for name in asked.names or NAMES:
+        begun = time.monotonic()
+        print(f"measuring: {name}", file=sys.stderr, end="", flush=True)
         figures += importlib.import_module(f"bench.{name}").measure()
+        print(f" ({time.monotonic() - begun:.0f} s)", file=sys.stderr)
     print(report(figures))
+    if asked.plot:
+        asked.plot.write_text(draw(figures, where), encoding="utf-8")
     return 0
 
 

@@ -1,25 +1,22 @@
-"""From queue to verdict: how long a packet stays with the worker, known flows and new ones.
+"""One packet in the worker, of a known flow and of a new one: processor time, and time to verdict.
 
-The daemon sets everything up; then its datapath worker is replaced by one that notes times
-(`bench.timed_worker`), with the same queue and the same snapshot. Packets come in small bursts at a
-rate that one worker keeps up with, so that the time is that of the verdict and not of a backlog.
+The daemon sets everything up; then a variant of the loop (`bench.loop`) takes its worker's place,
+with the same queue and the same snapshot. Packets come in small bursts at a rate that one worker
+keeps up with, so that the time is that of the verdict and not of a backlog.
 """
 
 import json
-import os
-import signal
 import socket
 import struct
-import sys
 import time
-from pathlib import Path
 
 from bench.figure import Figure, percentile
+from bench.loop import ACCEPT, CALLBACK, WORKER, instead
 from lab import daemon
 from lab.laboratory import Host, Lab
 from lab.topology import hosts
 
-PACKETS = 100_000
+PACKETS = 12_000
 BURST = 8
 RATE = 8_000
 """Packets per second: below what one worker and one sender manage on two slow cores."""
@@ -37,74 +34,80 @@ spec:
 
 
 def measure() -> list[Figure]:
-    """Measure known and new flows, each with the worker and with accept-everything."""
+    """Measure known and new flows with each variant."""
     figures = []
-    for what, fresh in (("known flow", False), ("new flow", True)):
-        times = {kind: _times(kind, fresh=fresh) for kind in ("baseline", "worker")}
-        for name, share in (("p50", 0.50), ("p99", 0.99)):
-            figures.append(
-                Figure(
-                    f"queue to verdict, packet of a {what}, {name} of {len(times['worker']):,}",
-                    percentile(times["worker"], share) / 1e3,
-                    "us",
-                    percentile(times["baseline"], share) / 1e3,
-                    "accept without a look",
-                )
+    for what, fresh, promised in (("known", False, 1.5), ("new", True, 3.0)):
+        cost_us = {CALLBACK: _cost_and_times(CALLBACK, fresh=fresh)[0]}
+        times: dict[str, list[int]] = {}
+        for kind in (ACCEPT, WORKER):
+            cost_us[kind], times[kind] = _cost_and_times(kind, fresh=fresh)
+        figures.append(
+            Figure(
+                f"processor time for a packet of a {what} flow",
+                cost_us[WORKER],
+                "us",
+                cost_us[CALLBACK],
+                "callback that accepts",
+                at_most=promised,
             )
+        )
+        figures += [
+            Figure(
+                f"queue to verdict, packet of a {what} flow, {name}",
+                percentile(times[WORKER], share) / 1e3,
+                "us",
+                percentile(times[ACCEPT], share) / 1e3,
+                "worker that accepts",
+            )
+            for name, share in (("p50", 0.50), ("p99", 0.99))
+        ]
     return figures
 
 
-def _times(kind: str, *, fresh: bool) -> list[int]:
+def _cost_and_times(kind: str, *, fresh: bool) -> tuple[float, list[int]]:
+    """Return microseconds of processor time per packet; and each packet's time, sorted, in ns."""
     with Lab(hosts(a="app=a", b="app=b")) as lab:
-        firewall = daemon.start(lab, {"workers": 1})
+        firewall = daemon.start(lab, {"workers": 1, "bypass": False})
         firewall.apply(POLICY)
-        workers = firewall.get("/v1/status")["workers"]
-        firewall.kill()
-        for worker in workers:
-            os.kill(worker["pid"], signal.SIGKILL)
         result = lab.folder / "times.json"
-        timed = lab.node.start(
-            [
-                sys.executable, "-m", "bench.timed_worker", result, kind,
-                "--number", "0", "--queue", "0", "--run-dir", firewall.run_dir,
-                "--snapshot", firewall.state_dir / "snapshot",
-            ]
-        )  # fmt: skip
-        _await_queue(lab)
-        _send(lab.host("a"), lab.host("b"), fresh=fresh)
-        timed.terminate()
-        timed.wait(30)
-        return sorted(json.loads(Path(result).read_text(encoding="utf-8")))
+        flags = () if kind == CALLBACK else ("--times", result)
+        with instead(lab, firewall, kind, *flags) as variant:
+            known = known_flow(lab.host("a"), lab.host("b"))
+            begun_s = variant.cpu_s()
+            _send(lab.host("a"), lab.host("b"), None if fresh else known)
+            while variant.waiting_count():
+                time.sleep(0.01)
+            cost_us = (variant.cpu_s() - begun_s) / PACKETS * 1e6
+        return cost_us, sorted(json.loads(result.read_bytes())) if flags else []
 
 
-def _await_queue(lab: Lab) -> None:
-    for _ in range(500):
-        if lab.node.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.strip():
-            return
-    raise TimeoutError("the timed worker does not bind its queue")
-
-
-def _send(source: Host, target: Host, *, fresh: bool) -> None:
-    if not fresh:  # a datagram each way, and the flow is known
-        here, there = source.datagram(7000), target.datagram(7001)
+def known_flow(source: Host, target: Host) -> bytes:
+    """Exchange a datagram each way; return one more of that flow."""
+    with source.datagram(7000) as here, target.datagram(7001) as there:
+        here.settimeout(10)
+        there.settimeout(10)
         here.sendto(b"?", (target.address4, 7001))
         _, sender = there.recvfrom(16)
         there.sendto(b"!", sender)
         here.recvfrom(16)
+    return _datagram(source.address4, target.address4, 7000, 7001)
+
+
+def _send(source: Host, target: Host, known: bytes | None) -> None:
+    """Send at `RATE`: the same datagram, or each of a flow of its own."""
     begun = time.monotonic()
     for first in range(0, PACKETS, BURST):
-        burst = [
-            _datagram(source.address4, target.address4, *_ports(number, fresh=fresh))
-            for number in range(first, first + BURST)
-        ]
+        numbers = range(first, first + BURST)
+        burst = [known or _new(source, target, number) for number in numbers]
         ahead_s = first / RATE - (time.monotonic() - begun)
         if ahead_s > 0:
             time.sleep(ahead_s)
         source.send(*burst)
 
 
-def _ports(number: int, *, fresh: bool) -> tuple[int, int]:
-    return (1024 + number % 60_000, 2000 + number // 60_000) if fresh else (7000, 7001)
+def _new(source: Host, target: Host, number: int) -> bytes:
+    ports = 1024 + number % 60_000, 2000 + number // 60_000
+    return _datagram(source.address4, target.address4, *ports)
 
 
 def _datagram(source: str, target: str, source_port: int, target_port: int) -> bytes:
