@@ -158,3 +158,5 @@ def test_what_needs_the_proxy_is_not_switched_past_it(node):
         code, status, _ = curl(a, f"http://{target}/secret", timeout_s=2)
         assert (code != 0, status) == (True, "000")
         assert not [data for data in at_b.so_far() if data[0] >> 4 == 4 and data[9] == 6]
+    source = node.containers["a"].addresses[V4]
+    refused(node, source, "PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL")

@@ -87,7 +87,7 @@ _UNSEEN: Final = Drop(
 )
 _TRANSLATED: Final = Drop(
     DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL,
-    "the destination is translated, which the proxy cannot follow",
+    "translated, or switched by a bridge: where it is seen now, no proxy can have it",
 )
 _TABLE_FULL: Final = Drop(DropReason.CT_MAP_INSERTION_FAILED, "the table of flows is full")
 _OLDER: Final = Drop(

@@ -36,7 +36,7 @@ as many sets as needed, gathered in one list:set.
     managed source or destination, endpoint interface   NFQUEUE
 
     a packet in FORWARD or INPUT
-    marked LOCAL, in FORWARD                            DROP: see Bridges
+    marked LOCAL, in FORWARD                            NFQUEUE, to be dropped: see Bridges
     marked PASS_ON, OFFLOAD                             as above
     marked DEFERRED by a worker                         NFQUEUE
     of a translated flow, see PREROUTING                the bypass, or NFQUEUE if managed as above
@@ -60,7 +60,7 @@ Bridges. A bridge shows its packets to iptables if bridge-nf-call-iptables says 
 the bridge, and only the worker is told at which port. So everything that comes through the bridge
 of an endpoint is queued, the worker believes an address at its port only, and no port's address is
 in the set of those that need no such look. TPROXY marks a packet for local delivery, but where it
-was to be switched from port to port, it is switched; then FORWARD drops it.
+was to be switched from port to port, it is switched; then a worker drops it in FORWARD.
 
 The bypass. A worker marks one packet of an established flow that needs no more looking at OFFLOAD
 and repeats it; if the mark bears the present generation, it is saved to the flow's connmark (bits
@@ -318,7 +318,7 @@ def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
     for hook in ("FORWARD", "INPUT"):
         rule = f"-A {CHAIN_PREFIX}{hook}"
         if hook == "FORWARD":
-            yield f"{rule} -m mark --mark {config.marks.of(Kind.LOCAL)} -j DROP"
+            yield f"{rule} -m mark --mark {config.marks.of(Kind.LOCAL)} -j {_queue(config)}"
         yield from _passed_on(config, rule)
         yield f"{rule} -m mark --mark {config.marks.any_of(Kind.OFFLOAD)} -j {_OFFLOAD}"
         yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j {_DEFERRED}"
