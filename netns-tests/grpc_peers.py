@@ -1,4 +1,7 @@
-"""A gRPC server and a client, as processes: `grpc_peers.py server|client ADDRESS PORT`.
+"""A gRPC server and a client, as processes: `grpc_peers.py server|client ADDRESS PORT [FILES]`.
+
+FILES make them speak TLS: of the server a folder with tls.crt and tls.key, of the client the
+certificates that it trusts; it expects the server `NAME`.
 
 Messages are bytes as they are, so that no compiler is needed. The client prints one JSON object:
 what each call gave, or its status code.
@@ -8,9 +11,11 @@ import json
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 
+NAME = "api.example"
 SERVICE = "demo.Echo"
 CHUNK = b"x" * 16_384
 STREAM_COUNT = 64
@@ -40,7 +45,7 @@ def both(requests, context):
         yield b"echo " + request
 
 
-def serve(address: str, port: int) -> None:
+def serve(address: str, port: int, folder: str = "") -> None:
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Forbidden": grpc.unary_unary_rpc_method_handler(unary),
@@ -52,7 +57,12 @@ def serve(address: str, port: int) -> None:
     with ThreadPoolExecutor(16) as pool:
         server = grpc.server(pool)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        server.add_insecure_port(f"{address}:{port}")
+        if folder:
+            key, chain = ((Path(folder) / name).read_bytes() for name in ("tls.key", "tls.crt"))
+            credentials = grpc.ssl_server_credentials([(key, chain)])
+            server.add_secure_port(f"{address}:{port}", credentials)
+        else:
+            server.add_insecure_port(f"{address}:{port}")
         server.start()
         print("serving", flush=True)
         server.wait_for_termination()
@@ -94,9 +104,17 @@ def many(channel) -> int:
     return sum(call.result() == b"echo %d" % number for number, call in enumerate(calls))
 
 
-def talk(address: str, port: int) -> None:
-    options = (("grpc.enable_http_proxy", 0),)
-    with grpc.insecure_channel(f"{address}:{port}", options) as channel:
+def opened(address: str, port: int, trusted: str) -> grpc.Channel:
+    options = [("grpc.enable_http_proxy", 0)]
+    if not trusted:
+        return grpc.insecure_channel(f"{address}:{port}", options)
+    options += [("grpc.ssl_target_name_override", NAME), ("grpc.default_authority", NAME)]
+    credentials = grpc.ssl_channel_credentials(Path(trusted).read_bytes())
+    return grpc.secure_channel(f"{address}:{port}", credentials, options)
+
+
+def talk(address: str, port: int, trusted: str = "") -> None:
+    with opened(address, port, trusted) as channel:
         short = {"timeout": 20}
 
         def unary_call(method):
@@ -125,4 +143,4 @@ def talk(address: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    {"server": serve, "client": talk}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    {"server": serve, "client": talk}[sys.argv[1]](sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -22,6 +22,20 @@ pytestmark = [
 ]
 
 
+SEEN = {
+    "unary": "echo hi",
+    "forbidden": ["PERMISSION_DENIED", "Access denied"],
+    "after": "echo hi",
+    "fails": ["FAILED_PRECONDITION", "not today: 100%"],
+    "trailing": ["echo hi", "kept"],
+    "turns": [f"echo {number}" for number in range(5)],
+    "counts": 1 << 20,
+    "sums": 1 << 20,
+    "many": 80,
+}
+"""What a client gets that may call all methods but one."""
+
+
 def talk(world):
     """What the client process printed."""
     done = world.client.run(
@@ -47,17 +61,7 @@ def test_grpc_calls_pass_or_are_denied_by_method_streaming_both_ways(lab, tmp_pa
         server.kill()
         server.wait()
         server.stdout.close()
-    assert seen == {
-        "unary": "echo hi",
-        "forbidden": ["PERMISSION_DENIED", "Access denied"],
-        "after": "echo hi",
-        "fails": ["FAILED_PRECONDITION", "not today: 100%"],
-        "trailing": ["echo hi", "kept"],
-        "turns": [f"echo {number}" for number in range(5)],
-        "counts": 1 << 20,
-        "sums": 1 << 20,
-        "many": 80,
-    }
+    assert seen == SEEN
     log = world.live.access_log.read_text(encoding="ascii")
     assert '"POST /demo.Echo/Forbidden HTTP/2" 403 UAEX' in log
     assert log.count('"POST /demo.Echo/Unary HTTP/2" 200 - ') == 83

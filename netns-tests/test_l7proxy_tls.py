@@ -1,12 +1,17 @@
 """TLS on redirected connections: names without decryption, http rules inside, both real ends."""
 
+import importlib.util
+import json
 import socket
 import ssl
+import subprocess
+import sys
 from contextlib import suppress
 
 import hellos
 import pytest
 from authority import Authority
+from test_l7proxy_grpc import PEERS, RULES, SEEN
 from test_l7proxy_transparent import receive
 from tls_world import NAME, TlsWorld, inside_row, names_row
 from traffic import FAMILIES
@@ -410,3 +415,64 @@ def test_egress_and_ingress_are_both_enforced(world):
         # What leaves the first proxy is clear text, which the second does not allow.
         assert here.curl(f"https://{NAME}/public/a")[0] == 35
         assert len(server.heads) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("grpc") is None, reason="grpcio is not installed")
+@pytest.mark.timeout(120)
+def test_grpc_inside_tls_is_judged_call_by_call_with_http2_at_both_ends(world):
+    """ALPN chooses h2 with the client and with the server."""
+    here = world(inside_row(*RULES), options=("--set", "connect_timeout_s=30"))
+    folder = here.public.secret(here.folder / "server", NAME)
+    server = here.server.popen(
+        [sys.executable, "-u", PEERS, "server", "0.0.0.0", "443", folder], stdout=subprocess.PIPE
+    )
+    try:
+        assert server.stdout.readline().strip() in {b"serving", "serving"}
+        with here.live:
+            done = here.client.run(
+                [sys.executable, PEERS, "client", here.server.address4, "443", here.trusted], 90
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert json.loads(done.stdout.splitlines()[-1]) == SEEN
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def test_a_server_that_prefers_http_1_gets_it_although_its_client_speaks_http2(world):
+    here = world(inside_row(PUBLIC))
+    with here.live, here.serving(NAME, protocols=("http/1.1",)) as server:
+        code, out = here.curl(f"https://{NAME}/public/a", "--http2")
+        assert (code, out.split()[-2:]) == (0, ["200", "2"]), out
+        assert server.heads[0].startswith(b"GET /public/a HTTP/1.1")
+
+
+def test_clients_must_have_a_certificate_where_the_rule_names_an_authority(world):
+    row = TlsContextRow("web", "inside", trusted_ca="ca.crt")
+    here = world(inside_row(PUBLIC, terminate=row))
+    (here.secrets / "web" / "inside" / "ca.crt").write_bytes(here.private.certificate)
+    mine = here.private.secret(here.folder / "mine", "client.example")
+    with here.live, here.serving(NAME) as server:
+        url = f"https://{NAME}/public/a"
+        assert here.curl(url)[0] != 0
+        assert server.accepted == 0
+        code, out = here.curl(url, "--cert", mine / "tls.crt", "--key", mine / "tls.key")
+        assert (code, out.split()[-2]) == (0, "200"), out
+
+
+def test_large_bodies_pass_through_both_tls_layers_whole_in_bounded_memory(world):
+    here = world(inside_row(HttpRuleRow()))
+    size = 24 * 1024 * 1024
+    body = here.folder / "body"
+    body.write_bytes(bytes(range(256)) * (size // 256))
+    with here.live, here.serving(NAME) as server:
+        server.answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body.read_bytes()
+        before = here.live.resident_bytes()
+        got = here.folder / "got"
+        for version in ("--http1.1", "--http2"):
+            limit = ("--limit-rate", "20M")
+            code, out = here.curl(f"https://{NAME}/big", version, *limit, "-o", got)
+            assert (code, out.split()[-2]) == (0, "200"), out
+            assert got.read_bytes() == body.read_bytes()
+        assert here.live.resident_bytes() - before < 16 * 1024 * 1024
