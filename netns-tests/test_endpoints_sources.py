@@ -5,6 +5,7 @@ from traffic import eventually
 
 from firewall.endpoints.sources import (
     SourceError,
+    bridges,
     find_interface,
     find_interfaces,
     interface_named,
@@ -82,6 +83,15 @@ def test_an_interface_is_found_by_its_name(lab):
     assert one.node.netns.within(lambda: interface_named(name)) == (name, number)
     with pytest.raises(SourceError, match="no interface 'nosuch'"):
         one.node.netns.within(lambda: interface_named("nosuch"))
+
+
+def test_ports_of_bridges_are_found_and_nothing_else(lab):
+    two = lab(a="app=a", b="app=b")
+    assert two.node.netns.within(bridges) == {}
+    port = two.host("a").interface
+    ip(two.node, "link", "add", "br0", "type", "bridge")
+    ip(two.node, "link", "set", port, "master", "br0")
+    assert two.node.netns.within(bridges) == {port: "br0"}
 
 
 @pytest.mark.parametrize(

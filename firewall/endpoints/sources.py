@@ -9,6 +9,7 @@ The calls block for milliseconds; an event loop runs them in a thread.
 """
 
 import os
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,18 +115,17 @@ def bridges() -> dict[str, str]:
     """
     try:
         with IPRoute() as netlink:
-            links = list(netlink.get_links())
+            # Of this family the kernel lists ports only, and there are few beside all links.
+            ports = list(netlink.get_links(family=socket.AF_BRIDGE))
+            masters = {port.get_attr("IFLA_MASTER") for port in ports} - {None}
+            found = [link for master in masters for link in netlink.get_links(master)]
     except NetlinkError as error:
-        raise SourceError(f"links of this node: {error}") from error
-    names = {
-        int(link["index"]): str(link.get_attr("IFLA_IFNAME"))
-        for link in links
-        if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "bridge"
-    }
+        raise SourceError(f"bridges of this node: {error}") from error
+    names = {int(link["index"]): str(link.get_attr("IFLA_IFNAME")) for link in found}
     return {
-        str(link.get_attr("IFLA_IFNAME")): names[link.get_attr("IFLA_MASTER")]
-        for link in links
-        if link.get_attr("IFLA_MASTER") in names
+        str(port.get_attr("IFLA_IFNAME")): names[port.get_attr("IFLA_MASTER")]
+        for port in ports
+        if port.get_attr("IFLA_MASTER") in names
     }
 
 
