@@ -30,7 +30,7 @@ from firewall.policy.model import (
     PortRange,
     ServicePeer,
 )
-from firewall.policy.readers import ReaderSettings
+from firewall.policy.readers import ReaderSettings, read
 from firewall.policy.readers.settings import CAPABILITIES, ENFORCED, SWITCHED
 from firewall.policy.verdict import TrafficDirection
 
@@ -687,11 +687,6 @@ def test_an_empty_list_of_rules_allows_everything_through_the_proxy():
         ('{toPorts: [{ports: [{port: "443"}], serverNames: []}]}', "leave it out"),
         ('{toPorts: [{ports: [{port: "443"}], serverNames: [""]}]}', "empty server name"),
         ('{toPorts: [{ports: [{port: "443"}], terminatingTLS: {}}]}', "needs secret"),
-        ('{toPorts: [{ports: [{port: "443"}], serverNames: [a.com]}]}', "only apply to TCP"),
-        (
-            '{toPorts: [{ports: [{port: "0", protocol: TCP}], serverNames: [a.com]}]}',
-            "can not be used when a port is 0",
-        ),
         (
             """{toPorts: [{ports: [{port: "53", protocol: TCP}], rules: {dns: []},
                 originatingTLS: {secret: {name: a}}}]}""",
@@ -721,6 +716,16 @@ def test_dns_rules():
     assert "port 53 must be specified" in refuse_egress(f"{{toPorts: [{{rules: {rules}}}]}}")
     ranged = l7(rules, '{port: "53", endPort: 54, protocol: UDP}')
     assert "range of ports" in refuse_egress(ranged)
+
+
+def test_server_names_beside_other_protocols_are_warned_of():
+    """Cilium takes them; what cannot be read stays closed."""
+    item = "{toPorts: [{ports: [{port: '443'}], serverNames: [a.com]}]}"
+    result = read(cnp(f"endpointSelector: {{}}\negress: [{item}]"), "p.yaml")
+    assert [problem.message for problem in result.problems] == [
+        "TLS is read in TCP; other protocols of these ports stay closed"
+    ]
+    assert result.objects
 
 
 def test_tls_and_listeners():

@@ -426,9 +426,7 @@ def _check_tls(
     """Refuse server names and TLS contexts where the proxy could not apply them."""
     if any(port.protocol != TCP for port in ports):
         place = written if written is not None else field
-        place.error("serverNames and TLS can only apply to TCP (say protocol: TCP)")
-    if any(port == PortRange(port.protocol) for port in ports):
-        field.error("can not be used when a port is 0")
+        place.warning("TLS is read in TCP; other protocols of these ports stay closed")
     if entry.subject_is_node:
         field.error("is not supported on hosts yet")
 
