@@ -11,7 +11,7 @@ import struct
 import time
 
 from bench.figure import Figure, percentile
-from bench.loop import ACCEPT, CALLBACK, WORKER, instead
+from bench.loop import ACCEPT, CALLBACK, WORKER, Variant, instead
 from lab import daemon
 from lab.laboratory import Host, Lab
 from lab.topology import hosts
@@ -37,10 +37,8 @@ def measure() -> list[Figure]:
     """Measure known and new flows with each variant."""
     figures = []
     for what, fresh, promised in (("known", False, 1.5), ("new", True, 3.0)):
-        cost_us = {CALLBACK: _cost_and_times(CALLBACK, fresh=fresh)[0]}
-        times: dict[str, list[int]] = {}
-        for kind in (ACCEPT, WORKER):
-            cost_us[kind], times[kind] = _cost_and_times(kind, fresh=fresh)
+        cost_us = {kind: _cost_us(kind, fresh=fresh) for kind in (CALLBACK, WORKER)}
+        times = {kind: _times_ns(kind, fresh=fresh) for kind in (ACCEPT, WORKER)}
         figures.append(
             Figure(
                 f"processor time for a packet of a {what} flow",
@@ -64,21 +62,35 @@ def measure() -> list[Figure]:
     return figures
 
 
-def _cost_and_times(kind: str, *, fresh: bool) -> tuple[float, list[int]]:
-    """Return microseconds of processor time per packet; and each packet's time, sorted, in ns."""
+def _cost_us(kind: str, *, fresh: bool) -> float:
+    """Return microseconds of processor time per packet."""
+    with Lab(hosts(a="app=a", b="app=b")) as lab:
+        firewall = daemon.start(lab, {"workers": 1, "bypass": False})
+        firewall.apply(POLICY)
+        with instead(lab, firewall, kind) as variant:
+            return _offer(lab, variant, fresh=fresh)
+
+
+def _times_ns(kind: str, *, fresh: bool) -> list[int]:
+    """Return how long each packet stayed, sorted. To note it takes time itself."""
     with Lab(hosts(a="app=a", b="app=b")) as lab:
         firewall = daemon.start(lab, {"workers": 1, "bypass": False})
         firewall.apply(POLICY)
         result = lab.folder / "times.json"
-        flags = () if kind == CALLBACK else ("--times", result)
-        with instead(lab, firewall, kind, *flags) as variant:
-            known = known_flow(lab.host("a"), lab.host("b"))
-            begun_s = variant.cpu_s()
-            _send(lab.host("a"), lab.host("b"), None if fresh else known)
-            while variant.waiting_count():
-                time.sleep(0.01)
-            cost_us = (variant.cpu_s() - begun_s) / PACKETS * 1e6
-        return cost_us, sorted(json.loads(result.read_bytes())) if flags else []
+        with instead(lab, firewall, kind, "--times", result) as variant:
+            _offer(lab, variant, fresh=fresh)
+        return sorted(json.loads(result.read_bytes()))
+
+
+def _offer(lab: Lab, variant: Variant, *, fresh: bool) -> float:
+    """Send the packets and wait; return microseconds of the process for each."""
+    source, target = lab.host("a"), lab.host("b")
+    known = known_flow(source, target)
+    begun_s = variant.cpu_s()
+    _send(source, target, None if fresh else known)
+    while variant.waiting_count():
+        time.sleep(0.01)
+    return (variant.cpu_s() - begun_s) / PACKETS * 1e6
 
 
 def known_flow(source: Host, target: Host) -> bytes:
