@@ -12,7 +12,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.figure import report
+from bench.figure import HEAD, Figure, row
 from bench.plot import draw
 
 NAMES = (
@@ -42,14 +42,15 @@ def main() -> int:
         f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, "
         f"load {os.getloadavg()[0]:.1f} at the start"
     )
-    print(f"{where}\n")
-    figures = []
+    print(f"{where}\n\n{HEAD}", flush=True)
+    figures: list[Figure] = []
     for name in asked.names or NAMES:
         begun = time.monotonic()
         print(f"measuring: {name}", file=sys.stderr, end="", flush=True)
-        figures += importlib.import_module(f"bench.{name}").measure()
+        found = importlib.import_module(f"bench.{name}").measure()
+        print("\n".join(map(row, found)), flush=True)
+        figures += found
         print(f" ({time.monotonic() - begun:.0f} s)", file=sys.stderr)
-    print(report(figures))
     if asked.plot:
         asked.plot.write_text(draw(figures, where), encoding="utf-8")
     return 0

@@ -45,24 +45,27 @@ class Figure(NamedTuple):
         return "" if self.at_most is None else f"<= {self.at_most:g}"
 
 
-def report(figures: list[Figure]) -> str:
-    """Render the figures as a Markdown table."""
-    lines = [
-        "| what | measured | baseline | ratio | promised | kept |",
-        "|---|---|---|---|---|---|",
-    ]
-    for figure in figures:
-        against = (
-            f"{figure.baseline:,.3g} {figure.unit} ({figure.baseline_is})"
-            if figure.baseline is not None
-            else "-"
-        )
-        ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
-        lines.append(
-            f"| {figure.what} | {figure.value:,.3g} {figure.unit} | {against} | {ratio} "
-            f"| {figure.promise or '-'} | {figure.verdict or '-'} |"
-        )
-    return "\n".join(lines)
+HEAD = "| what | measured | baseline | ratio | promised | kept |\n|---|---|---|---|---|---|"
+"""What stands above the rows of a report."""
+
+
+def row(figure: Figure) -> str:
+    """Render one line of the table."""
+    against = (
+        f"{amount(figure.baseline)} {figure.unit} ({figure.baseline_is})"
+        if figure.baseline is not None
+        else "-"
+    )
+    ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
+    return (
+        f"| {figure.what} | {amount(figure.value)} {figure.unit} | {against} | {ratio} "
+        f"| {figure.promise or '-'} | {figure.verdict or '-'} |"
+    )
+
+
+def amount(value: float) -> str:
+    """Render a number with three digits that count, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def percentile(ordered: list[int], share: float) -> float:

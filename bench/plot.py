@@ -8,7 +8,7 @@ figure.
 from math import log2
 from xml.sax.saxutils import escape
 
-from bench.figure import Figure
+from bench.figure import Figure, amount
 
 _ROW, _TOP, _BOTTOM = 20, 34, 40
 _TEXT_WIDTH, _BAR_WIDTH, _NOTE_WIDTH = 470, 300, 210
@@ -49,7 +49,7 @@ def _bar(figure: Figure, y: int) -> list[str]:
     middle, end = _place(1.0), _place(reached)
     ink = _KEPT if figure.verdict == "yes" else _MISSED
     compared = (
-        f"{figure.value:,.3g} {figure.unit}" if figure.ratio is None else f"{figure.ratio:.2f}"
+        f"{amount(figure.value)} {figure.unit}" if figure.ratio is None else f"{figure.ratio:.2f}"
     )
     note = f"{compared} ({figure.promise.replace('>=', '≥').replace('<=', '≤')})"
     x, width, height = min(middle, end), abs(end - middle), _ROW - 7
