@@ -94,7 +94,10 @@ _OLDER: Final = Drop(
     DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL,
     "the connection is older than the L7 rules for it, and is reset",
 )
-_INVALID: Final = CtState.INVALID  # a member of an enum costs 50 ns on CPython 3.11, a global 5
+_INVALID: Final = CtState.INVALID  # a member of an enum costs 70 ns on CPython 3.11, a global 5
+_NEW: Final = CtState.NEW
+_REPLY: Final = Direction.REPLY
+_new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
 _FLAG_MASK: Final = int(TcpFlag.SYN | TcpFlag.RST | TcpFlag.ACK)
 
 
@@ -256,10 +259,10 @@ class Pipeline:
                     self.offloaded.give(entry, now)
                     return OFFLOADING
                 return QUIETLY
-        arrival = Arrival(packet, source, interface_index, hook)
+        arrival = _new(Arrival, (packet, source, interface_index, hook))
         if entry is not None:
             return self._known_flow(ground, tracked, entry, arrival, now, suspect)
-        if tracked.ctstate is CtState.NEW:
+        if tracked.ctstate is _NEW:
             return self._first_packet(ground, tracked, arrival, now)
         return self._misfit(ground, tracked, arrival)
 
@@ -324,7 +327,7 @@ class Pipeline:
         entry.revision = ground.revision
         answer = self._carry_out(ground, ruling, packet)
         report = _report(answer.verdict, arrival, tracked, ruling.decision)
-        return PacketDecision(answer.verdict, report)
+        return _new(PacketDecision, (answer.verdict, report))
 
     def _known_flow(  # noqa: PLR0917
         self,
@@ -465,18 +468,11 @@ def _report(
     packet = arrival.packet
     ctstate = tracked.ctstate if tracked is not None else None
     reply: bool | None = None
-    if tracked is not None and (tracked.entry is not None or ctstate is CtState.NEW):
-        reply = tracked.direction is Direction.REPLY
-    return Report(
-        verdict,
-        packet,
-        packet.source,
-        packet.destination,
-        arrival.interface_index,
-        ctstate,
-        reply,
-        decision,
-    )
+    if tracked is not None and (tracked.entry is not None or ctstate is _NEW):
+        reply = tracked.direction is _REPLY
+    source, destination = packet.source, packet.destination
+    place = arrival.interface_index
+    return _new(Report, (verdict, packet, source, destination, place, ctstate, reply, decision))
 
 
 def _node_may(ground: Ground, arrival: Arrival) -> bool:
