@@ -93,7 +93,10 @@ class ProxySettings:
     )
     secrets_dir: Path | None = field(
         default=None,
-        metadata=_meaning("secrets that headerMatches name: <dir>/<namespace>/<name>", live=True),
+        metadata=_meaning(
+            "secrets of headerMatches (files) and TLS (folders): <dir>/<namespace>/<name>",
+            live=True,
+        ),
     )
 
 

@@ -1,8 +1,9 @@
 """`bartizan policy`: apply, show, check and delete policies."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,10 @@ from firewall.cli.exits import ExitCode
 from firewall.cli.output import as_yaml, output_option, show, table
 from firewall.cli.suggesting import suggest
 from firewall.cli.tracing import trace
+
+if TYPE_CHECKING:
+    from firewall.policy.model import PolicyObject
+    from firewall.policy.problem import Problem
 
 
 @click.group()
@@ -128,8 +133,15 @@ def selectors(client: Client, output: str) -> None:
     metavar="FILE",
     help="Endpoint declarations, to find rules that select none of them; repeatable.",
 )
+@click.option(
+    "--secrets-dir",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Where the daemon finds secrets (proxy.secrets_dir), to find TLS contexts without one.",
+)
 @output_option
-def validate(paths: tuple[str, ...], endpoints: tuple[str, ...], output: str) -> None:
+def validate(
+    paths: tuple[str, ...], endpoints: tuple[str, ...], secrets_dir: Path | None, output: str
+) -> None:
     """Check policy files without a daemon: every problem, each with file:line:column.
 
     All files are judged together: an object that two of them give differently is an error.
@@ -148,6 +160,8 @@ def validate(paths: tuple[str, ...], endpoints: tuple[str, ...], output: str) ->
     if endpoints:
         known = [labels_of(one, result.resources) for one in read_endpoints(endpoints)]
     problems = [*result.problems, *lint(result.objects, endpoints=known)]
+    if secrets_dir is not None:
+        problems += _secret_problems(result.objects, secrets_dir)
     count = len(result.objects) + len(result.resources)
     errors = [problem for problem in problems if problem.severity == "error"]
     document = [
@@ -169,6 +183,22 @@ def validate(paths: tuple[str, ...], endpoints: tuple[str, ...], output: str) ->
     )
     if errors:
         sys.exit(ExitCode.INVALID)
+
+
+def _secret_problems(objects: "Iterable[PolicyObject]", folder: Path) -> "Iterator[Problem]":
+    """Find TLS contexts whose secret is missing or broken: their connections would end."""
+    from firewall.policy.compile import make_l7_row
+    from firewall.policy.problem import Problem
+    from firewall.policy.snapshot import Snapshot
+    from l7proxy.certificates import Certificates
+
+    certificates = Certificates(folder)
+    for entry in (entry for one in objects for entry in one.entries):
+        row = make_l7_row(entry)
+        if row is not None:
+            place = entry.origin
+            for text in certificates.install(Snapshot(l7=(row,))):
+                yield Problem.warning(place.file, place.line, place.column, place.path, text)
 
 
 def _selector_table(rows: list[dict[str, Any]]) -> str:

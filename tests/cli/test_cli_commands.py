@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from authority import Authority
 from click.testing import CliRunner
 
 from firewall.cli import _COMMANDS, main
@@ -68,6 +69,27 @@ def test_validate_names_file_line_path_and_the_likely_word() -> None:
     assert answer.exit_code == ExitCode.INVALID
     assert "<stdin>:7:" in answer.output
     assert "fromEndpoints" in answer.output
+
+
+def test_validate_finds_secrets_that_are_not_there(tmp_path: Path) -> None:
+    """A warning with the rule's place; none once the secret serves."""
+    text = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p}
+spec:
+  endpointSelector: {}
+  ingress:
+  - toPorts:
+    - ports: [{port: "443", protocol: TCP}]
+      terminatingTLS: {secret: {namespace: web, name: inside}}
+"""
+    arguments = ("policy", "validate", "-f", "-", "--secrets-dir", str(tmp_path))
+    answer = _run(*arguments, text=text)
+    assert answer.exit_code == 0
+    assert "warning: <stdin>:9:7: spec.ingress[0].toPorts[0]: secret web/inside: " in answer.output
+    Authority().secret(tmp_path / "web" / "inside", "a.example")
+    assert "secret" not in _run(*arguments, text=text).output
 
 
 def test_validate_answers_in_json() -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from conntrack.address import parse_address
 from firewall.flows.compact import line
+from firewall.flows.filters import Filter, Term
 from firewall.flows.record import (
     FlowError,
     build,
@@ -214,6 +215,24 @@ def test_an_l7_deny_has_a_drop_reason():
     assert record["Summary"] == (
         "HTTP/1.1 PUT http://deathstar.default.svc.cluster.local/v1/exhaust-port"
     )
+
+
+def test_a_connection_that_passes_unread_has_a_name_and_no_request():
+    """Hubble has no word for it: what it lacks stands in the extensions."""
+    event = request(
+        protocol="TLS", method="", url="https://a.example", server_name="a.example",
+        detail="server_name_denied",
+    )  # fmt: skip
+    record = decoded(event)
+    assert record["l7"] == {"type": "REQUEST"}
+    said = record["extensions"]["value"]
+    assert (said["layer7"], said["server_name"]) == ("TLS", "a.example")
+    assert record["Summary"] == "TLS a.example server_name_denied"
+    assert " tls-request DROPPED " in line(flow(event))
+    wanted = Filter([Term("protocol", "tls")])
+    assert wanted(flow(event))
+    assert wanted(flow(request(server_name="a.example")))
+    assert not wanted(flow(request()))
 
 
 def test_a_response_comes_from_the_server():

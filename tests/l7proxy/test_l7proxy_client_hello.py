@@ -1,10 +1,11 @@
 """Any bytes give a decision, cutting changes nothing, and no hello has two readings."""
 
 import ssl
+from contextlib import suppress
 
 import hellos
 import pytest
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from l7proxy.client_hello import ClientHello, HelloReader, HelloRefused, NotTls
@@ -229,3 +230,53 @@ def test_a_record_may_end_inside_the_message_header_and_inside_the_name(position
     inside = message.index(b"allowed") + 3 if position == 3 else position + 1
     data = hellos.records(message[:inside]) + hellos.records(message[inside:])
     assert read(data).server_name == "allowed.example"
+
+
+def name_for_openssl(data):
+    """The server name that OpenSSL's server reads: None = it never came to ask for one."""
+    seen = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda _side, name, _context: seen.append(name or "")
+    reading, writing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    reading.write(data)
+    side = context.wrap_bio(reading, writing, server_side=True)
+    with suppress(ssl.SSLError):
+        side.do_handshake()
+    return seen[0] if seen else None
+
+
+@pytest.mark.parametrize("name", ["a.example", "B.example", None])
+def test_openssl_as_a_witness_reads_the_name(name):
+    assert name_for_openssl(hellos.real(name)) == (name or "")
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.data())
+def test_openssl_never_reads_another_name_than_the_one_that_was_judged(data):
+    """Whatever is done to a hello: who lets it pass has read what a server will read."""
+    hello = bytearray(data.draw(st.sampled_from(SAMPLES)))
+    spots = st.one_of(st.integers(0, len(hello) - 1), st.sampled_from(near_the_name(hello)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = min(data.draw(spots), len(hello) - 1)
+        change = data.draw(st.sampled_from(["set", "insert", "delete", "double"]))
+        if change == "set":
+            hello[at] = data.draw(st.integers(0, 255))
+        elif change == "insert":
+            hello[at:at] = data.draw(st.binary(min_size=1, max_size=3))
+        elif change == "delete":
+            del hello[at]
+        else:
+            hello[at:at] = hello[at : at + data.draw(st.integers(1, 40))]
+    found = read(bytes(hello))
+    if not isinstance(found, ClientHello):
+        return
+    seen = name_for_openssl(bytes(hello))
+    if seen is not None:
+        event("both read it")
+        assert seen.lower() == found.server_name
+
+
+def near_the_name(hello):
+    """Where the lengths and the name of the first sample stand, if it has them."""
+    at = bytes(hello).find(b".example")
+    return list(range(max(0, at - 12), at + 9)) if at > 0 else [0]
