@@ -253,8 +253,17 @@ class ClientConnection(asyncio.Protocol):
             return
         self._performing = True
         try:
+            transport = self._transport
             for command in commands:
-                self._perform(command)
+                # The two of every request stand here: a call less for each.
+                if isinstance(command, SendClient):
+                    assert transport is not None
+                    transport.write(command.data)
+                elif isinstance(command, SendUpstream):
+                    if (upstream := self._upstreams.get(command.link)) is not None:
+                        upstream.write(command.data)
+                else:
+                    self._perform(command)
             while self._queue:
                 waiting, self._queue = self._queue, []
                 for command in waiting:

@@ -196,7 +196,7 @@ class Exchange:
         """Judge one request and answer it or send it on."""
         request = known.request
         judgement = self._judge.request(request)
-        self._current = current = Ongoing(request, judgement, self._limits, now, known)
+        self._current = current = Ongoing.begin(known, judgement, self._limits, now)
         self._closing = self._draining or not request.keep_alive
         if not judgement.connected:
             self._reset(refusals.DENIED_CONNECTION, now)

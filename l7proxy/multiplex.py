@@ -31,6 +31,7 @@ from msgspec.structs import replace
 from l7proxy import commands, refusals, streams
 from l7proxy.downstream import Downstream, Progress
 from l7proxy.frames import LAST_STREAM, ErrorCode, FrameFault, Kind, goaway
+from l7proxy.framing import LengthReader
 from l7proxy.judgement import Judge
 from l7proxy.lanes import H2Lane, Lane
 from l7proxy.limits import Limits
@@ -218,7 +219,7 @@ class Multiplex:
             self._down.answer(number, refused.refusal, grpc=False, head_only=False, ended=ended)
             return
         judgement = self._judge.request(request)
-        ongoing = Ongoing(request, judgement, self._limits, now)
+        ongoing = Ongoing(request, judgement, now, LengthReader(0))  # h2 reads the body
         stream = Stream(number, ongoing, self._limits, now)
         stream.request_ended = ended
         if not judgement.connected:

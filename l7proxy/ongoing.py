@@ -1,7 +1,7 @@
 """The request that a client connection is being served, and the records about it."""
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 
@@ -28,64 +28,48 @@ IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"
 """RFC 9110 9.2.2."""
 
 _REQUEST, _RESPONSE = RecordKind
-_NOTHING = LengthReader(0)
+_NOTHING: BodyReader | AgreedReader = LengthReader(0)
 """Reads the body of every request that has none; it has no state to share."""
 
 
-class Ongoing:
-    """A judged request with its answer, from its head to its end.
+class Ongoing(msgspec.Struct, gc=False):
+    """A judged request with its answer, from its head to its end; no part of a cycle.
 
     Attributes:
+        head_at: monotonic seconds of its head, `latency_s` from there to the answer's head.
         reader: where its body ends.
+        known: what the head became, if it was HTTP/1.
+        texts: what records say of it, made when the first one is.
         reply: the server's answer; None: it was not sent on.
         replay: its bytes, if it may be sent once more to another connection, else empty.
-        head_at: monotonic seconds of its head, `latency_s` from there to the answer's head.
         received_bytes: bytes of its body so far.
         request_s: from its head to its last byte.
         request_id: as the server gets it, or empty.
-
-    Args:
-        known: what the head became, if it was HTTP/1.
     """
 
-    __slots__ = (
-        "_known",
-        "_texts",
-        "head_at",
-        "judgement",
-        "latency_s",
-        "reader",
-        "received_bytes",
-        "replay",
-        "reply",
-        "request",
-        "request_id",
-        "request_s",
-    )
+    request: Request
+    judgement: Judgement
+    head_at: float
+    reader: BodyReader | AgreedReader
+    known: "KnownRequest | None" = None
+    texts: "Texts | None" = None
+    reply: Reply | None = None
+    replay: bytes = b""
+    latency_s: float = 0.0
+    received_bytes: int = 0
+    request_s: float = 0.0
+    request_id: str = ""
 
-    def __init__(
-        self,
-        request: Request,
-        judgement: Judgement,
-        limits: Limits,
-        now: float,
-        known: "KnownRequest | None" = None,
-    ) -> None:
-        self.request = request
-        self.judgement = judgement
-        self.reader: BodyReader | AgreedReader = _NOTHING
-        if known is None or known.has_body:
-            self.reader = body_reader(request.framing, limits, request.reference)
-        self.reply: Reply | None = None
-        self.replay = b""
-        self.head_at = now
-        self.latency_s = 0.0
-        self.received_bytes = 0
-        self.request_id = ""
-        self._known = known
-        self.request_s = 0.0
+    @classmethod
+    def begin(cls, known: "KnownRequest", judgement: Judgement, limits: Limits, now: float) -> Self:
+        """Return the request of an HTTP/1 head."""
+        request = known.request
+        reader = _NOTHING
+        if known.has_body:
+            reader = body_reader(request.framing, limits, request.reference)
         # What is known was read before policy said what may be shown.
-        self._texts = None if known is None or judgement.redacted else known.texts
+        texts = None if judgement.redacted else known.texts
+        return cls(request, judgement, now, reader, known, texts)
 
     def prepare(
         self, limits: Limits, heads: "Heads", new_request_id: Callable[[], str], *, replayable: bool
@@ -97,7 +81,7 @@ class Ongoing:
         Raises:
             RequestRefused: the policy's header actions would break the request.
         """
-        request, known = self.request, self._known
+        request, known = self.request, self.known
         if known is None or self.judgement.edits:
             fields, added_id = self.fields_to_send(limits, new_request_id)
             data = serialise(request, fields, added_id)
@@ -138,10 +122,10 @@ class Ongoing:
         self, kind: RecordKind, limits: Limits, now: float, refusal: Refusal | None = None
     ) -> Record:
         """Describe it as it stands; `refusal` says how it ended, if not by the server's answer."""
-        texts = self._texts
+        texts = self.texts
         if texts is None:
             wanted = [name.encode() for name in limits.log_headers]
-            self._texts = texts = texts_of(self.request, wanted, self.judgement.redacted)
+            self.texts = texts = texts_of(self.request, wanted, self.judgement.redacted)
         reply = self.reply
         response = None if reply is None else reply.response
         status = 0 if response is None else response.head.status

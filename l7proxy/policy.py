@@ -34,6 +34,8 @@ _MATCHER_COUNT = 1024  # compiled lists kept; a list of ten rules is about 20 kB
 
 _PLAN_COUNT = 4096
 """Pairs of ends whose plan is kept until the next snapshot, about 2 kB each."""
+_PLAN_MEMO_COUNT = 256
+"""Answers that each of them keeps: method, target, authority; those of `_MEMO_COUNT` are shared."""
 
 _MEMO_COUNT = 4096  # answers remembered per list of rules, at most 2 MB with their keys
 _MEMO_KEY_BYTES = 256  # longer targets are matched each time, or a client could fill the memory
@@ -91,7 +93,8 @@ class _Plan(NamedTuple):
     """What the snapshot in force makes of a pair of ends, a port and a form.
 
     `restrictions` of the sides that have a policy, `course` and `sides` as for the form,
-    `uses_headers` and `redacted` as in a judgement.
+    `uses_headers` and `redacted` as in a judgement. `memo`: what was answered to a method, target
+    and authority, where nothing else matters.
     """
 
     decision: Decision
@@ -100,6 +103,7 @@ class _Plan(NamedTuple):
     sides: list[_Side]
     uses_headers: bool
     redacted: frozenset[bytes]
+    memo: dict[tuple[bytes, bytes, bytes], Judgement]
 
 
 class Policy:
@@ -155,7 +159,7 @@ class Policy:
         redacted = frozenset[bytes]().union(
             *(side.rules.secret_headers for side in sides if side.rules is not None)
         )
-        return _Plan(decision, restrictions, found, sides, uses_headers, redacted)
+        return _Plan(decision, restrictions, found, sides, uses_headers, redacted, {})
 
     def _side(
         self,
@@ -198,9 +202,9 @@ class ConnectionJudge:
     """
 
     __slots__ = (
-        "_course", "_decision", "_destination", "_form", "_policy", "_port", "_redacted",
-        "_restrictions",
-        "_server_name", "_sides", "_source", "_taken", "_uses_headers", "_view",
+        "_course", "_decision", "_destination", "_form", "_memo", "_plan_memo", "_policy", "_port",
+        "_redacted", "_restrictions", "_server_name", "_sides", "_source", "_taken",
+        "_uses_headers", "_view",
     )  # fmt: skip
 
     def __init__(self, policy: Policy, source: bytes, destination: bytes, port: int) -> None:
@@ -216,6 +220,8 @@ class ConnectionJudge:
         self._server_name = ""
         self._restrictions: list[Restriction] = []
         self._sides: list[_Side] = []
+        self._plan_memo: dict[tuple[bytes, bytes, bytes], Judgement] = {}
+        self._memo: dict[tuple[bytes, bytes, bytes], Judgement] | None = None
         self._uses_headers = False
         self._redacted: frozenset[bytes] = frozenset()
 
@@ -245,6 +251,7 @@ class ConnectionJudge:
             self._form = form
             self._view = None
         self._server_name = form.server_name
+        self._memo = None
         self._current()
         self._taken = self._course
         return self._course
@@ -305,13 +312,20 @@ class ConnectionJudge:
 
     def request(self, request: Request) -> Judgement:
         """Say whether this request is allowed now: the connection, then each side's rules."""
+        target = request.target
+        key = request.method, target.wire, target.authority
+        if self._memo is not None and self._policy.view is self._view:
+            known = self._memo.get(key)
+            if known is not None:
+                return known
         decision = self._current()
         if decision is None or decision.verdict is Verdict.DROP or self._astray:
             return self.connection()
         taken = self._taken
         host = ""
-        if taken is not None and (taken.terminate or taken.originate):
-            host = host_name(request.target.authority)
+        tls = taken is not None and (taken.terminate or taken.originate)
+        if tls:
+            host = host_name(target.authority)
             if self._server_name not in ("", host):
                 return self.connection()._replace(allowed=False, misdirected=True)
         judgement: Judgement | None = None
@@ -322,13 +336,25 @@ class ConnectionJudge:
             found = side.rules.evaluate(request)
             judgement = self._answer(decision, side, found.rule)
             if not judgement.allowed:
-                return judgement
+                break
             edits += found.edits
-        if host:
-            self._server_name = host
         if judgement is None:
             judgement = self.connection()
+        if not tls and not self._uses_headers:
+            self._remember(key, judgement)
+        if not judgement.allowed:
+            return judgement
+        if host:
+            self._server_name = host
         return judgement._replace(edits=tuple(edits)) if edits else judgement
+
+    def _remember(self, key: tuple[bytes, bytes, bytes], judgement: Judgement) -> None:
+        """Keep an answer that will be the same until the next snapshot."""
+        self._memo = memo = self._plan_memo
+        if sum(map(len, key)) <= _MEMO_KEY_BYTES:
+            if len(memo) >= _PLAN_MEMO_COUNT:
+                memo.clear()
+            memo[key] = judgement
 
     def _answer(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:
         """Return one side's answer to a request that `rule` (None: no rule) matched."""
@@ -348,6 +374,7 @@ class ConnectionJudge:
         view = self._policy.view
         if view is not self._view:
             self._view = view
+            self._memo = None
             plan = self._policy.plan(self._source, self._destination, self._port, self._form)
             if plan is None:
                 self._decision = None
@@ -355,6 +382,7 @@ class ConnectionJudge:
                 self._decision, self._restrictions, self._course, self._sides = plan[:4]
                 self._uses_headers = plan.uses_headers
                 self._redacted = plan.redacted
+                self._plan_memo = plan.memo
         return self._decision
 
     def _allowed(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:

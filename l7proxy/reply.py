@@ -9,6 +9,7 @@ Source: RFC 9110 15.2; RFC 9112 4, 6.3, 9.2.
 from typing import TYPE_CHECKING
 
 import h11
+import msgspec
 
 from l7proxy import refusals
 from l7proxy.framing import (
@@ -39,7 +40,7 @@ _CHUNKED = Delimiter.CHUNKED
 _SWITCHING_PROTOCOLS = 101
 
 
-class Reply:
+class Reply(msgspec.Struct, gc=False):
     """The answer to `request` as far as it has come.
 
     Attributes:
@@ -53,34 +54,18 @@ class Reply:
         heads: those that were read before; None: each is read anew.
     """
 
-    __slots__ = (
-        "_chunked",
-        "_heads",
-        "_inbox",
-        "_informational_count",
-        "_limits",
-        "_reader",
-        "_request",
-        "begun",
-        "done",
-        "excess",
-        "response",
-        "sent_bytes",
-    )
-
-    def __init__(self, request: Request, limits: Limits, heads: "Heads | None" = None) -> None:
-        self._request = request
-        self._limits = limits
-        self._heads = heads
-        self._chunked = False
-        self._inbox = b""
-        self._informational_count = 0
-        self._reader: BodyReader | AgreedReader | None = None
-        self.response: Response | None = None
-        self.done = False
-        self.begun = False
-        self.excess = False
-        self.sent_bytes = 0
+    _request: Request
+    _limits: Limits
+    _heads: "Heads | None" = None
+    _inbox: bytes = b""
+    _informational_count: int = 0
+    _reader: BodyReader | AgreedReader | None = None
+    _chunked: bool = False
+    response: Response | None = None
+    done: bool = False
+    begun: bool = False
+    excess: bool = False
+    sent_bytes: int = 0
 
     def read(self, data: bytes, *, close: bool) -> bytes:
         """Take bytes of the server and return bytes for the client.
@@ -181,11 +166,7 @@ class StreamReply(Reply):
         interim: 1xx heads that were not taken yet.
     """
 
-    __slots__ = ("interim",)
-
-    def __init__(self, request: Request, limits: Limits) -> None:
-        super().__init__(request, limits)
-        self.interim: list[ResponseHead] = []
+    interim: list[ResponseHead] = []
 
     def _write_head(self, response: Response, *, close: bool) -> bytes:  # noqa: ARG002
         return b""
