@@ -1,7 +1,9 @@
 """Records of requests as flow events for the agent."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
+from conntrack.address import parse_address
 from firewall.flows.event import HttpEvent
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy.commands import Record, RecordKind
@@ -22,6 +24,10 @@ _NOT_JUDGED = Judgement(
 """For requests that policy never saw."""
 
 
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""As the socket module has it: address and port, for IPv6 flow label and scope as well."""
+
+
 class Ends(NamedTuple):
     """The two ends of a client connection: packed addresses, ports in host order.
 
@@ -35,6 +41,17 @@ class Ends(NamedTuple):
     destination_port: int
     upstream_port: int = 0
     connection_id: int = 0
+
+
+@lru_cache(maxsize=4096)  # a few clients and servers have most connections
+def _packed(address: str) -> bytes:
+    """Return the packed address, without the scope of a link-local one."""
+    return parse_address(address.partition("%")[0])
+
+
+def ends_of(client: SocketAddress, server: SocketAddress) -> Ends:
+    """Return the ends of a connection from the addresses that its socket gives."""
+    return Ends(_packed(client[0]), client[1], _packed(server[0]), server[1])
 
 
 def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:

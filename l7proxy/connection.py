@@ -13,15 +13,14 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Protocol, assert_never, cast
 
 import msgspec
 
-from conntrack.address import format_address, parse_address
+from conntrack.address import format_address
 from firewall.policy.course import CLEAR, HTTP, Course
 from l7proxy import refusals, upstream
-from l7proxy.accesslog import Ends
+from l7proxy.accesslog import Ends, SocketAddress, ends_of
 from l7proxy.certificates import CertificateError, Certificates
 from l7proxy.client_hello import ClientHello
 from l7proxy.commands import (
@@ -58,7 +57,6 @@ from l7proxy.refusals import Refusal
 from l7proxy.second_hello import SecondHello
 from l7proxy.secure import SecureTransport
 from l7proxy.tunnel import Tunnel
-from l7proxy.upstream import SocketAddress
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +152,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
             return
         self.client, self.server = client, server
-        self.ends = Ends(_packed(client[0]), client[1], _packed(server[0]), server[1])
+        self.ends = ends_of(client, server)
         self._admitted = True
         judge = self._host.admit(self)
         if judge is None:
@@ -631,12 +629,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()
         else:
             self._transport.close()
-
-
-@lru_cache(maxsize=4096)  # a few clients and servers have most connections
-def _packed(address: str) -> bytes:
-    """The packed address of a socket's end, without the scope of a link-local one."""
-    return parse_address(address.partition("%")[0])
 
 
 def _because(refusal: Refusal, reason: str) -> Refusal:

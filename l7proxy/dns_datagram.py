@@ -23,10 +23,9 @@ from typing import Protocol
 
 from conntrack.address import format_address, parse_address
 from l7proxy import dns
-from l7proxy.accesslog import Ends
+from l7proxy.accesslog import Ends, SocketAddress
 from l7proxy.dns_desk import Desk, Finished, Lesson, Pending
 from l7proxy.listener import is_local, make_transparent
-from l7proxy.upstream import SocketAddress
 
 UDP = 17
 

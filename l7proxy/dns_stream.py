@@ -14,12 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from conntrack.address import parse_address
 from l7proxy import dns, upstream
-from l7proxy.accesslog import Ends
+from l7proxy.accesslog import Ends, SocketAddress, ends_of
 from l7proxy.dns_desk import Desk, Lesson, Pending
 from l7proxy.limits import Limits
-from l7proxy.upstream import SocketAddress
 
 TCP = 6
 
@@ -106,12 +104,7 @@ class DnsStream(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=self._host.limits.buffer_bytes)
         self.client = transport.get_extra_info("peername")
         self.server = transport.get_extra_info("sockname")
-        self.ends = Ends(
-            parse_address(self.client[0].partition("%")[0]),
-            self.client[1],
-            parse_address(self.server[0].partition("%")[0]),
-            self.server[1],
-        )
+        self.ends = ends_of(self.client, self.server)
         self._idle_at = time.monotonic()
         self._desk = self._host.admit_stream(self)
         if self._desk is None:
@@ -374,12 +367,7 @@ class Doorman(asyncio.Protocol):
         server = transport.get_extra_info("sockname")
         make = self._other
         if client and server:
-            ends = Ends(
-                parse_address(client[0].partition("%")[0]),
-                client[1],
-                parse_address(server[0].partition("%")[0]),
-                server[1],
-            )
+            ends = ends_of(client, server)
             make = self._dns if self._is_dns(ends) else self._other
         protocol = make()
         stream = cast("asyncio.Transport", transport)

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 
+from l7proxy.accesslog import SocketAddress
 from l7proxy.listener import make_transparent
 
 IP_BIND_ADDRESS_NO_PORT = 24
@@ -28,10 +29,6 @@ _RANGE = struct.Struct("=I")  # upper << 16 | lower in host order, 0 = the defau
 
 _EPHEMERAL_MIDDLE = 46_884
 """Middle of the default net.ipv4.ip_local_port_range, 32768 to 60999: the longer side is used."""
-
-
-SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-"""As the socket module has it: address and port, for IPv6 flow label and scope as well."""
 
 
 def open_socket(client: SocketAddress, mark: int) -> socket.socket:
