@@ -7,11 +7,8 @@ list at hand is done. Nothing is decided here.
 
 import asyncio
 import logging
-import socket
 import ssl
-import struct
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol, assert_never, cast
 
@@ -56,17 +53,10 @@ from l7proxy.passage import Passage
 from l7proxy.refusals import Refusal
 from l7proxy.second_hello import SecondHello
 from l7proxy.secure import SecureTransport
+from l7proxy.serverside import Core, TlsError, Transport, UpstreamConnection, reset_on_close
 from l7proxy.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
-
-Core = Exchange | Multiplex | Tunnel | Greeting | Passage
-"""What decides what happens to a client connection."""
-
-Transport = asyncio.Transport | SecureTransport
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""struct linger: on, 0 seconds; close() then sends RST (socket(7))."""
 
 
 class Host(Protocol):
@@ -403,32 +393,6 @@ class ClientConnection(asyncio.Protocol):
         name = self._sni or record.server_name
         return msgspec.structs.replace(record, tls=tls, server_name=name, transport_failure=failure)
 
-    async def _secure_upstream(
-        self, connection: "UpstreamConnection", context: ssl.SSLContext
-    ) -> str:
-        """Begin TLS with a server; return what ALPN chose or "".
-
-        Raises:
-            _TlsError: there is none; the connection is of no use.
-        """
-        assert self._judge is not None
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def failed(reason: str) -> None:
-            if not done.done():
-                done.set_exception(_TlsError(reason))
-
-        def ready(protocol: str) -> None:
-            if not done.done():
-                done.set_result(protocol)
-
-        name = self._judge.server_name or format_address(self.ends.destination)
-        try:
-            connection.secure(context, name, ready, failed)
-        except ValueError as error:  # no name that a certificate could have
-            raise _TlsError(str(error)) from None
-        return await done
-
     # --- ends ------------------------------------------------------------------------------------
 
     def _close(self, *, reset: bool) -> None:
@@ -445,7 +409,7 @@ class ClientConnection(asyncio.Protocol):
     async def _connect(self, link: int, *, http2: bool) -> None:
         try:
             opened = await self._open(link, http2=http2)
-        except _TlsError as error:
+        except TlsError as error:
             del self._connecting[link]
             log.debug("no TLS with %s: %s", self.server, error)
             self._transport_failure = str(error)
@@ -475,11 +439,11 @@ class ClientConnection(asyncio.Protocol):
         assert self.exchange is not None
         self.perform(self.exchange.upstream_opened(time.monotonic(), link))
 
-    async def _open(self, link: int, *, http2: bool) -> "UpstreamConnection | None":
+    async def _open(self, link: int, *, http2: bool) -> UpstreamConnection | None:
         """Return a connection to the server; None: it does not speak the HTTP/2 that is wanted.
 
         Raises:
-            _TlsError: TLS is wanted, and there is none.
+            TlsError: TLS is wanted, and there is none.
             OSError: as `upstream.connect`.
         """
         context: ssl.SSLContext | None = None
@@ -490,14 +454,16 @@ class ClientConnection(asyncio.Protocol):
                     row, offered if self._course.http else ()
                 )
             except CertificateError as error:
-                raise _TlsError(str(error)) from None
+                raise TlsError(str(error)) from None
         sock = await upstream.connect(self.client, self.server, self._host.mark)
         loop = asyncio.get_running_loop()
         _, opened = await loop.create_connection(lambda: UpstreamConnection(self, link), sock=sock)
         if context is None:
             return opened
         try:
-            protocol = await self._secure_upstream(opened, context)
+            assert self._judge is not None
+            name = self._judge.server_name or format_address(self.ends.destination)
+            protocol = await opened.begin_tls(context, name)
         except BaseException:
             opened.close(reset=True)
             raise
@@ -521,125 +487,5 @@ class ClientConnection(asyncio.Protocol):
             self._host.metrics.upstream_closed()
 
 
-class _TlsError(Exception):
-    """There is no TLS with the server; the text says why."""
-
-
-class UpstreamConnection(asyncio.Protocol):
-    """The connection to the server; silent once its owner has closed it."""
-
-    __slots__ = ("_closed", "_link", "_owner", "_transport")
-
-    def __init__(self, owner: ClientConnection, link: int) -> None:
-        self._owner = owner
-        self._link = link
-        self._transport: Transport | None = None
-        self._closed = False
-
-    @property
-    def _exchange(self) -> Core | None:
-        return None if self._closed else self._owner.exchange
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)
-
-    @property
-    def local_port(self) -> int:
-        """Our port, 0 if the connection is gone already."""
-        ours = self._transport.get_extra_info("sockname") if self._transport is not None else None
-        return ours[1] if ours else 0
-
-    def secure(
-        self,
-        context: ssl.SSLContext,
-        name: str,
-        ready: Callable[[str], None],
-        failed: Callable[[str], None],
-    ) -> None:
-        """Begin TLS with a server that must prove to be `name`, a host or an address.
-
-        Raises:
-            ValueError: it is neither.
-        """
-        raw = self._transport
-        assert raw is not None
-        assert not isinstance(raw, SecureTransport)
-        self._transport = secure = SecureTransport(
-            raw, self, context, server_side=False, server_name=name, ready=ready, failed=failed
-        )
-        secure.start(b"")
-
-    def data_received(self, data: bytes) -> None:
-        """Pass bytes of the server on."""
-        owner = self._owner
-        if not self._closed and (exchange := owner.exchange) is not None:
-            owner.perform(exchange.upstream_data(data, time.monotonic(), self._link))
-
-    def eof_received(self) -> bool:
-        """Pass the server's FIN on; True: the exchange says when to close."""
-        if (exchange := self._exchange) is not None:
-            self._owner.perform(exchange.upstream_ended(time.monotonic(), self._link))
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
-        """Pass the loss on, unless it was our doing."""
-        if (exchange := self._exchange) is not None:
-            self._owner.perform(exchange.upstream_lost(time.monotonic(), self._link))
-
-    def pause_writing(self) -> None:
-        """Pass on that the server reads too slowly."""
-        if (exchange := self._exchange) is not None:
-            commands = exchange.upstream_blocked(True, time.monotonic(), self._link)
-            self._owner.perform(commands)
-
-    def resume_writing(self) -> None:
-        """Pass on that the server has caught up."""
-        if (exchange := self._exchange) is not None:
-            commands = exchange.upstream_blocked(False, time.monotonic(), self._link)
-            self._owner.perform(commands)
-
-    def write(self, data: bytes) -> None:
-        """Send to the server."""
-        if self._transport is not None:
-            self._transport.write(data)
-
-    def shutdown(self) -> None:
-        """Send FIN after what was sent."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write_eof()
-
-    def pause(self) -> None:
-        """Read nothing more for now."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read again."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def close(self, *, reset: bool) -> None:
-        """Close; whatever the server still says is not heard."""
-        self._closed = True
-        if self._transport is None:
-            return
-        if reset:
-            reset_on_close(self._transport)
-            self._transport.abort()
-        else:
-            self._transport.close()
-
-
 def _because(refusal: Refusal, reason: str) -> Refusal:
     return refusal._replace(detail=f"{refusal.detail}{{{reason}}}")
-
-
-def reset_on_close(transport: Transport) -> None:
-    """Have the kernel send RST instead of FIN when this transport is closed."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and not transport.is_closing():
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        except OSError:
-            log.debug("connection already gone")
