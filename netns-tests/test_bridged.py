@@ -8,16 +8,7 @@ import pytest
 from container_rules import rules
 from evidence import flow
 from rules import peers, policy, ports
-from traffic import (
-    FAMILIES,
-    V4,
-    V6,
-    Echo,
-    curl,
-    exchange,
-    tcp,
-    token,
-)
+from traffic import FAMILIES, V4, V6, Echo, curl, exchange, tcp, token
 
 pytestmark = pytest.mark.needs(
     "nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset", "bridge"
@@ -149,7 +140,7 @@ def test_the_way_around_by_a_published_port_is_no_way_around(node):
 
 
 def test_what_needs_the_proxy_is_not_switched_past_it(node):
-    """L7 rules between two ports of a bridge: dropped, not passed unread (docs/datapath.md)."""
+    """L7 rules on what comes through a bridge: dropped, not passed unread (docs/datapath.md)."""
     a, b = node.containers["a"].host, node.containers["b"].host
     web = ports("80/TCP", http=[{"method": "GET", "path": "/public"}])
     node.firewall.apply(policy("app=b", ingress=[{**peers("app=a"), **web}], name="to-b"))

@@ -89,6 +89,10 @@ _TRANSLATED: Final = Drop(
     DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL,
     "translated, or switched by a bridge: where it is seen now, no proxy can have it",
 )
+_BRIDGED: Final = Drop(
+    DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL,
+    "came through a bridge, from which no proxy can have it",
+)
 _TABLE_FULL: Final = Drop(DropReason.CT_MAP_INSERTION_FAILED, "the table of flows is full")
 _OLDER: Final = Drop(
     DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL,
@@ -409,6 +413,14 @@ class Pipeline:
         self.counts.forwarded_count += 1
         self.counts.forwarded_bytes += packet.length
         return QUIETLY
+
+    def beyond_proxy(self, report: Report | None) -> PacketDecision:
+        """Drop what should be redirected, where TPROXY has no effect; `report`: as decided."""
+        self.counts.redirected_count -= 1
+        self.counts.dropped[_BRIDGED.reason] += 1
+        return PacketDecision(
+            _BRIDGED, None if report is None else report._replace(verdict=_BRIDGED)
+        )
 
     def _redirect(self, ground: Ground) -> PacketDecision:
         self.counts.redirected_count += 1

@@ -59,8 +59,10 @@ which may be closed when a late answer comes: the proxy's flows have the connmar
 Bridges. A bridge shows its packets to iptables if bridge-nf-call-iptables says so; they arrive at
 the bridge, and only the worker is told at which port. So everything that comes through the bridge
 of an endpoint is queued, the worker believes an address at its port only, and no port's address is
-in the set of those that need no such look. TPROXY marks a packet for local delivery, but where it
-was to be switched from port to port, it is switched; then a worker drops it in FORWARD.
+in the set of those that need no such look. TPROXY has no effect there: what is to be switched is
+switched, and what is to be routed loses the socket on its way up (ip_rcv_core orphans it). So the
+worker redirects nothing that came through a bridge, and what is marked for local delivery is never
+forwarded.
 
 The bypass. A worker marks one packet of an established flow that needs no more looking at OFFLOAD
 and repeats it; if the mark bears the present generation, it is saved to the flow's connmark (bits

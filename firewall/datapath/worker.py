@@ -280,6 +280,9 @@ class Worker:
             self._queue.repeat(packet, self._marks.put(mark, Kind.OFFLOAD, self._generation))
         elif isinstance(verdict, Drop):
             self._queue.drop(packet)
+        elif isinstance(verdict, Redirect) and packet.physindev:
+            report = self._pipeline.beyond_proxy(report).report
+            self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
             self._queue.repeat(packet, self._marks.put(mark, Kind.TO_PROXY))
         elif isinstance(verdict, Reset):

@@ -513,3 +513,13 @@ def test_the_node_may_report_errors_about_flows_that_nobody_manages(workers):
     assert sent == (ACCEPT if workers == 1 else PassOn(ACCEPT))
     back = node_world().w(ip(W4, NODE) / inet.ICMP(type=11) / udp(NODE, NOWHERE)).verdict
     assert isinstance(back, Drop)
+
+
+def test_what_came_through_a_bridge_is_not_redirected_and_says_so():
+    world = proxied()
+    decision = world.a(syn())
+    assert decision.verdict == Redirect(15006)
+    refused = world.pipeline.beyond_proxy(decision.report)
+    is_drop(refused, DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL, "through a bridge")
+    assert world.pipeline.counts.redirected_count == 0
+    assert world.pipeline.beyond_proxy(None).report is None
