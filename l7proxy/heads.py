@@ -6,8 +6,8 @@ the request as admitted, the bytes that the server gets, the texts of its record
 part of it and is asked each time. A head that h11 had to read as well is never kept, because h11's
 state goes on with its body.
 
-Bounded: `_COUNT` heads each way of at most `_BYTES` bytes, about 10 MB for a worker in the worst
-case; when there is no more room all are forgotten.
+Bounded: `_COUNT` heads each way of at most `_BYTES` bytes, 25 MB for a worker in the worst case
+(a hundred short fields in each); when there is no more room all are forgotten.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from l7proxy.refusals import RequestRefused
 from l7proxy.request import Request, admit, serialise_fields
 from l7proxy.responses import Response, serialise_response
 
-_COUNT = 1024
+_COUNT = 512
 _BYTES = 2048
 _REQUEST_ID = b"x-request-id"
 

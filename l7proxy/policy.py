@@ -32,10 +32,10 @@ TCP = 6
 
 _MATCHER_COUNT = 1024  # compiled lists kept; a list of ten rules is about 20 kB of RE2 programs
 
-_PLAN_COUNT = 4096
-"""Pairs of ends whose plan is kept until the next snapshot, about 2 kB each."""
-_PLAN_MEMO_COUNT = 256
-"""Answers that each of them keeps: method, target, authority; those of `_MEMO_COUNT` are shared."""
+_PLAN_COUNT = 1024
+"""Pairs of ends whose plan is kept until the next snapshot, about 2 kB each without the answers."""
+_PLAN_MEMO_COUNT = 64
+"""Answers that each of them keeps, to a method, target and authority: about 30 MB for all."""
 
 _MEMO_COUNT = 4096  # answers remembered per list of rules, at most 2 MB with their keys
 _MEMO_KEY_BYTES = 256  # longer targets are matched each time, or a client could fill the memory
