@@ -40,12 +40,12 @@ BATCH = 500
 class World:
     """One client connection from its first byte to its end, and the servers behind it."""
 
-    def __init__(self, played: Case) -> None:
+    def __init__(self, played: Case, heads: Heads = HEADS) -> None:
         self.now = 1000.0
         judge = ConnectionJudge(POLICY, CLIENT, SERVER, 80)
         judge.take(CLEAR)
         kind = Multiplex if played.sent.startswith(PREFACE_LINE) else Exchange
-        extra = (HEADS,) if kind is Exchange else ()
+        extra = (heads,) if kind is Exchange else ()
         self.exchange = kind(judge, LIMITS, lambda: "id-1", self.now, *extra)
         self.answers = list(played.answers)
         self.servers = []
@@ -129,6 +129,16 @@ def test_no_server_is_sent_what_the_policy_denies_under_any_reading(first):
         if faults:
             small = shrunk(played, lambda one: bool(World(one).faults))
             pytest.fail(f"seed {seed}: {World(small).faults[:3]}\n{small}")
+
+
+def test_heads_that_were_read_before_change_nothing():
+    """What clients and servers get is the same when nothing is remembered."""
+    for seed in range(FIRST, FIRST + BATCH):
+        remembered, fresh = World(case(seed)), World(case(seed), Heads(LIMITS))
+        assert remembered.client == fresh.client
+        assert [server.raw for server in remembered.servers] == [
+            server.raw for server in fresh.servers
+        ]
 
 
 @pytest.mark.parametrize(
