@@ -88,8 +88,9 @@ STRICT_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
         # ES→IG, FW→IG, CW→IG, LA→IG  RFC 5961 4.2: the receiver answers with a challenge ACK
         # TW→NW  RFC 9293 3.6.1: the port is used again    CL→NW  the flow is over
         # S2→IV  never reached: a SYN from the other side is NW
-        (IV, IV, ES, IV, IV, IV, IV, IV, IV, IV),  # SYN_ACK
-        # NO→IV  answers nothing                    SS→IV  the client does not answer its own SYN
+        (IV, SR, ES, IV, IV, IV, IV, IV, IV, IV),  # SYN_ACK
+        # NO→IV  answers nothing                    SS→SR  RFC 9293 figure 8, if the other SYN was
+        #   seen; else INVALID: the client does not answer its own
         # SR→ES  RFC 9293 figure 8: both sides opened; this acknowledges the other SYN
         # ES..CL→IV  the client sent its SYN long ago      S2→IV  never reached
         (IV, IV, FW, FW, LA, LA, IG, IG, IG, IV),  # FIN

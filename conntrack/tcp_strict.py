@@ -88,8 +88,8 @@ _WAITING: Final = (_SYN_RECV, _TIME_WAIT)
 _LARGEST_WINDOW: Final = 0xFFFF << MAX_SCALE  # bytes; RFC 7323 section 2.3
 
 
-def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
-    """Judge a segment that belongs to no flow."""
+def first(packet: Packet, profile: Profile, loose: bool, replaces: Entry | None) -> Judgement:
+    """Judge a segment that belongs to no flow, or that `replaces` one by opening its own."""
     event = EVENT_OF_FLAGS[packet.tcp_flags]
     if event < 0:
         return invalid("no host sends these flags")
@@ -97,7 +97,7 @@ def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
         return invalid("port 0 is reserved")  # RFC 6335 section 6
     timeouts = profile.timeouts
     if event == _EVENT_SYN:
-        windows = (_opened(packet), UNKNOWN)
+        windows = (_opened(packet), _other_opening(packet, replaces))
         timeout_s = timeouts.tcp[_OPENED]
         return _new(Update, (_OPENED, timeout_s, False, False, windows, None, False))
     if event != _EVENT_ACK or not loose:
@@ -105,6 +105,13 @@ def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
     windows = _learn(packet, Direction.ORIGINAL)
     update = Update(_ESTABLISHED, timeouts.tcp_unacknowledged, False, False, windows, None, False)
     return passes("picked up in its middle", update)
+
+
+def _other_opening(packet: Packet, replaces: Entry | None) -> Window:
+    """What the other side has said if both open at once (RFC 9293 figure 8)."""
+    if replaces is None or replaces.state != _SYN_SENT or replaces.key == packet.key:
+        return UNKNOWN
+    return replaces.windows[0] if replaces.windows is not None else UNKNOWN
 
 
 def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Judgement:
@@ -138,10 +145,10 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Ju
         )
     if event == _EVENT_SYN:
         return _syn(entry, packet, windows, cell)
-    if event == _EVENT_SYN_ACK and direction:
+    if event == _EVENT_SYN_ACK and (direction or state == _SYN_SENT):
         if cell == IG:
             return _syn_ack_again(entry, packet)
-        return _syn_ack(packet, receiver, cell, profile)
+        return _syn_ack(packet, direction, receiver, cell, profile)
     if state == _SYN_SENT:  # only an ACK of the reply side comes here
         return _challenge(entry, packet)
     if event == _EVENT_ACK and _completes_candidate(entry, packet, direction):
@@ -319,11 +326,17 @@ def _syn(entry: Entry, packet: Packet, windows: tuple[Window, Window], cell: int
     return passes("SYN in a living flow: its receiver will challenge it", update)
 
 
-def _syn_ack(packet: Packet, client: Window, cell: int, profile: Profile) -> Judgement:
-    """The answer to the SYN that opened the flow."""
-    if not _acknowledges_syn(packet.acknowledgment, client):
+def _syn_ack(
+    packet: Packet, direction: int, receiver: Window, cell: int, profile: Profile
+) -> Judgement:
+    """The answer to the SYN that opened the flow, or to the other one if both sides opened."""
+    if not receiver.max_window:
+        return invalid("answers a SYN that nobody has seen")
+    if not _acknowledges_syn(packet.acknowledgment, receiver):
         return invalid("SYN/ACK does not acknowledge the SYN")
-    windows = _answered(client, _opened(packet), packet.acknowledgment)
+    windows = _answered(receiver, _opened(packet), packet.acknowledgment)
+    if not direction:
+        windows = (windows[1], windows[0])
     return _new(Update, (cell, profile.timeouts.tcp[cell], False, True, windows, None, False))
 
 
@@ -351,7 +364,9 @@ def _syn_ack_again(entry: Entry, packet: Packet) -> Judgement:
     """
     memory = entry.memory
     if memory is None or len(memory) < _SYN_PLACES or packet.acknowledgment != memory[0]:
-        return passes("says nothing new")
+        # When both sides have opened, this one's SYN/ACK may be the first reply.
+        update = Update(entry.state, _NO_TIMER, False, True, entry.windows, memory, False)
+        return passes("says nothing new", None if entry.seen_reply else update)
     server = _opened(packet)
     kept = (*memory[:_SYN_PLACES], server.end, server.max_window, server.scale, server.flags)
     update = Update(entry.state, _NO_TIMER, False, False, entry.windows, kept, False)

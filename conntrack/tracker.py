@@ -184,7 +184,7 @@ class Tracker:
             special = self._track_icmp(packet, now)
             if special is not None:
                 return special
-        finding = self._judge_first(packet)
+        finding = self._judge_first(packet, replaces)
         if isinstance(finding, Update):
             return _new(Tracked, (_CT_NEW, _ORIGINAL, None, "", packet, 0, finding, replaces))
         if not finding.valid:
@@ -193,7 +193,7 @@ class Tracker:
             CtState.NEW, _ORIGINAL, None, finding.reason, packet, 0, finding.update, replaces
         )
 
-    def _judge_first(self, packet: Packet) -> Judgement:
+    def _judge_first(self, packet: Packet, replaces: Entry | None) -> Judgement:
         if self._strict:
             if packet.oddities:
                 return invalid(_oddity(packet))
@@ -201,8 +201,9 @@ class Tracker:
             if packet.source == packet.destination and packet.key == reply_key(packet.key):
                 return invalid("from itself to itself")
         if packet.protocol == TCP:
-            tcp_first = tcp_strict.first if self._strict else tcp_linux.first
-            return tcp_first(packet, self.profile, self.loose)
+            if self._strict:
+                return tcp_strict.first(packet, self.profile, self.loose, replaces)
+            return tcp_linux.first(packet, self.profile, self.loose)
         if packet.protocol == SCTP:
             sctp_first = sctp_strict.first if self._strict else sctp_linux.first
             return sctp_first(packet, self.profile)
