@@ -22,12 +22,14 @@ from time import thread_time_ns
 
 import conntrack.tracker
 from bench.figure import Figure
-from conntrack.packet import parse
+from conntrack.flow import FlowTuple
+from conntrack.packet import PacketError, parse
 from conntrack.tracker import STRICT, Tracker
 
 ENTRIES = 1_000_000
 EXPIRING = 200_000
 COLLIDING = 32_000
+FLOOD = 300_000
 PAGE_BYTES = 4096
 ROOT = Path(__file__).parents[1]
 COMPILED = ROOT / "build/compiled"
@@ -237,6 +239,75 @@ def _timed_feed(tracker: Tracker, data: bytes, now: float, worst: Worst) -> None
     worst.note(thread_time_ns() - begun)
 
 
+def mutations() -> float:
+    """Milliseconds of CPU of the worst of a million packets, many of them changed or cut."""
+    chance = random.Random(5)
+    tracker = Tracker(STRICT, limit_count=10_000)
+    _as_in_the_worker()
+    opening = handshake(chance, 0x0A010001, 40_000)
+    templates = [*opening, datagram(0x0A010001, 40_000), segment(0x0A010001, 1, _ACK, 1, 1, 400)]
+    six = bytes((60, 0, 0, 0)) + bytes(4)
+    templates.append(struct.pack("!IHBB", 6 << 28, 400, 60, 64) + bytes(32) + six * 50)
+    quoted = bytes((3, 1, 0, 0)) + bytes(4) + opening[0]
+    templates.append(_HEAD.pack(0x45, 0, 68, 0, 0, 64, 1, 0, _SERVER, 0x0A010001) + quoted)
+    chunks = _HEAD.pack(0x45, 0, 432, 0, 0, 64, 132, 0, 0x0A010001, _SERVER)
+    templates.append(chunks + bytes(12) + bytes((0, 0, 0, 4)) * 100)
+    worst = Worst()
+    for number in range(ENTRIES):
+        data = bytearray(templates[number % len(templates)])
+        for _ in range(chance.randrange(4)):
+            data[chance.randrange(len(data))] = chance.choice(
+                (0, 1, 60, 255, chance.randrange(256))
+            )
+        if chance.random() < 0.1:
+            del data[chance.randrange(len(data)) :]
+        mutant, now = bytes(data), number * 1e-4
+        begun = thread_time_ns()
+        try:
+            packet = parse(mutant)
+        except PacketError:
+            packet = None
+        if packet is not None:
+            tracker.confirm(tracker.track(packet, now), now)
+        worst.note(thread_time_ns() - begun)
+    return worst.figures()[0]
+
+
+def flood() -> tuple[float, float, int]:
+    """300,000 SYN from anywhere at a full table in which a tenth is established.
+
+    Returns:
+        Milliseconds of CPU (longest, 99.9th percentile), and how many established flows were lost.
+    """
+    chance = random.Random(6)
+    limit = 100_000
+    tracker = Tracker(STRICT, limit_count=limit, source_limit_count=limit // _SHARE)
+    _as_in_the_worker()
+    for number in range(limit // 10):
+        for data in handshake(chance, 0x0A010000 + number, 40_000):
+            feed(tracker, data, 0.0)
+    worst = Worst()
+    for _ in range(FLOOD):
+        data = segment(chance.getrandbits(32), chance.randrange(1, 65536), _SYN, 1)
+        _timed_feed(tracker, data, 1.0, worst)
+    assert len(tracker) <= limit
+    lost = limit // 10 - sum(entry.assured for entry in tracker.entries())
+    return *worst.figures(), lost
+
+
+def restoring() -> float:
+    """Seconds of CPU to take over 100,000 flows from another tracker."""
+    tracker = Tracker(STRICT)
+    flows = [
+        FlowTuple((0x0A010000 + n).to_bytes(4, "big"), b"\x0a\0\0\2", 6, 40_000, 80)
+        for n in range(100_000)
+    ]
+    begun = thread_time_ns()
+    for flow in flows:
+        tracker.restore(flow, 1.0, timeout_s=3600, state=3)
+    return (thread_time_ns() - begun) / 1e9
+
+
 def collisions() -> tuple[float, float]:
     """Seconds for flows whose tuples an attacker chose to collide, and for random ones.
 
@@ -276,6 +347,9 @@ PARTS: dict[str, Callable[..., object]] = {
     "growth": growth,
     "expiry": expiry,
     "collisions": collisions,
+    "mutations": mutations,
+    "flood": flood,
+    "restoring": restoring,
 }
 
 
@@ -303,7 +377,7 @@ def _answer(question: str, compiled: str) -> None:
 
 def measure() -> list[Figure]:
     """Measure each part in a fresh process."""
-    return [*_times(), *_tables(), *_collisions()]
+    return [*_times(), *_tables(), *_hostile()]
 
 
 def _times() -> list[Figure]:
@@ -331,6 +405,7 @@ def _tables() -> list[Figure]:
         sizes = {kind: pool.submit(_apart, "memory", kind) for kind in kinds}
         grown = {count: pool.submit(_apart, "growth", count) for count in shapes}
         expired = pool.submit(_apart, "expiry")
+        mutated = pool.submit(_apart, "mutations")
     figures = [
         Figure(f"{ENTRIES:,} {kind} flows", sizes[kind].result(), "MB", at_most=560)
         for kind in kinds
@@ -344,13 +419,23 @@ def _tables() -> list[Figure]:
             Figure(f"worst packet while {what}", longest, "ms", at_most=5),
             Figure(f"p99.9 packet while {what}", usual, "ms"),
         ]
-    return [*figures, Figure("worst round of expiry", said["round"][0], "ms", at_most=5)]
+    return [
+        *figures,
+        Figure("worst round of expiry", said["round"][0], "ms", at_most=5),
+        Figure(f"worst of {ENTRIES:,} mutated packets", mutated.result(), "ms", at_most=1),
+    ]
 
 
-def _collisions() -> list[Figure]:
+def _hostile() -> list[Figure]:
     crafted, usual = _apart("collisions")
-    what = f"{COLLIDING:,} crafted tuples"
-    return [Figure(what, crafted, "s", usual, "random tuples", at_most=2)]
+    longest, usual_wait, lost = _apart("flood")
+    return [
+        Figure(f"{COLLIDING:,} crafted tuples", crafted, "s", usual, "random tuples", at_most=2),
+        Figure(f"worst packet of a flood of {FLOOD:,} SYN, table full", longest, "ms", at_most=5),
+        Figure("p99.9 packet of that flood", usual_wait, "ms"),
+        Figure("established flows lost to it, of 10,000", lost, "", at_most=0),
+        Figure("100,000 flows taken over", _apart("restoring"), "s", at_most=2),
+    ]
 
 
 if __name__ == "__main__":
