@@ -55,7 +55,7 @@ test-compiled: compiled ## Run every test on the compiled packet path
 		$(BIN)/pytest -o "pythonpath=$(COMPILED) . tests netns-tests" netns-tests
 
 bench: setup ## Measure, each figure as a ratio to its baseline in the same run
-	@./.ci/packages iperf3 haproxy wrk nginx
+	@./.ci/packages iperf3 haproxy wrk nginx dnsmasq-base
 	$(BIN)/python -m lab.enclosure -- $(BIN)/python -m bench --plot docs/figures.svg
 
 docs: setup ## Write the pages that are generated from the source

@@ -18,6 +18,7 @@ from bench.plot import draw
 NAMES = (
     "answers",
     "exchanges",
+    "names",
     "packets",
     "verdicts",
     "stream",
