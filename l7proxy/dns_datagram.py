@@ -18,26 +18,26 @@ import random
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from conntrack.address import format_address, parse_address
 from l7proxy import dns
 from l7proxy.accesslog import Ends, SocketAddress
 from l7proxy.dns_desk import Desk, Finished, Lesson, Pending
-from l7proxy.listener import is_local, make_transparent
+from l7proxy.listener import (
+    IP_RECVORIGDSTADDR,
+    IPV6_RECVORIGDSTADDR,
+    is_local,
+    make_transparent,
+)
 
 UDP = 17
 
 IP_PKTINFO = 8
-IP_RECVORIGDSTADDR = 20
-IPV6_RECVORIGDSTADDR = 74
-"""linux/in.h, linux/in6.h; a control message has the number of its option."""
+"""linux/in.h; the socket module does not name it."""
 
 MAX_DATAGRAM_BYTES = 65_535
-RECEIVE_BYTES = 4 * 1024 * 1024
-"""Asked of the kernel for the receive queue, about 5,000 questions (SO_RCVBUFFORCE)."""
-
 READS_PER_WAKE = 64
 """Datagrams taken before everybody else gets a turn."""
 
@@ -80,28 +80,30 @@ class Host(Protocol):
 class DatagramServer:
     """The UDP side of the DNS proxy.
 
+    Args:
+        host: the worker.
+        desk: judges questions.
+        listeners: the sockets that datagrams come to (`listener.listen`).
+        timeout_s: how long a question waits for its answer.
+
     Raises:
-        OSError: the port is taken, or CAP_NET_ADMIN or CAP_NET_RAW is missing.
+        OSError: CAP_NET_ADMIN or CAP_NET_RAW is missing.
     """
 
-    def __init__(self, host: Host, desk: Desk, port: int, timeout_s: float) -> None:
+    def __init__(
+        self, host: Host, desk: Desk, listeners: Iterable[socket.socket], timeout_s: float
+    ) -> None:
         self._host = host
         self._desk = desk
-        self._port = port
         self._timeout_s = timeout_s
         self._open: dict[Pending, socket.socket] = {}
         self._order: deque[tuple[float, Pending]] = deque()
-        self._listeners: list[socket.socket] = []
+        self._listeners = list(listeners)
+        self._port: int = self._listeners[0].getsockname()[1]
         self._voices: dict[int, socket.socket] = {}
         try:
-            for family in (socket.AF_INET, socket.AF_INET6):
-                try:
-                    self._listeners.append(_listener(family, port))
-                    self._voices[family] = _voice(family, host.mark)
-                except OSError as error:
-                    if family == socket.AF_INET6 and error.errno in _ABSENT:
-                        continue
-                    raise
+            for sock in self._listeners:
+                self._voices[sock.family] = _voice(sock.family, host.mark)
         except OSError:
             self.close()
             raise
@@ -113,10 +115,12 @@ class DatagramServer:
             self._host.watch(sock, lambda sock=sock: self._readable(sock))  # type: ignore[misc]
 
     def stop(self) -> None:
-        """Take no more questions; those that are open are answered yet."""
+        """Take no more questions; those that are open are answered yet.
+
+        What waits in the sockets is a successor's, if there is one that has them.
+        """
         for sock in self._listeners:
             self._host.unwatch(sock)
-            self._readable(sock)
             sock.close()
         self._listeners.clear()
 
@@ -239,37 +243,6 @@ class DatagramServer:
         except OSError as error:
             self._host.count("dns_reply_failures")
             log.debug("DNS answer not sent to %s: %s", client[0], error)
-
-
-_ABSENT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
-
-
-def _listener(family: int, port: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        _widen(sock)
-        make_transparent(sock)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
-            sock.bind(("::", port))
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_RECVORIGDSTADDR, 1)
-            sock.bind(("0.0.0.0", port))  # noqa: S104 - the rules lead redirected packets only
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _widen(sock: socket.socket) -> None:
-    force = 33  # SO_RCVBUFFORCE, asm-generic/socket.h; beyond rmem_max, needs CAP_NET_ADMIN
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, force, RECEIVE_BYTES)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
 
 
 def _voice(family: int, mark: int) -> socket.socket:

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from firewall.control.messages import FromWorker, Learnt, Settled
@@ -42,7 +42,7 @@ class DnsService:
 
     Args:
         limits: the bounds.
-        port: where TPROXY leads.
+        listeners: the UDP sockets that TPROXY leads to.
         mark: packet mark of everything that is sent.
         count: called with the name of every counter that rises.
         report: takes flow events.
@@ -55,7 +55,7 @@ class DnsService:
     def __init__(
         self,
         limits: Limits,
-        port: int,
+        listeners: Iterable[socket.socket],
         mark: int,
         *,
         count: Callable[[str], None],
@@ -68,7 +68,7 @@ class DnsService:
         self._send = send
         self._policy = NamePolicy()
         self.desk = Desk(self._policy, limits, count, report)
-        self._datagrams = DatagramServer(self, self.desk, port, limits.dns_timeout_s)
+        self._datagrams = DatagramServer(self, self.desk, listeners, limits.dns_timeout_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: dict[int, _Held] = {}
         self._token = 0

@@ -4,7 +4,8 @@ TPROXY hands a packet to a socket without changing it, so the accepted socket's 
 address that the client meant: the original destination. IP_TRANSPARENT lets a socket own foreign
 addresses (needs CAP_NET_ADMIN); SO_REUSEPORT lets every worker listen on the same port, the kernel
 spreads connections by tuple; SO_MARK is inherited by accepted sockets, so that what they send is
-not redirected again. Source: ip(7), socket(7), Documentation/networking/tproxy.rst.
+not redirected again. DNS datagrams come to UDP sockets of the same port, which tell by a control
+message where each was sent to. Source: ip(7), socket(7), Documentation/networking/tproxy.rst.
 """
 
 import errno
@@ -24,7 +25,22 @@ IP_TRANSPARENT = 19
 BACKLOG = 1024
 """Connections that wait to be accepted; the kernel caps it at net.core.somaxconn, 4096."""
 
-_WILDCARDS = {"tcp4": (socket.AF_INET, "0.0.0.0"), "tcp6": (socket.AF_INET6, "::")}  # noqa: S104
+IP_RECVORIGDSTADDR = 20
+IPV6_RECVORIGDSTADDR = 74
+"""linux/in.h, linux/in6.h; a control message has the number of its option."""
+
+RECEIVE_BYTES = 4 * 1024 * 1024
+"""Asked of the kernel for the queue of datagrams, about 5,000 questions (SO_RCVBUFFORCE)."""
+
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h: beyond net.core.rmem_max, needs CAP_NET_ADMIN
+
+_STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+_WILDCARDS = {
+    "tcp4": (socket.AF_INET, _STREAM, "0.0.0.0"),  # noqa: S104
+    "tcp6": (socket.AF_INET6, _STREAM, "::"),
+    "udp4": (socket.AF_INET, _DATAGRAM, "0.0.0.0"),  # noqa: S104
+    "udp6": (socket.AF_INET6, _DATAGRAM, "::"),
+}
 _ABSENT = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
@@ -47,26 +63,26 @@ def make_transparent(sock: socket.socket) -> None:
 def listen(
     port: int, mark: int, had: Mapping[str, socket.socket] | None = None
 ) -> dict[str, socket.socket]:
-    """Return non-blocking transparent listeners on `port`: "tcp4" and, where it exists, "tcp6".
+    """Return non-blocking transparent sockets on `port`: "tcp4", "udp4" and, with IPv6, "...6".
 
     Args:
-        port: TCP port, the same for both.
+        port: the same for all.
         mark: packet mark of everything that these and accepted sockets send; 0 = none.
-        had: listeners of an earlier process by name. Those of this port go on, with the connections
-            that wait in them; the others are closed.
+        had: sockets of an earlier process by name. Those of this port go on, with what waits in
+            them; the others are closed.
 
     Raises:
         ListenError: no permission, or the port is taken.
     """
     left = dict(had or {})
     sockets: dict[str, socket.socket] = {}
-    for name, (family, wildcard) in _WILDCARDS.items():
+    for name, (family, kind, wildcard) in _WILDCARDS.items():
         try:
             old = left.get(name)
             if old is not None and old.getsockname()[1] == port:
                 sockets[name] = _continued(left.pop(name), mark)
             else:
-                sockets[name] = _listen(family, wildcard, port, mark)
+                sockets[name] = _listen(family, kind, wildcard, port, mark)
         except OSError as error:
             if family == socket.AF_INET6 and error.errno in _ABSENT:
                 log.warning("no IPv6 here: listening on IPv4 only")
@@ -84,8 +100,8 @@ def _continued(sock: socket.socket, mark: int) -> socket.socket:
     return sock
 
 
-def _listen(family: int, wildcard: str, port: int, mark: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+def _listen(family: int, kind: int, wildcard: str, port: int, mark: int) -> socket.socket:
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -94,12 +110,27 @@ def _listen(family: int, wildcard: str, port: int, mark: int) -> socket.socket:
         make_transparent(sock)
         if mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        if kind == _DATAGRAM:
+            _prepare(sock)
         sock.bind((wildcard, port))
-        sock.listen(BACKLOG)
+        if kind == _STREAM:
+            sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _prepare(sock: socket.socket) -> None:
+    """Let a socket tell of each datagram where it was sent to, and hold many."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVORIGDSTADDR, 1)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BYTES)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
 
 
 def is_local(address: str) -> bool:

@@ -152,7 +152,7 @@ class Worker:
         )
         self._dns = DnsService(
             limits,
-            self._port,
+            [sock for name, sock in self._listeners.items() if name.startswith("udp")],
             self.mark,
             count=self.metrics.add,
             report=self._report_dns,
@@ -163,8 +163,10 @@ class Worker:
     async def run(self) -> None:
         """Serve until `drain` has ended."""
         loop = asyncio.get_running_loop()
-        for sock in self._listeners.values():
-            self._servers.append(await loop.create_server(self._doorman, sock=sock, backlog=1024))
+        for name, sock in self._listeners.items():
+            if name.startswith("tcp"):
+                server = await loop.create_server(self._doorman, sock=sock, backlog=1024)
+                self._servers.append(server)
         assert self._dns is not None
         self._dns.start(loop)
         loop.add_reader(self._channel.fileno(), self._listen)

@@ -60,12 +60,14 @@ class NameBook:
 
     Attributes:
         cache: names and addresses.
+        urgent: an address or who knows it is new and not in the file yet; a longer life can wait.
         problem: what is wrong with the file, "" = nothing.
     """
 
     def __init__(self, state_dir: Path, local: LocalNumbers, bounds: Bounds) -> None:
         self.cache = NameCache(bounds)
         self.problem = ""
+        self.urgent = False
         self.refused: dict[bytes, str] = {}
         self._path = state_dir / _FILE
         self._local = local
@@ -83,6 +85,8 @@ class NameBook:
         """Note an answer; say whether a label may have changed, and so a snapshot is due."""
         if self.cache.learn(endpoint, name, addresses, ttl_s, time.time()):
             self._dirty = True
+        if self.cache.changed:
+            self.urgent = True
         return bool(self.cache.changed)
 
     def forget_endpoint(self, endpoint: int) -> None:
@@ -222,12 +226,12 @@ class NameBook:
         async with self._writing:
             if not self._dirty:
                 return
-            self._dirty = False
+            self._dirty = self.urgent = False
             value = StoredNames(list(map(_stored, self.cache.entries())), self._numbered())
             try:
                 await asyncio.to_thread(statefile.write, self._path, "names", value)
             except OSError:
-                self._dirty = True
+                self._dirty = self.urgent = True
                 raise
 
     def _numbered(self) -> dict[str, int]:

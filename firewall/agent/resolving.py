@@ -47,9 +47,10 @@ class Resolving:
 
     async def _settle(self, worker: Worker, lesson: Learnt) -> None:
         delay_s = self._engine.config.fqdn.proxy_response_max_delay_s
-        saved = asyncio.create_task(self._save())
+        saved = asyncio.create_task(self._save()) if self._engine.names.urgent else None
         enforced = await self._engine.enforced(delay_s)
-        await asyncio.wait({saved}, timeout=delay_s)
+        if saved is not None:
+            await asyncio.wait({saved}, timeout=delay_s)
         if lesson.token:
             try:
                 await worker.channel.send(Settled(lesson.token, enforced))

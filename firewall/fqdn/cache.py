@@ -89,6 +89,9 @@ class NameCache:
             ttl_s: as answered.
             now: wall clock, seconds.
         """
+        addresses = tuple(addresses)
+        if not addresses:
+            return False
         expires_at = now + max(float(ttl_s), self.bounds.min_ttl_s)
         names = self._entries.setdefault(endpoint, {})
         if name not in names and len(names) >= NAMES_PER_ENDPOINT:
