@@ -438,6 +438,7 @@ class ClientConnection(asyncio.Protocol):
         self._host.metrics.upstream_opened()
         assert self.exchange is not None
         self.perform(self.exchange.upstream_opened(time.monotonic(), link))
+        opened.begin()
 
     async def _open(self, link: int, *, http2: bool) -> UpstreamConnection | None:
         """Return a connection to the server; None: it does not speak the HTTP/2 that is wanted.

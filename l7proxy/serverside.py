@@ -10,6 +10,8 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, cast
 
 from l7proxy.commands import Command
@@ -46,15 +48,26 @@ class TlsError(Exception):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """The connection to the server; silent once its owner has closed it."""
+    """The connection to the server; silent once its owner has closed it.
 
-    __slots__ = ("_closed", "_link", "_owner", "_transport")
+    A server may speak first, as one of HTTP/2 does, and before the owner has heard that there is a
+    connection; what it does until then is kept for `begin`.
+    """
+
+    __slots__ = ("_closed", "_early", "_link", "_owner", "_transport")
 
     def __init__(self, owner: Owner, link: int) -> None:
         self._owner = owner
         self._link = link
         self._transport: Transport | None = None
         self._closed = False
+        self._early: list[Callable[[], object]] | None = []
+
+    def begin(self) -> None:
+        """Pass on what the server has done already, and at once whatever it does from now on."""
+        early, self._early = self._early, None
+        for event in early or ():
+            event()
 
     @property
     def _exchange(self) -> Core | None:
@@ -103,18 +116,27 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the server on."""
+        if self._early is not None:
+            self._early.append(partial(self.data_received, data))
+            return
         owner = self._owner
         if not self._closed and (exchange := owner.exchange) is not None:
             owner.perform(exchange.upstream_data(data, time.monotonic(), self._link))
 
     def eof_received(self) -> bool:
         """Pass the server's FIN on; True: the exchange says when to close."""
+        if self._early is not None:
+            self._early.append(self.eof_received)
+            return True
         if (exchange := self._exchange) is not None:
             self._owner.perform(exchange.upstream_ended(time.monotonic(), self._link))
         return True
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
+    def connection_lost(self, exc: Exception | None) -> None:
         """Pass the loss on, unless it was our doing."""
+        if self._early is not None:
+            self._early.append(partial(self.connection_lost, exc))
+            return
         if (exchange := self._exchange) is not None:
             self._owner.perform(exchange.upstream_lost(time.monotonic(), self._link))
 
