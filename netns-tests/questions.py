@@ -44,11 +44,17 @@ def query(name: str, kind: str = "A", **options: Any) -> dns.message.Message:
     return dns.message.make_query(name, kind, **options)
 
 
-def udp(host: Host, server: str, asked: dns.message.Message, port: int = 53) -> dns.message.Message:
-    """Ask over UDP from a host; the answer must come from the very server."""
+def udp(
+    host: Host,
+    server: str,
+    asked: dns.message.Message,
+    port: int = 53,
+    within_s: float = DEADLINE_S,
+) -> dns.message.Message:
+    """Ask once over UDP from a host; the answer must come from the very server."""
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with host.datagram(family=family) as sock:
-        sock.settimeout(DEADLINE_S)
+        sock.settimeout(within_s)
         sock.connect((server, port))
         sock.send(asked.to_wire())
         answer = dns.message.from_wire(sock.recv(65_535))

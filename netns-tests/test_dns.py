@@ -10,7 +10,7 @@ from pathlib import Path
 import dns.flags
 import pytest
 import questions
-from evidence import flow
+from evidence import flow, workers
 from questions import addresses, query
 from traffic import FAMILIES, V4, Echo, eventually, exchange
 
@@ -341,6 +341,15 @@ def test_the_example_of_the_page(world):
     assert record["destination_names"] == ["www.example.com"]
     world.firewall.withdraw("CiliumNetworkPolicy", "fetch-updates")
     world.firewall.relabel("b", app="b")
+
+
+def test_a_question_waits_while_a_proxy_worker_is_replaced(world):
+    """kill -9, and asked once right afterwards: the successor has the same sockets."""
+    proxy = workers(world.firewall)["l7proxy", 0]
+    os.kill(proxy, signal.SIGKILL)
+    name = world.name("waits.example", 24)
+    assert addresses(questions.udp(world.a, DNS4, query(name), within_s=20)) == {V4S[24]}
+    assert workers(world.firewall)["l7proxy", 0] != proxy
 
 
 def test_names_outlive_the_agent_and_its_workers(world):
