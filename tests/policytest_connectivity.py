@@ -2,7 +2,7 @@
 
 The policies are upstream's files, templates filled in, or, where the corpus has no file of that
 name, written here from the table's words (`WRITTEN`). What a test of the table needs and this lab
-has not (an outside network, DNS, other nodes, an Ingress, mutual authentication) is in `LEFT_OUT`.
+has not (an outside network, other nodes, an Ingress, mutual authentication) is in `LEFT_OUT`.
 """
 
 import re
@@ -24,6 +24,7 @@ VALUES = {
     "ExternalOtherIPv6": "2001:db8::11",
     "ExternalIPv4": OUTSIDE,
     "ExternalIPv6": "2001:db8::10",
+    "ExternalTarget": "one.one.one.one.",
 }
 _RANGE = re.compile(r"\{\{ range \$i := .NodesWithoutCiliumIPs \}\}(.*?)\{\{ end \}\}", re.DOTALL)
 
@@ -57,6 +58,10 @@ HOSTS = [
     {"name": "frontend", "ip": "169.254.169.255"},
 ]
 
+RESOLVER = pod("coredns", ips(8), namespace="kube-system", **{"k8s-app": "kube-dns"})
+NAMED = {"one.one.one.one": "outside", "k8s.io": "other"}
+"""Name -> host, for the tests that need DNS."""
+
 DEFAULT_DENY = "POLICY_DENIED"
 POLICY_DENY = "POLICY_DENY"
 
@@ -74,7 +79,9 @@ def check(source, destination, verdict="allow", direction="", **more):
 
 
 def title(name):
-    namespaces = {"in1": "cilium-test-ccnp1", "in2": "cilium-test-ccnp2"}
+    namespaces = {
+        "in1": "cilium-test-ccnp1", "in2": "cilium-test-ccnp2", "coredns": "kube-system",
+    }  # fmt: skip
     if any(one["name"] == name for one in HOSTS):
         return f"host:{name}"
     return name if name == "node" else f"{namespaces.get(name, NS)}/{name}"
@@ -309,6 +316,22 @@ TESTS = {
         ["client-egress-to-echo-no-cluster-policy", "client-egress-only-port-53"],
         [*everyone("allow", ""), check("client", "remote-echo", DEFAULT_DENY, "egress")],
     ),
+    "dns-only": (
+        ["client-egress-only-dns"],
+        [
+            check("client", "coredns", port="53/UDP"),
+            check("client", "outside", DEFAULT_DENY, "egress", port="80/TCP"),
+            check("client", "echo-same-node", DEFAULT_DENY, "egress"),
+        ],
+    ),
+    "to-fqdns-with-proxy": (
+        ["client-egress-only-dns", "client-egress-to-fqdns-and-http-get"],
+        [
+            check("client", "outside", http={"path": "/"}, port="80/TCP"),
+            check("client2", "outside", DEFAULT_DENY, "egress", http={"path": "/x"}, port="80/TCP"),
+            check("client", "other", DEFAULT_DENY, "egress", port="80/TCP"),
+        ],
+    ),
     "local-redirect-policy": (
         ["client-egress-to-cidr-lrp-frontend-deny"],
         [check("backend", "frontend", POLICY_DENY, "egress", port="80/TCP")],
@@ -317,8 +340,6 @@ TESTS = {
 """Test of Cilium -> (policies, checks), for those that need nothing outside of the lab."""
 
 LEFT_OUT = {
-    "dns-only": "DNS proxy",
-    "to-fqdns-with-proxy": "DNS proxy",
     "client-egress-l7-set-header": "header REPLACE with a secret",
     "client-egress-l7-tls-deny-without-headers": "TLS interception",
     "client-egress-tls-sni": "TLS server names",
@@ -336,6 +357,7 @@ def policies(name):
         return [WRITTEN[name]]
     text = (CORPUS / f"{name}.yaml").read_text()
     text = _RANGE.sub(f"    - {OUTSIDE}/32\n", text)
+    text = text.replace('{{trimSuffix .ExternalTarget "."}}', "one.one.one.one")
     for key, value in VALUES.items():
         text = text.replace(f"{{{{.{key} }}}}", value).replace(f"{{{{.{key}}}}}", value)
     assert "{{" not in text, f"{name}: an unfilled template"
@@ -349,12 +371,20 @@ def as_policytest(name):
     for document in documents:
         if document["kind"] != "CiliumClusterwideNetworkPolicy":
             document.setdefault("metadata", {}).setdefault("namespace", NS)
+    dns = any(check["to"].startswith("kube-system") or "fqdns" in name for check in checks)
+    asked = {
+        "endpoints": [*PODS, RESOLVER],
+        "hosts": [
+            {**host, "names": [n for n, owner in NAMED.items() if owner == host["name"]]}
+            for host in HOSTS
+        ],
+        "resolver": title("coredns"),
+    }
     return {
         "apiVersion": "bartizan.dev/v1",
         "kind": "PolicyTest",
         "node": {"ips": ["10.0.0.1", "fd00::1"]},
-        "endpoints": PODS,
-        "hosts": HOSTS,
+        **(asked if dns else {"endpoints": PODS, "hosts": HOSTS}),
         "policies": documents,
         "expect": checks,
     }
