@@ -111,7 +111,8 @@ def parse_declaration(text: str, file: str, name: str) -> Declaration:
         reader.note(Place(file), f"expected one endpoint, got {len(documents)} documents")
     declaration = read_declaration(reader, documents[0], name) if documents else None
     if declaration is None:
-        reader.note(Place(file), "no endpoint")
+        if not reader.problems:
+            reader.note(Place(file), "no endpoint")
         raise DocumentError(reader.problems)
     reader.finish()
     return declaration

@@ -232,7 +232,9 @@ def _read(paths: tuple[str, ...]) -> list[tuple[str, str]]:
         for file in files:
             try:
                 found.append((str(file), file.read_text()))
-            except (OSError, UnicodeDecodeError) as error:
+            except OSError as error:
+                raise click.UsageError(f"{file}: {error.strerror or error}") from error
+            except UnicodeDecodeError as error:
                 raise click.UsageError(f"{file}: {error}") from error
     return found
 

@@ -122,3 +122,8 @@ def test_an_endpoint_without_labels_is_in_init_until_one_comes():
         "k8s:app=web",
         "k8s:io.kubernetes.pod.namespace=red",
     )
+
+
+def test_a_document_with_a_mistake_is_told_of_once():
+    assert messages("addresses: [10.0.0.1]\nlabels: ['cloud:a=b']", "a").count("\n") == 0
+    assert messages("", "a") == "endpoints.yaml: expected one endpoint, got 0 documents"
