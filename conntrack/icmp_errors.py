@@ -5,17 +5,19 @@ one that the flow has really sent. It never changes the flow (RFC 5927): a reset
 the receiver's decision.
 
 STRICT asks more than Linux: a quoted TCP segment must lie between what is acknowledged and what was
-sent (RFC 5927 section 4.1); messages that nobody should obey (source quench, redirects, types that
-do not exist, path MTUs that no link has) are INVALID.
+sent (RFC 5927 section 4.1), a quoted SCTP packet must have its flow's tag; messages that nobody
+should obey (source quench, redirects, types that do not exist, path MTUs that no link has) are
+INVALID.
 """
 
 from typing import Final
 
 from conntrack.address import is_link_local
 from conntrack.entry import Entry
-from conntrack.flow import TCP
+from conntrack.flow import SCTP, TCP
 from conntrack.packet import Packet
-from conntrack.quote import ICMPV6_REDIRECT
+from conntrack.quote import ICMPV6_REDIRECT, Quoted
+from conntrack.sctp_states import SctpState
 from conntrack.tcp_window import ACKED, HALF, MODULUS_MASK
 
 # Type → highest code that exists. RFC 792, RFC 1812 section 5.2.7.1 (unreachable 0-15).
@@ -62,10 +64,12 @@ def quote_fault(entry: Entry, packet: Packet, strict: bool) -> str:
         return "quotes no packet"
     if packet.destination != quoted.source:
         return "goes to another than the quoted sender"
-    if not strict or quoted.protocol != TCP:
+    if not strict or quoted.protocol not in (TCP, SCTP):
         return ""
     if quoted.sequence < 0:
         return "quotes no sequence number"  # RFC 792: at least 8 bytes of the transport header
+    if quoted.protocol == SCTP:
+        return _tag_fault(entry, quoted)
     if entry.windows is None or entry.offloaded:
         return ""
     direction = 0 if quoted.key == entry.key else 1
@@ -78,3 +82,14 @@ def quote_fault(entry: Entry, packet: Packet, strict: bool) -> str:
     if behind > (sender.end - (lowest - 1)) & MODULUS_MASK or behind >= HALF:
         return "quotes a segment out of the window"
     return ""
+
+
+def _tag_fault(entry: Entry, quoted: Quoted) -> str:
+    """RFC 9260 section 10: the quoted verification tag must be the flow's; INIT has none."""
+    if entry.memory is None or entry.offloaded:
+        return ""
+    expected = entry.memory[0 if quoted.key == entry.key else 1]
+    opening = entry.state == SctpState.CLOSED and not entry.seen_reply
+    if quoted.sequence == (0 if opening else expected or quoted.sequence):
+        return ""
+    return "quotes another verification tag"

@@ -34,7 +34,8 @@ class Quoted(NamedTuple):
         source_port: 0 where there are none.
         destination_port: 0 where there are none.
         key: flow key in the quoted packet's own direction.
-        sequence: TCP sequence number, or -1 if it was not quoted or the protocol has none.
+        sequence: TCP sequence number or SCTP verification tag, or -1 if it was not quoted or the
+            protocol has none.
     """
 
     protocol: int
@@ -108,8 +109,8 @@ def _read_transport(
         sequence = -1
         if protocol == TCP:
             suffix = b""
-            if start + 8 <= len(data):
-                sequence = int.from_bytes(data[start + 4 : start + 8], "big")
+        if protocol != UDP and start + 8 <= len(data):
+            sequence = int.from_bytes(data[start + 4 : start + 8], "big")
         source_port = int.from_bytes(ports[:2], "big")
         destination_port = int.from_bytes(ports[2:], "big")
         key = addresses + ports + suffix

@@ -199,6 +199,34 @@ def test_a_half_open_association_is_not_kept_alive() -> None:
     assert talk.entry.expires_at == NOW + STRICT.timeouts.sctp[SctpState.CLOSED]
 
 
+def error(quoted: bytes) -> Packet:
+    """Port unreachable, from the server about a packet of the client."""
+    body = struct.pack("!BBHI", 3, 3, 0, 0) + quoted
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, 1, 0)
+    return parse(head + SERVER + CLIENT + body)
+
+
+def quote(tag: int, size: int = 8) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 32, 1, 0, 64, SCTP, 0) + CLIENT + SERVER
+    return head + struct.pack("!HHI", 4000, 3868, tag)[:size]
+
+
+def test_an_error_must_quote_the_tag() -> None:
+    """RFC 9260 10; INIT, which has none, only while it is unanswered."""
+    talk = Talk()
+    talk.say(">", INIT, 0, init(C))
+    assert talk.send(error(quote(0))).ctstate == CtState.RELATED_REPLY
+    assert talk.send(error(quote(S))).ctstate == CtState.INVALID
+    talk = Talk()
+    talk.open()
+    assert talk.send(error(quote(S))).ctstate == CtState.RELATED_REPLY
+    for forged in (quote(0), quote(C), quote(S + 1), quote(S, 4)):
+        assert talk.send(error(forged)).ctstate == CtState.INVALID
+    linux = Talk(LINUX)
+    linux.open()
+    assert linux.send(error(quote(S + 1))).ctstate == CtState.RELATED_REPLY
+
+
 @PROFILES
 def test_a_chunk_without_length_ends_the_packet(profile: Profile) -> None:
     """A length of 0 would never end (CVE-2004-0626 for TCP options; the same idea)."""
