@@ -1,5 +1,6 @@
 """Our LINUX profile and the scripts of tests/conntrack/plays beside the kernel's own tracker."""
 
+import dataclasses
 import random
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,8 @@ from tcp_dialogue import TcpDialogue
 from conntrack.address import format_address, parse_address
 from conntrack.flow import TCP, UDP
 from conntrack.packet import PacketError, parse
+from conntrack.sctp_states import SctpState
+from conntrack.tcp_states import TcpState
 from conntrack.tracker import LINUX, Tracker
 
 pytestmark = pytest.mark.needs("nft", "conntrack", "conntrack-tool")
@@ -113,6 +116,23 @@ SEED = 20261123
 DIALOGUES = 500  # at a time: each step sends one packet of each
 STEPS = 14
 CLASS_AGREES, STATE_AGREES = 0.995, 0.99
+PATIENCE_S = 3600  # nothing expires while a loaded machine takes its time
+UNHURRIED = dataclasses.replace(
+    LINUX,
+    timeouts=dataclasses.replace(
+        LINUX.timeouts,
+        tcp=(PATIENCE_S,) * len(TcpState),
+        sctp=(PATIENCE_S,) * len(SctpState),
+        udp=PATIENCE_S,
+        icmp=PATIENCE_S,
+        gre=PATIENCE_S,
+    ),
+)
+_TIMERS = (
+    *(f"tcp_timeout_{state.name.lower()}" for state in TcpState if 0 < state < TcpState.SYN_SENT2),
+    *(f"sctp_timeout_{state.name.lower()}" for state in SctpState if state > 0),
+    *("udp_timeout", "icmp_timeout", "icmpv6_timeout", "gre_timeout"),
+)
 _SERVERS = (parse_address(SERVER), parse_address(SERVER6))
 
 Kinds = tuple[type[Dialogue], ...]
@@ -133,7 +153,7 @@ class Ours:
     """Our tracker in the LINUX profile, asked as the kernel is."""
 
     def __init__(self) -> None:
-        self._tracker = Tracker(LINUX)
+        self._tracker = Tracker(UNHURRIED)
 
     def send(self, shots: list[Shot]) -> list[str]:
         """The class of each packet; those that may pass are confirmed."""
@@ -218,7 +238,7 @@ def test_random_conversations_are_classified_as_the_kernel_does(
     more lies, the more differs, and without lies nothing may.
     """
     kernel = KernelTracker(lab(a="app=a", b="app=b"))
-    kernel.set(tcp_loose=1, tcp_be_liberal=0)
+    kernel.set(tcp_loose=1, tcp_be_liberal=0, **dict.fromkeys(_TIMERS, PATIENCE_S))
     counts = converse(kernel, random.Random(SEED + int(liar * 100)), liar, kinds)
     packets = counts["packets"]
     examples = [text for text in counts if "kernel" in text]

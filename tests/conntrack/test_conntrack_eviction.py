@@ -106,6 +106,7 @@ def test_what_has_no_states_is_kept_once_assured() -> None:
     assert limits.victim() is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=40))
 def test_a_chain_is_a_list_that_anything_can_leave(steps: list[int]) -> None:
     """Appending and taking, compared with a list."""

@@ -140,6 +140,7 @@ def test_a_copied_head_says_the_same_as_the_whole(packet: bytes, data: Any) -> N
     assert head.payload_bytes == whole.payload_bytes
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         FlowTuple, ADDRESSES, ADDRESSES, st.integers(0, 255), st.integers(0, 65535),
@@ -151,6 +152,7 @@ def test_the_reply_of_a_reply_is_the_flow(flow: FlowTuple) -> None:
     assert reply(reply(flow)) == flow
 
 
+@settings(deadline=None)
 @given(PACKETS)
 def test_the_reply_key_of_a_reply_key_is_the_key(data: bytes) -> None:
     """Keys turn around like tuples, ICMP types included."""
