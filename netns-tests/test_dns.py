@@ -159,6 +159,7 @@ def test_the_first_connection_after_the_answer_passes_always(world):
     ]
     assert dropped == []
     assert world.counter("dns_hold_timeouts") == 0
+    assert world.counter("dns_answers") >= 30
 
 
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])

@@ -125,6 +125,13 @@ class Status:
             add("cilium_identity", identities[kind], type=name)
         add("cilium_policy", len(engine.book.repository.objects))
         add("cilium_policy_max_revision", engine.book.repository.revision)
+        cache = engine.names.cache
+        for number, (names, addresses) in cache.sizes().items():
+            add("cilium_fqdn_active_names", names, endpoint=str(number))
+            add("cilium_fqdn_active_ips", addresses, endpoint=str(number))
+        add("cilium_fqdn_alive_zombie_connections", cache.zombie_count)
+        add("cilium_fqdn_selectors", len(engine.resolver.fqdns()))
+        add("bartizan_fqdn_refused_ips", len(engine.names.refused))
         add("bartizan_snapshot_revision", engine.publisher.revision)
         add("bartizan_generation", engine.publisher.snapshot.generation)
         for worker in engine.workers:

@@ -231,6 +231,13 @@ class NameCache:
         """Number of zombies."""
         return len(self._zombies)
 
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """Return how many names each endpoint has, and how many addresses in all of them."""
+        return {
+            endpoint: (len(names), sum(map(len, names.values())))
+            for endpoint, names in self._entries.items()
+        }
+
     def entries(self) -> Iterator[Entry]:
         """Yield every entry, by endpoint and name."""
         for names in self._entries.values():

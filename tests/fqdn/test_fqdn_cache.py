@@ -44,6 +44,7 @@ def test_the_same_answer_again_is_news_only_if_it_lives_longer():
     assert known.changed == set()
     known.learn(2, NAME, [A, B], 30, 110.0)
     assert known.changed == {A, B}
+    assert known.sizes() == {1: (1, 1), 2: (1, 2)}
 
 
 def test_what_has_expired_stays_while_a_connection_lives():
