@@ -56,6 +56,22 @@ PUBLIC = (HttpRuleRow(method="GET", path="/public/.*"), HttpRuleRow(method="GET"
 ORIGIN = OriginRow("CiliumNetworkPolicy", "default", "public", "spec.ingress[0]", "p.yaml", 3, 1)
 EGRESS_ORIGIN = OriginRow("CiliumNetworkPolicy", "default", "leaving", "spec.egress[0]")
 
+OK = r'"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"'
+DENIED = (
+    r'"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nContent-Length: 15\r\n\r\n'
+    r'Access denied\r\n"'
+)
+DENIED_CLOSE = (
+    r'"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nContent-Length: 15\r\n'
+    r'Connection: close\r\n\r\nAccess denied\r\n"'
+)
+BAD_REQUEST = (
+    r'"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n'
+    r'Connection: close\r\n\r\nBad Request\r\n"'
+)
+GET = r'"GET /public/a HTTP/1.1\r\nHost: s\r\n\r\n"'
+GET_ADMIN = r'"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n"'
+
 
 def _entry(l7: int, origin: int, action: int = 1) -> EntryRow:
     return EntryRow(
