@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from firewall.identities.labels import LabelSet
 from firewall.policy.model import PolicyEntry, PolicyObject
 from firewall.policy.readers import CAPABILITIES, ReaderSettings, ReadResult, read
 
@@ -13,6 +14,20 @@ SHARED = Path(__file__).resolve().parents[1] / "../shared"
 CORPUS = SHARED / "corpus"
 
 EVERY_CAPABILITY = ReaderSettings(enforceable=frozenset(CAPABILITIES))
+
+
+def pod(namespace: str = "shop", cluster: str = "default", **labels: str) -> LabelSet:
+    """Labels of a pod; "" leaves the namespace or the cluster out."""
+    texts = [f"k8s:{key}={value}" for key, value in labels.items()]
+    if namespace:
+        texts.append(f"k8s:io.kubernetes.pod.namespace={namespace}")
+    if cluster:
+        texts.append(f"k8s:io.cilium.k8s.policy.cluster={cluster}")
+    return LabelSet.parse(texts)
+
+
+HOST = LabelSet.parse(["reserved:host"])
+WORLD = LabelSet.parse(["reserved:world"])
 
 
 def load_yaml(path: Path) -> Any:
