@@ -194,9 +194,9 @@ def growth(flows_per_source: int) -> tuple[float, float]:
     worst = Worst()
     for number in range(ENTRIES):
         source, turn = divmod(number, flows_per_source)
-        port = turn + 1 & 0xFFFF
-        server = _SERVER + (turn >> 16)
-        data = segment(0x0B000000 + source, port, _SYN, chance.getrandbits(32), server=server)
+        server, port = divmod(turn, 60_000)
+        number_sent = chance.getrandbits(32)
+        data = segment(0x0B000000 + source, port + 1, _SYN, number_sent, server=_SERVER + server)
         _timed_feed(tracker, data, 0.0, worst)
     assert len(tracker) == ENTRIES
     return worst.figures()
