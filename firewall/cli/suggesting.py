@@ -1,6 +1,8 @@
 """`bartizan policy suggest`: the smallest change that lets refused traffic pass, as a patch."""
 
+import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,13 @@ from firewall.cli.output import as_yaml
 from firewall.cli.tracing import question_of, question_options
 
 if TYPE_CHECKING:
+    from firewall.policy.learn import Seen
     from firewall.policy.plan import ObjectPlan, Plan
     from firewall.policy.question import Question
+
+
+_ALL = 1_048_575
+"""More than the agent can remember (`flows.ring`)."""
 
 
 @click.command()
@@ -28,8 +35,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="A patch of the files, whole objects, or everything.",
 )
+@click.option("--l7", is_flag=True, help="Write http rules from requests that were seen.")
+@click.option("--from-flows", metavar="FILE", help='With --l7: flows as JSON lines, or "live".')
+@click.option("--exact", is_flag=True, help="With --l7: numbers and identifiers stay as they are.")
 @click.pass_obj
-def suggest(client: Client, /, uuid: str | None, last_drop: bool, output: str, **options: Any) -> None:  # noqa: E501  # fmt: skip
+def suggest(client: Client, /, uuid: str | None, last_drop: bool, output: str, l7: bool, from_flows: str | None, exact: bool, **options: Any) -> None:  # noqa: E501  # fmt: skip
     """Print the smallest change of policy that lets refused traffic pass.
 
     It has been tried: with the change, the same question is answered by "allowed". A policy whose
@@ -38,8 +48,21 @@ def suggest(client: Client, /, uuid: str | None, last_drop: bool, output: str, *
     \b
       bartizan policy suggest --last-drop | patch -p1
       bartizan policy suggest --last-drop -o yaml | bartizan policy apply -f -
+
+    With --l7 it prints policies whose http rules allow the requests of recorded flows, and no
+    others: "live" takes those that the agent remembers, FILE what `observe -o json` wrote. In
+    paths, numbers, UUIDs and hexadecimal strings become classes of characters.
+
+    \b
+      bartizan policy suggest --l7 --from-flows live > rules.yaml
     """
     import msgspec
+
+    if l7 or from_flows or exact:
+        if not (l7 and from_flows):
+            raise click.UsageError("http rules are written with --l7 --from-flows FILE, or live")
+        click.echo(_learnt(client, from_flows, exact=exact), nl=False)
+        return
 
     from firewall.policy.plan import Plan
 
@@ -64,6 +87,51 @@ def suggest(client: Client, /, uuid: str | None, last_drop: bool, output: str, *
         click.echo(f"# nothing to change: the traffic is {plan.before.verdict}")
         return
     click.echo("".join(_texts(plan, patches=output == "patch")), nl=False)
+
+
+def _learnt(client: Client, source: str, *, exact: bool) -> str:
+    """Return policies as YAML for the requests of flows in a file, or those remembered."""
+    from firewall.policy.learn import policies
+
+    if source == "live":
+        lines = client.lines("flows", query={"last": str(_ALL), "type": "l7"})
+    else:
+        try:
+            lines = iter(Path(source).read_bytes().splitlines())
+        except OSError as error:
+            raise click.UsageError(f"{source}: {error.strerror}") from error
+    found = policies(_requests(lines, source), exact=exact)
+    if not found:
+        raise click.ClickException(f"{source}: no http request that was allowed")
+    return "".join(f"---\n{as_yaml(document)}" for document in found)
+
+
+def _requests(lines: Iterable[bytes], source: str) -> "Iterator[Seen]":
+    """Yield the http requests among flows that were not refused."""
+    from firewall.policy.learn import Party, Seen
+
+    def party(end: dict[str, Any]) -> Party:
+        return Party(tuple(end.get("labels", ())), end.get("namespace", ""))
+
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            flow = json.loads(line).get("flow", {})
+        except (ValueError, AttributeError):
+            raise click.UsageError(f"{source}:{number}: not a flow as JSON") from None
+        http = flow.get("l7", {}).get("http")
+        asked = flow.get("l7", {}).get("type") == "REQUEST" and flow.get("verdict") != "DROPPED"
+        if not http or not asked:
+            continue
+        target = http.get("url", "").partition("://")[2] or http.get("url", "")
+        yield Seen(
+            party(flow.get("source", {})),
+            party(flow.get("destination", {})),
+            flow["l4"]["TCP"]["destination_port"],
+            http["method"],
+            f"/{target.partition('/')[2]}",
+        )
 
 
 def _texts(plan: "Plan", *, patches: bool) -> list[str]:
