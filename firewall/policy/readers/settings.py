@@ -39,6 +39,8 @@ ENFORCED = frozenset(
     {
         "http",
         "header-matches",
+        "header-mismatch-actions",
+        "secrets",
         "dns",
         "fqdn",
         "server-names",

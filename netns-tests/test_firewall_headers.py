@@ -1,0 +1,68 @@
+"""Header rules: what the server is told, with every action and secrets from files."""
+
+import sys
+from contextlib import closing
+
+import pytest
+from rules import peers, policy, ports
+from test_firewall_http import _client
+from traffic import eventually
+
+pytestmark = pytest.mark.needs("tproxy", "socket", "connmark")
+
+SECRET = {"namespace": "default", "name": "code"}
+
+
+def headers_matches(**match):
+    http = [{"method": "GET", "headerMatches": [{"name": "X-Code", **match}]}]
+    return policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", http=http)}])
+
+
+@pytest.fixture
+def told(lab, bartizan):
+    """What the server says that it was told about X-Code, or the status of a refusal."""
+    made = lab(a="app=a", b="app=b")
+    made.host("b").start([sys.executable, "-u", "-m", "lab.demo.hangar"])
+    folder = made.folder / "secrets/default"
+    folder.mkdir(parents=True)
+    firewall = bartizan(made, {"proxy": {"secrets_dir": str(folder.parent)}})
+    with eventually(lambda: _connected(made), "the server listens", 15):
+        pass
+
+    def ask(rules, code):
+        firewall.apply(rules)
+        with closing(_client(made.host("a"), made.host("b").address4)) as client:
+            client.request("GET", "/", headers={"X-Code": code} if code else {})
+            answer = client.getresponse()
+            body = answer.read().decode()
+        return body.removeprefix("the hangar was told ").strip() if answer.status == 200 else 403
+
+    ask.folder = folder
+    ask.firewall = firewall
+    return ask
+
+
+def _connected(made):
+    try:
+        return made.host("a").connect(made.host("b").address4, 80, timeout_s=1)
+    except OSError:
+        return None
+
+
+def test_actions_change_what_the_server_is_told_and_a_missing_secret_allows_nothing(told):
+    """One lab for all: each is another policy of the same name."""
+    wrong, right = "guess", "THX-1138"
+    inline = {"value": right}
+    assert told(headers_matches(**inline), wrong) == 403
+    assert told(headers_matches(**inline), right) == f"X-Code: {right}"
+    assert told(headers_matches(**inline, mismatch="LOG"), wrong) == f"X-Code: {wrong}"
+    assert told(headers_matches(**inline, mismatch="REPLACE"), wrong) == f"X-Code: {right}"
+    assert told(headers_matches(**inline, mismatch="DELETE"), wrong) == "nothing"
+    assert told(headers_matches(**inline, mismatch="ADD"), "") == f"X-Code: {right}"
+    secret = headers_matches(secret=SECRET, mismatch="REPLACE")
+    assert told(secret, wrong) == 403
+    (told.folder / "code").write_text(f"{right}\n")
+    told.firewall.withdraw("CiliumNetworkPolicy", "rule")  # a new snapshot reads secrets anew
+    assert told(secret, wrong) == f"X-Code: {right}"
+    assert right not in told.firewall.log()
+    assert right not in str(told.firewall.flows())
