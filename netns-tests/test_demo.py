@@ -81,6 +81,15 @@ def test_every_step_of_the_demo_comes_as_it_should(tmp_path):
 
 
 @pytest.mark.needs("curl", "nfqueue", "tproxy", "socket", "ipset")
+def test_the_chapters_about_headers_and_grpc_come_as_they_should(tmp_path):
+    """One after the other in one play; the secret is told to the server only."""
+    play = _play(tmp_path, "headers", "grpc")
+    assert play.returncode == 0, play.stdout + play.stderr
+    assert play.stdout.count("THX-1138") == 1
+    assert "grpc-status 7 (PERMISSION_DENIED)" in play.stdout
+
+
+@pytest.mark.needs("curl", "nfqueue", "tproxy", "socket", "ipset")
 def test_the_chapter_about_tls_comes_as_it_should(tmp_path):
     """A name refused, a request inside TLS refused."""
     play = _play(tmp_path, "sni")

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from lab import daemon, enclosure, topology
 from lab.commands import python_environment
-from lab.demo import names, sni, starwars
+from lab.demo import cloudcity, headers, names, sni, starwars
 from lab.demo.chapter import Chapter
 from lab.demo.stage import Stage
 from lab.laboratory import Lab, LabError
 
-CHAPTERS = {chapter.name: chapter for chapter in (starwars.CHAPTER, names.CHAPTER, sni.CHAPTER)}
+CHAPTERS = {
+    module.CHAPTER.name: module.CHAPTER for module in (starwars, headers, cloudcity, names, sni)
+}
 """Every chapter in the order of the play, by name."""
 
 FIRST = starwars.CHAPTER.name

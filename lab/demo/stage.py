@@ -108,7 +108,8 @@ class Stage:
             self.differs(f"`{_quoted(argv)}` did not say {output!r}")
 
     def _execute(self, machine: Machine, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        real = [*command(), *argv[1:]] if argv[0] == "bartizan" else list(argv)
+        ours = {"bartizan": command(), "python3": [sys.executable]}
+        real = [*ours.get(argv[0], [argv[0]]), *argv[1:]]
         return machine.run(real, _COMMAND_S, env=self._firewall.environment)
 
     def bartizan(self, *argv: str, output: str = "", quiet: bool = False) -> None:
