@@ -32,7 +32,7 @@ class Ends(NamedTuple):
     """The two ends of a client connection: packed addresses, ports in host order.
 
     `upstream_port`: ours towards the server, 0 = there was no connection yet. `connection_id`: a
-    number that no other connection of this worker has.
+    number that no other connection of this worker has. `begun_at`: monotonic seconds.
     """
 
     source: bytes
@@ -41,6 +41,7 @@ class Ends(NamedTuple):
     destination_port: int
     upstream_port: int = 0
     connection_id: int = 0
+    begun_at: float = 0.0
 
 
 @lru_cache(maxsize=4096)  # a few clients and servers have most connections

@@ -510,7 +510,7 @@ class Exchange:
         timeout = self._timer.timeout
         match self._phase:
             case Phase.IDLE:
-                self._commands.append(commands.Count("downstream_cx_idle_timeout"))
+                self._commands.append(commands.Count("http_downstream_cx_idle_timeout"))
                 self._finish_client(now)
             case Phase.HEAD:
                 self._refuse(refusals.HEAD_TIMEOUT, None, now)

@@ -5,8 +5,11 @@ log. Names: envoy docs, configuration/http/http_conn_man/stats.rst; `policy_l7_t
 (Documentation/observability/metrics.rst). Names that end in `_total` are counters, the rest gauges.
 """
 
+from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 
+from firewall.policy.verdict import TrafficDirection
 from l7proxy import refusals
 from l7proxy.commands import Record, RecordKind
 from l7proxy.refusals import Refusal
@@ -30,10 +33,36 @@ _BY_DETAIL: dict[str, str] = {
 
 
 _REQUEST = RecordKind.REQUEST
+_INGRESS = TrafficDirection.INGRESS
 
-_Told = tuple[bool, int, str, str, bool, bool]
-"""Of a record: whether it is a request, status, detail, flag, whether policy never saw it, whether
-it is of a connection that passes unread."""
+_Told = tuple[bool, int, str, str, bool, str]
+"""Of a record: whether it is a request, status, detail, flag, whether policy never saw it, its
+protocol."""
+
+BUCKETS_MS = (
+    0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000,
+    600_000, 1_800_000, 3_600_000,
+)  # fmt: skip
+"""Upper bounds of Envoy's histograms (operations/admin, histogram buckets), milliseconds."""
+
+
+class Histogram:
+    """How often a duration lay in which bucket."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BUCKETS_MS) + 1)
+        self._sum_ms = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        ms = seconds * 1000
+        self._counts[bisect_left(BUCKETS_MS, ms)] += 1
+        self._sum_ms += ms
+
+    def row(self, name: str) -> Row:
+        """Return `{"name", "buckets", "sum"}`: counts at most as long as each bound, then all."""
+        return {"name": name, "buckets": list(accumulate(self._counts)), "sum": self._sum_ms}
+
 
 _UNREAD = frozenset(("TLS", "TCP"))
 """What such records have for a protocol."""
@@ -49,6 +78,8 @@ class Metrics:
         self.active_upstream_count = 0
         self.active_handshake_count = 0
         self.secret_problems: list[str] = []
+        self._request_times = Histogram()
+        self._connection_times = Histogram()
 
     def add(self, name: str, count: int = 1) -> None:
         """Count something that no record implies; `name` without `_total`."""
@@ -59,9 +90,18 @@ class Metrics:
         self.active_connection_count += 1
         self.add("http_downstream_cx")
 
-    def closed(self) -> None:
-        """Count its end."""
+    def closed(self, lasted_s: float) -> None:
+        """Count its end, so many seconds later."""
         self.active_connection_count -= 1
+        self.add("http_downstream_cx_destroy")
+        self._connection_times.add(lasted_s)
+
+    def reset(self) -> None:
+        """Count from zero again; what is active stays so."""
+        self._counts.clear()
+        self._told.clear()
+        self._request_times = Histogram()
+        self._connection_times = Histogram()
 
     def handshake_begun(self, limit_count: int) -> bool:
         """Count a TLS handshake with a client; False: as many are under way already."""
@@ -90,24 +130,30 @@ class Metrics:
         detail = record.detail
         if detail.startswith("internal_error"):
             detail = "internal_error"  # the rest may say anything, and each would be kept
-        unread = record.protocol in _UNREAD
         asked = record.kind is _REQUEST  # a bool: the hash of an enum's member is Python code
-        told = asked, record.status, detail, record.flag, record.judgement is None, unread
+        protocol = record.protocol
+        told = asked, record.status, detail, record.flag, record.judgement is None, protocol
         self._told[told] += 1
+        if (not asked or detail) and protocol not in _UNREAD:
+            self._request_times.add(record.duration_s)
 
     def _counted(self) -> Counter[tuple[str, str, str]]:
         """Return all counters, by name, label and value."""
         counts = self._counts.copy()
-        for (asked, status, detail, flag, malformed, unread), count in self._told.items():
-            if unread:
+        for (asked, status, detail, flag, malformed, protocol), count in self._told.items():
+            if protocol in _UNREAD:
                 if detail:
                     short = detail.partition("{")[0]
                     counts["tls_connection_details_total", "detail", short] += count
                 continue
             if asked:
                 counts["http_downstream_rq_total", "", ""] += count
+                version = "http2" if protocol == "HTTP/2" else "http1"
+                counts[f"http_downstream_rq_{version}_total", "", ""] += count
                 counts["policy_l7_total", "rule", "received"] += count
                 counts["policy_l7_total", "rule", _rule(detail, malformed=malformed)] += count
+            if not asked or detail:
+                counts["http_downstream_rq_completed_total", "", ""] += count
             if (not asked or detail) and status:
                 counts["http_downstream_rq_xx_total", "class", f"{status // 100}xx"] += count
             if detail and detail != "via_upstream":
@@ -141,6 +187,47 @@ class Metrics:
             {"name": "upstream_cx_active", "labels": {}, "value": self.active_upstream_count}
         )
         return rows
+
+    def histograms(self) -> list[Row]:
+        """Return the rows of the histograms (`Histogram.row`), in milliseconds."""
+        return [
+            self._request_times.row("http_downstream_rq_time"),
+            self._connection_times.row("http_downstream_cx_length_ms"),
+        ]
+
+
+class Redirects:
+    """What became of requests, by the endpoint whose rules decided, direction and port."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[int, str, int, bool]] = Counter()
+
+    def observe(self, record: Record, port: int) -> None:
+        """Count a request that policy saw."""
+        judgement = record.judgement
+        if record.kind is not _REQUEST or judgement is None:
+            return
+        ingress = judgement.direction == _INGRESS
+        endpoint = judgement.destination_endpoint if ingress else judgement.source_endpoint
+        word = "ingress" if ingress else "egress"
+        self._counts[endpoint, word, port, bool(record.detail)] += 1
+
+    def rows(self) -> list[Row]:
+        """Return `endpoint` (id), `direction`, `port`, `received`, `forwarded`, `denied`."""
+        found: dict[tuple[int, str, int], list[int]] = {}
+        for (endpoint, direction, port, denied), count in self._counts.items():
+            found.setdefault((endpoint, direction, port), [0, 0])[denied] += count
+        return [
+            {
+                "endpoint": endpoint,
+                "direction": direction,
+                "port": port,
+                "received": sum(counts),
+                "forwarded": counts[0],
+                "denied": counts[1],
+            }
+            for (endpoint, direction, port), counts in sorted(found.items())
+        ]
 
 
 def _rule(detail: str, *, malformed: bool) -> str:

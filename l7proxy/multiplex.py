@@ -479,7 +479,7 @@ class Multiplex:
             if now >= stream.timer.deadline and timeout is not None:
                 self._fail(stream, timeout)
         if not self._streams and now >= self._timer.deadline:
-            self._commands.append(commands.Count("downstream_cx_idle_timeout"))
+            self._commands.append(commands.Count("http_downstream_cx_idle_timeout"))
             self._leave()
 
     @_event

@@ -46,6 +46,7 @@ from firewall.control.messages import (
     Events,
     Forget,
     Hold,
+    Instruct,
     Lend,
     Pause,
     Settled,
@@ -67,7 +68,7 @@ from l7proxy.limits import LimitError, Limits, override
 from l7proxy.listener import ListenError, is_local, listen
 from l7proxy.logfile import AccessLog
 from l7proxy.logformat import ENCODINGS, FormatError, compile_format
-from l7proxy.metrics import Metrics, Row
+from l7proxy.metrics import Metrics, Redirects, Row
 from l7proxy.policy import ConnectionJudge, Policy
 from l7proxy.secrets import SecretFiles
 
@@ -114,6 +115,7 @@ class Worker:
         self.limits = limits
         self.heads = Heads(limits)
         self.metrics = Metrics()
+        self._redirects = Redirects()
         self.mark: int = options.mark_from_proxy
         self._number: int = options.number
         self._port: int = options.port
@@ -232,7 +234,9 @@ class Worker:
 
     def admit(self, connection: ClientConnection | DnsStream) -> Judge | None:
         """Take a new connection; None: it must be reset."""
-        ends = connection.ends._replace(connection_id=next(self._connection_ids))
+        ends = connection.ends._replace(
+            connection_id=next(self._connection_ids), begun_at=time.monotonic()
+        )
         connection.ends = ends
         self._connections.add(connection)
         self._per_source[ends.source] += 1
@@ -257,7 +261,7 @@ class Worker:
     def forget(self, connection: ClientConnection | DnsStream) -> None:
         """Let go of a connection that has ended."""
         self._connections.discard(connection)
-        self.metrics.closed()
+        self.metrics.closed(time.monotonic() - connection.ends.begun_at)
         source = connection.ends.source
         self._per_source[source] -= 1
         if self._per_source[source] <= 0:
@@ -279,6 +283,7 @@ class Worker:
         records, self._records = self._records, []
         for record, ends, time_ns in records:
             self.metrics.observe(record)
+            self._redirects.observe(record, ends.destination_port)
             if self._access_log is not None and is_final(record):
                 self._access_log.write(record, ends, time_ns)
         room = EVENTS_PER_FLUSH - len(self._events) if self._channel.connected else 0
@@ -310,6 +315,8 @@ class Worker:
                     self.drain(message.deadline_s)
                 case Lend():
                     self._channel.lend(self._listeners)
+                case Instruct():
+                    self._instructed(message)
                 case Forget() | Watch() | Pause() | Hold():
                     pass  # for verdict workers
                 case Settled():
@@ -358,6 +365,10 @@ class Worker:
             rows = self.metrics.rows()
         elif question.what == "connections":
             rows = self._ends()
+        elif question.what == "redirects":
+            rows = self._redirects.rows()
+        elif question.what == "stats":
+            rows = [*self.metrics.rows(), *self.metrics.histograms()]
         elif question.what == "status":
             rows = [self._status()]
         for start in range(0, len(rows), ROWS_PER_ANSWER):
@@ -373,6 +384,16 @@ class Worker:
             for source, destination in pairs
         ]
 
+    def _instructed(self, instruction: Instruct) -> None:
+        """Do what an operator wants of the running process."""
+        match instruction.what:
+            case "log_level":
+                logging.getLogger().setLevel(instruction.value.upper())
+            case "reset_counters":
+                self.metrics.reset()
+            case _:
+                log.warning("unknown instruction %r", instruction.what)
+
     def _status(self) -> Row:
         """Return what this worker is and does."""
         return {
@@ -385,6 +406,12 @@ class Worker:
             "port": self._port,
             "connection_count": self.metrics.active_connection_count,
             "upstream_count": self.metrics.active_upstream_count,
+            "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "addresses": [
+                list(sock.getsockname()[:2])
+                for sock in self._listeners.values()
+                if sock.fileno() >= 0
+            ],
             "lost_event_count": self._channel.lost_total_count + self._lost_count,
         }
 

@@ -150,6 +150,7 @@ class Api:
                 web.post("/v1/policy/suggest", self._suggest_policy),
                 web.get("/v1/ipcache", self._get_ipcache),
                 web.get("/v1/snapshot", self._get_snapshot),
+                web.get("/v1/proxy", self._get_proxy),
                 web.get("/v1/conntrack", self._get_conntrack),
                 web.delete("/v1/conntrack", self._delete_conntrack),
                 web.get("/v1/flows", self._get_flows),
@@ -168,6 +169,9 @@ class Api:
 
     async def _get_status(self, _: web.Request) -> web.Response:
         return web.json_response(await self._status.document())
+
+    async def _get_proxy(self, _: web.Request) -> web.Response:
+        return web.json_response(await self._status.proxy())
 
     async def _get_config(self, _: web.Request) -> web.Response:
         loaded = self._loaded()

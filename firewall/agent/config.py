@@ -26,7 +26,7 @@ from firewall.agent.document import (
     unknown,
 )
 from firewall.agent.nodes import NodeDeclaration, check_nodes, host_labels, read_node
-from firewall.agent.proxying import ENCODINGS, OWN_SHAPE, check_format
+from firewall.agent.proxying import ENCODINGS, OWN_SHAPE, admin_problem, check_format
 from firewall.datapath.marks import DEFAULT_MASK, Marks, MaskError
 from firewall.fqdn.cache import Bounds
 from firewall.identities.labels import LabelError, LabelFilter
@@ -89,6 +89,13 @@ class ProxySettings:
             "Envoy's operators (docs/l7.md), as %REQ(USER-AGENT)%; for JSON {name: format};"
             " empty = Envoy's default",
             live=True,
+        ),
+    )
+    admin: str = field(
+        default="socket",
+        metadata=_meaning(
+            "Envoy's admin page for all proxy workers: socket = <run_dir>/proxy-admin.sock (0660),"
+            " a loopback address with a port, or off"
         ),
     )
     secrets_dir: Path | None = field(
@@ -708,6 +715,8 @@ def _number(reader: Reader, place: Place, text: str, kind: Any, item: "Field[Any
 
 def _check(reader: Reader, config: Config, given: Mapping[str, Value]) -> None:
     """Check what one setting alone does not show."""
+    if problem := admin_problem(config.proxy.admin):
+        reader.note(_of(given, "proxy.admin"), problem)
     check_format(
         reader,
         _of(given, "proxy.access_log_format"),

@@ -38,6 +38,7 @@ from firewall.agent.engine import Engine, make_directories
 from firewall.agent.lineup import ruleset_config, specs
 from firewall.agent.node import AddressMonitor, local_addresses
 from firewall.agent.policies import InvalidPolicyError
+from firewall.agent.proxyadmin import ProxyAdmin
 from firewall.agent.publisher import Publisher
 from firewall.agent.resolving import Resolving
 from firewall.agent.statefile import StateError
@@ -152,9 +153,12 @@ class Daemon:
             monitor = AddressMonitor()
             stack.callback(monitor.close)
             api = Api(self._engine, self._collector, self._status, lambda: self._loaded)
+            admin = ProxyAdmin(self._engine, self._supervisor)
+            stack.push_async_callback(admin.stop)
             try:
                 await self._begin(monitor)
                 await self._start_api(api)
+                await self._start_admin(admin)
                 await self._await_enforcement()
                 self._undo = False
                 standing.tell_systemd("READY=1", f"STATUS={self._status.summary()}")
@@ -246,6 +250,14 @@ class Daemon:
             raise UnableError(f"api.group: no group {self._config.api.group!r}") from None
         except OSError as error:
             raise UnableError(f"{self._config.api_path}: {error.strerror}") from error
+
+    async def _start_admin(self, admin: ProxyAdmin) -> None:
+        where = self._config.proxy.admin
+        if self._config.proxy.workers:
+            try:
+                await admin.start(self._config.run_dir, where)
+            except OSError as error:
+                raise UnableError(f"proxy.admin: {where}: {error.strerror}") from error
 
     async def _await_enforcement(self) -> None:
         """Wait for the first snapshot to be enforced.

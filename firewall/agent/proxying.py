@@ -10,11 +10,14 @@ from dataclasses import fields
 
 import yaml
 
+from conntrack.address import parse_address
 from firewall.agent.document import Place, Reader, Value
 from l7proxy.limits import LimitError, Limits, override
 from l7proxy.logformat import ENCODINGS, FormatError, compile_format
 
-__all__ = ["ENCODINGS", "OWN_SHAPE", "check_format"]
+__all__ = ["ENCODINGS", "OWN_SHAPE", "admin_problem", "check_format"]
+
+_LOOPBACK6 = bytes(15) + b"\x01"
 
 
 def read_limits(reader: Reader, given: Value) -> tuple[str, ...]:
@@ -53,6 +56,21 @@ OWN_SHAPE: Mapping[str, Callable[[Reader, Value], object]] = {
     "access_log_format": read_format,
 }
 """Settings of `proxy` that are written in a shape of their own."""
+
+
+def admin_problem(text: str) -> str:
+    """Return why the admin page cannot be served there, "" if it can: on loopback only."""
+    if text in {"socket", "off"}:
+        return ""
+    host, _, port = text.rpartition(":")
+    try:
+        packed = parse_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        packed = b""
+    local = packed[:1] == b"\x7f" if len(packed) == 4 else packed == _LOOPBACK6
+    if not (local and port.isdigit() and 0 < int(port) < 65536):
+        return f"{text!r}: socket, off, or a loopback address with a port, such as 127.0.0.1:9901"
+    return ""
 
 
 def check_format(reader: Reader, place: Place, text: str, encoding: str) -> None:

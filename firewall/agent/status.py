@@ -7,12 +7,14 @@ what `bartizan status` ends with, and what makes it exit with 1.
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from firewall.agent import views
 from firewall.agent.collector import Collector
 from firewall.agent.engine import Engine
+from firewall.agent.redirects import redirects
 from firewall.agent.supervisor import VERSION, Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.datapath.kernel import KernelError, QueueCounters, read_queues
@@ -63,6 +65,7 @@ class Status:
                 "error": engine.bypass.problem,
             },
             "workers": [views.worker(worker, metrics.get(worker, ())) for worker in engine.workers],
+            "proxy": self._proxied(metrics),
             "endpoints": views.endpoint_counts(engine),
             "identities": views.identity_counts(engine),
             "policies": len(engine.book.repository.objects),
@@ -75,6 +78,20 @@ class Status:
                 *_secret_errors(metrics.values()),
                 *([trouble] if trouble else []),
             ],
+        }
+
+    def _proxied(self, metrics: Mapping[Worker, list[dict[str, object]]]) -> dict[str, Any]:
+        """Return how many redirects there are, and what became of the requests in all."""
+        counts = dict.fromkeys(("received", "forwarded", "denied", "parse_errors"), 0)
+        for rows in metrics.values():
+            for row in rows:
+                if row["name"] == "policy_l7_total":
+                    counts[str(_mapping(row["labels"])["rule"])] += int(str(row["value"]))
+        snapshot = self._engine.publisher.snapshot
+        return {
+            "redirects": len(redirects(snapshot, ())),
+            "port": snapshot.settings.http_proxy_port,
+            "requests": counts,
         }
 
     def errors(self) -> list[str]:
@@ -150,10 +167,37 @@ class Status:
             add("bartizan_nfqueue_packets_total", queue.packet_count, **labels)
             add("bartizan_nfqueue_kernel_dropped_total", queue.kernel_dropped, **labels)
             add("bartizan_nfqueue_user_dropped_total", queue.user_dropped, **labels)
+        kinds = Counter(row["parser"] for row in redirects(engine.publisher.snapshot, ()))
+        for kind, count in sorted(kinds.items()):
+            add("cilium_proxy_redirects", count, protocol=kind)
         add("bartizan_errors", len(self.errors()))
         for name, value, labels in await self._of_workers():
             add(name, value, **labels)
         return exposition.text() + self._collector.metrics()
+
+    async def proxy(self) -> dict[str, Any]:
+        """Return the redirects with their requests, and the workers of the proxy."""
+        serving = [
+            worker
+            for worker in self._engine.workers
+            if worker.spec.kind == "l7proxy"
+            and worker.state in (WorkerState.RUNNING, WorkerState.LEAVING)
+        ]
+        questions = [worker.channel.ask(what, ASK_TIMEOUT_S)
+                     for what in ("redirects", "status") for worker in serving]  # fmt: skip
+        answers: list[list[dict[str, Any]]] = [
+            [] if isinstance(answer, BaseException) else answer
+            for answer in await asyncio.gather(*questions, return_exceptions=True)
+        ]
+        counted, states = answers[: len(serving)], answers[len(serving) :]
+        return {
+            "redirects": redirects(self._engine.publisher.snapshot, counted),
+            "workers": [
+                {**row, "state": worker.state.name.lower()}
+                for worker, rows in zip(serving, states, strict=True)
+                for row in rows
+            ],
+        }
 
     async def _of_workers(self) -> list[tuple[str, float, dict[str, str]]]:
         """Return every worker's metrics, with its name as a label."""

@@ -29,6 +29,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "monitor": ("monitor", "Show packets as they are decided, or write them to a capture."),
     "observe": ("observe", "Show decisions as they are made."),
     "policy": ("policy", "Apply, show, check and delete policies."),
+    "proxy": ("proxy", "Show the L7 proxy: redirects, requests, workers."),
     "replay": ("replay", "Run a capture through tracker and policy, packet by packet."),
     "run": ("daemon", "Run the daemon for this network namespace, in the foreground."),
     "status": ("status", "Show whether everything is well."),

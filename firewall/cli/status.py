@@ -69,6 +69,7 @@ def _lines(document: dict[str, Any], errors: list[str]) -> str:
             )
             for queue in document["queues"]
         ),
+        ("Proxy Status", _proxy(document["proxy"])),
         ("KVStore", _ok(document["kvstore"])),
         (
             "Endpoints",
@@ -138,6 +139,17 @@ def _bypass(bypass: dict[str, Any]) -> str:
     if bypass.get("generation") is None:
         return "on, but no flow is carried now: every packet is decided in userspace"
     return f"on   established flows pass in the kernel, generation {bypass['generation']}"
+
+
+def _proxy(proxy: dict[str, Any]) -> str:
+    if not proxy["port"]:
+        return "off: connections with L7 rules are refused"
+    requests = proxy["requests"]
+    refused = requests["denied"] + requests["parse_errors"]
+    return (
+        f"OK   {proxy['redirects']} redirects active on port {proxy['port']}, "
+        f"{requests['received']:,} requests received, {refused:,} refused"
+    )
 
 
 def _ok(store: dict[str, Any]) -> str:

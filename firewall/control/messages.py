@@ -26,7 +26,7 @@ class Announce(msgspec.Struct, frozen=True, tag="announce"):
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
     """Answer with `Answer`s of the same `request`.
 
-    `what`: "connections", "conntrack", "metrics", "status".
+    `what`: "connections", "conntrack", "metrics", "status"; of the proxy also "redirects", "stats".
     """
 
     request: int
@@ -65,6 +65,13 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     deadline_s: float
 
 
+class Instruct(msgspec.Struct, frozen=True, tag="instruct"):
+    """Change the running process. `what`: "log_level" (to `value`) or "reset_counters"."""
+
+    what: str
+    value: str = ""
+
+
 class Lend(msgspec.Struct, frozen=True, tag="lend"):
     """Answer with `Lent`, and go on using what was lent."""
 
@@ -85,7 +92,7 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     enforced: bool
 
 
-ToWorker = Announce | Ask | Forget | Watch | Pause | Drain | Hold | Lend | Settled
+ToWorker = Announce | Ask | Forget | Watch | Pause | Drain | Hold | Lend | Settled | Instruct
 
 # --- worker to agent --------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ from firewall.control.messages import (
     Events,
     Forget,
     Hold,
+    Instruct,
     Lend,
     Pause,
     Settled,
@@ -360,7 +361,7 @@ class Worker:
                     pass  # for proxy workers
                 case Hold():
                     self._hold_s = max(0.0, message.delay_s)
-                case Lend():
+                case Lend() | Instruct():
                     pass  # for workers that accept connections
 
     def _announced(self, message: Announce) -> None:

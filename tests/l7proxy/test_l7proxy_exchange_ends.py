@@ -168,7 +168,7 @@ def test_body_that_stops_is_given_up():
 def test_idle_connections_end_silently():
     Script(snapshot()).check(r"""
         >> wait 15
-        << count downstream_cx_idle_timeout
+        << count http_downstream_cx_idle_timeout
         << shutdown
         >> client-ended
         << close
