@@ -126,6 +126,10 @@ class Limits:
     linger_s: float = 1.0
     """Between our FIN and the forced close: the client can still read our last answer.
     Envoy delayed_close_timeout 1 s."""
+    drain_gap_s: float = 5.0
+    """From the announcement that a connection will end (`Connection: close`, GOAWAY) to the end of
+    what is idle: who has just connected, or sends at this very moment, is still served. Half of the
+    time that a shorter drain has. Envoy drain_timeout 5 s."""
 
     accept_http_10: bool = True
     """HTTP/1.0 requests (with Host) are served, each on its own connection. False: 426, as Envoy

@@ -87,10 +87,6 @@ EVENTS_PER_FLUSH = 1024
 DRAIN_S = 5.0
 """How long SIGTERM lets exchanges finish."""
 
-GOODBYE_S = 5.0
-"""From the announcement that a connection will end to its end: who has just connected, or sends at
-this very moment, is still served. Envoy drain_timeout 5 s."""
-
 ROWS_PER_ANSWER = 256
 """Rows of one message: about 30 kB."""
 
@@ -220,7 +216,7 @@ class Worker:
         for connection in tuple(self._connections):
             connection.drain(now)
         loop = asyncio.get_running_loop()
-        loop.call_later(min(GOODBYE_S, within_s / 2), self._finish)
+        loop.call_later(min(self.limits.drain_gap_s, within_s / 2), self._finish)
         loop.call_later(within_s, self._stopped.set)
         self._stop_if_idle()
 
