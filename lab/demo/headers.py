@@ -50,7 +50,7 @@ class _Story(Story):
             "(proxy.secrets_dir); without that file the rule allows nothing.",
         )  # fmt: skip
         self.apply(POLICIES[1], r"hangar.*configured")
-        self._docks("X-Docking-Code: please", told=rf"told X-Docking-Code: {CODE}\nHTTP 200")
+        self._docks("X-Docking-Code: please", told=rf"told x-docking-code: {CODE}\nHTTP 200")
         flow = self.stage.flow("default/tiefighter", REQUEST, request("FORWARDED", _LINE))
         if CODE in flow:
             self.stage.differs("the secret is in the flow")
