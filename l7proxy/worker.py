@@ -430,6 +430,7 @@ class Worker:
         self._dns.tick(now)
         for connection in tuple(self._connections):
             connection.tick(now)
+        self._stop_if_idle()
 
     def _stop_if_idle(self) -> None:
         draining = bool(self._servers) and not any(s.is_serving() for s in self._servers)

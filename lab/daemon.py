@@ -114,7 +114,8 @@ class Bartizan:
             status = self.get("/v1/status")
         except (OSError, http.client.HTTPException, ApiRefused):
             return False
-        workers = status.get("workers", [])
+        # One that hands over to another is on its way out.
+        workers = [w for w in status.get("workers", []) if w.get("state") != "leaving"]
         revision = status.get("revision", 0)
         return bool(workers) and all(
             worker.get("state") in ("ready", "running") and worker.get("revision") == revision
