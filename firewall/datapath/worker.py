@@ -84,9 +84,17 @@ EVENTS_PER_FLUSH = 1024
 EXPIRY_S = 0.1
 """Pause between two rounds of expiry."""
 
+EXPIRY_BEHIND_S = 0.01
+"""The same while many entries are dead: 5,000 of them leave in a second, a tenth of its time."""
+
 EXPIRY_BUDGET_COUNT = 1000
-COLLECTOR_THRESHOLDS = (700, 2, 1_000_000)
 """Entries examined per round: well under 1 ms; 262,144 entries are passed in 26 s."""
+
+EXPIRY_MANY_COUNT = 25
+"""Entries removed in one round from which on the next follows at once: half of its budget."""
+
+COLLECTOR_THRESHOLDS = (700, 2, 1_000_000)
+"""Of the garbage collector's generations, in objects and rounds; see `main`."""
 
 LAG_S = 60.0
 """How long the worst lag of the expiry is shown: longer than most scrapers' interval."""
@@ -148,6 +156,7 @@ class Worker:
         self._stop_at: float | None = None
         self._paused_until = 0.0
         self._internal_count = 0
+        self._pause_s = EXPIRY_S
         self._lag_s = self._lag_at = 0.0
         self._complained_at = 0.0
         self._reports: list[tuple[Report, int, bytes]] = []
@@ -224,7 +233,7 @@ class Worker:
                 flush_at = now + FLUSH_S
             if now >= expire_at:
                 self._expire(now)
-                expire_at = now + EXPIRY_S
+                expire_at = now + self._pause_s
         self._flush()
 
     def close(self) -> None:
@@ -237,7 +246,7 @@ class Worker:
         """Return how long the loop may sleep."""
         if self._questions:
             return 0.0
-        return FLUSH_S if self._events or self._lost_count else EXPIRY_S
+        return min(FLUSH_S, self._pause_s) if self._events or self._lost_count else self._pause_s
 
     def _finished(self) -> bool:
         """Say whether to stop now: it was asked for, and nothing waits or the time is over."""
@@ -542,7 +551,8 @@ class Worker:
     def _expire(self, now: float) -> None:
         """Sweep some of the table; keep the worst lag of the last while."""
         tracker = self._pipeline.tracker
-        tracker.expire(now, budget=EXPIRY_BUDGET_COUNT)
+        many = tracker.expire(now, budget=EXPIRY_BUDGET_COUNT) >= EXPIRY_MANY_COUNT
+        self._pause_s = EXPIRY_BEHIND_S if many else EXPIRY_S
         if tracker.counters.lag_s >= self._lag_s or now >= self._lag_at + LAG_S:
             self._lag_s, self._lag_at = tracker.counters.lag_s, now
 
