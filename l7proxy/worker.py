@@ -19,6 +19,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 import os
 import resource
 import signal
@@ -141,6 +142,7 @@ class Worker:
         self._listeners = listen(self._port, self.mark, inherited(os.environ))
         self._servers: list[asyncio.Server] = []
         self._stopped = asyncio.Event()
+        self._draining_since = math.inf
         self._channel = WorkerChannel(
             Path(options.run_dir) / f"l7proxy-{self._number}.sock",
             "l7proxy",
@@ -218,7 +220,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         loop.call_later(min(self.limits.drain_gap_s, within_s / 2), self._finish)
         loop.call_later(within_s, self._stopped.set)
-        self._stop_if_idle()
+        self._draining_since = min(self._draining_since, now)
 
     def _finish(self) -> None:
         """End the connections that are idle, and the others with what they serve now."""
@@ -262,7 +264,6 @@ class Worker:
         self._per_source[source] -= 1
         if self._per_source[source] <= 0:
             del self._per_source[source]
-        self._stop_if_idle()
 
     def new_request_id(self) -> str:
         """Return an id that no other request has, in the shape of a UUID."""
@@ -430,11 +431,9 @@ class Worker:
         self._dns.tick(now)
         for connection in tuple(self._connections):
             connection.tick(now)
-        self._stop_if_idle()
-
-    def _stop_if_idle(self) -> None:
-        draining = bool(self._servers) and not any(s.is_serving() for s in self._servers)
-        if draining and not self._connections and (self._dns is None or self._dns.idle):
+        # A connection that the loop has accepted, but not yet told us of, must not end with us.
+        is_over = now >= self._draining_since + SWEEP_S
+        if is_over and not self._connections and self._dns.idle:
             self._stopped.set()
 
 
