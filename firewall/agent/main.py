@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from firewall.agent import standing
-from firewall.agent.config import Config, Loaded, load
+from firewall.agent.config import Loaded, load
 from firewall.agent.daemon import SIGNALS, Daemon, configure_log, start_errors
 from firewall.agent.document import DocumentError
 from firewall.agent.lineup import ruleset_config
 from firewall.agent.policies import InvalidPolicyError
+from firewall.agent.proxyadmin import admin_path
 from firewall.agent.supervisor import end_orphans
 from firewall.control.channel import ChannelError, listener_pid
 from firewall.control.journal import fields
@@ -91,7 +92,9 @@ def cleanup(config_path: Path | None, overrides: Mapping[str, str]) -> int:
         return UNABLE
     ended = asyncio.run(end_orphans(loaded.config.run_dir))
     log.info("rules, sets and routes removed", extra=fields(workers_ended=len(ended)))
-    return OK if _remove_api_socket(loaded.config) else FAILED
+    config = loaded.config
+    removed = [_remove_socket(path) for path in (config.api_path, admin_path(config.run_dir))]
+    return OK if all(removed) else FAILED
 
 
 def _loaded(path: Path | None, overrides: Mapping[str, str]) -> Loaded | None:
@@ -103,9 +106,8 @@ def _loaded(path: Path | None, overrides: Mapping[str, str]) -> Loaded | None:
         return None
 
 
-def _remove_api_socket(config: Config) -> bool:
-    """Remove a stale API socket; say whether none is left."""
-    path = config.api_path
+def _remove_socket(path: Path) -> bool:
+    """Remove a stale socket of the agent; say whether none is left."""
     if not path.is_socket():
         return True
     try:

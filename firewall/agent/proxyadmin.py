@@ -54,6 +54,11 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def admin_path(run_dir: Path) -> Path:
+    """Where the page is served unless an address is configured."""
+    return run_dir / "proxy-admin.sock"
+
+
 class ProxyAdmin:
     """The page over the proxy workers of a supervisor."""
 
@@ -73,7 +78,7 @@ class ProxyAdmin:
         if where == "off":
             return
         if where == "socket":
-            self._path = run_dir / "proxy-admin.sock"
+            self._path = admin_path(run_dir)
             bound = listen(self._path, socket.SOCK_STREAM, 0o660)
         else:
             host, _, port = where.rpartition(":")
