@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 export PYTHON
 COMPILED := build/compiled
+RIVALS := .bench
 ON_COMPILED := PYTHONPATH=$(CURDIR)/$(COMPILED) PYTHONSAFEPATH=1
 
 .DEFAULT_GOAL := help
@@ -54,7 +55,12 @@ test-compiled: compiled ## Run every test on the compiled packet path
 	$(ON_COMPILED) $(BIN)/python -m lab.enclosure -- \
 		$(BIN)/pytest -o "pythonpath=$(COMPILED) . tests netns-tests" netns-tests
 
-bench: setup ## Measure, each figure as a ratio to its baseline in the same run
+$(RIVALS)/.stamp:
+	@$(PYTHON) -m venv $(RIVALS)
+	@$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check mitmproxy proxy.py \
+		&& touch $@ || echo "mitmproxy and proxy.py cannot be installed: measuring without them"
+
+bench: setup $(RIVALS)/.stamp ## Measure, each figure as a ratio to its baseline in the same run
 	@./.ci/packages iperf3 haproxy wrk nginx dnsmasq-base
 	$(BIN)/python -m lab.enclosure -- $(BIN)/python -m bench --plot docs/figures.svg
 
@@ -62,5 +68,5 @@ docs: setup ## Write the pages that are generated from the source
 	$(BIN)/python -m docs.generate
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(RIVALS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,9 +9,7 @@ address and keep it: that is less work, and all that they can do.
 import asyncio
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -310,17 +308,15 @@ def mitmproxy(gateway: Gateway, programs: Path) -> Proxy:
 
 
 def others(folder: Path) -> Path | None:
-    """Return where mitmproxy and proxy.py are, installed into `folder` if need be; None: not."""
+    """Return where mitmproxy and proxy.py are; None: not there.
+
+    `make bench` installs them beforehand: from inside an enclosure nothing can be fetched.
+    """
     programs = folder / "bin"
-    if not (programs / "mitmdump").exists():
-        pip = [str(programs / "python"), "-m", "pip", "install", "-q", "mitmproxy", "proxy.py"]
-        try:
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-            subprocess.run(pip, check=True, timeout=300)
-        except (subprocess.SubprocessError, OSError) as error:
-            print(f"proxies without mitmproxy and proxy.py: {error}", file=sys.stderr)
-            return None
-    return programs if shutil.which(programs / "mitmdump") else None
+    if (programs / "mitmdump").exists():
+        return programs
+    print(f"without mitmproxy and proxy.py, which are not in {folder}", file=sys.stderr)
+    return None
 
 
 def _await_listener(machine: Machine, port: int, *, there: bool = True) -> None:
