@@ -28,7 +28,6 @@ from conntrack.address import Prefix, format_prefix
 from conntrack.flow import FlowTuple
 from firewall.agent import views
 from firewall.agent.collector import Collector
-from firewall.agent.config import Loaded, value
 from firewall.agent.declaration import (
     Declaration,
     in_namespace,
@@ -38,8 +37,10 @@ from firewall.agent.declaration import (
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, LinkError, reader_settings
 from firewall.agent.explaining import Explainer, UnknownFlowError
+from firewall.agent.loading import Loaded
 from firewall.agent.policies import InvalidPolicyError, Key, key_row
 from firewall.agent.roster import RosterError, UnknownEndpointError
+from firewall.agent.setting import value
 from firewall.agent.status import Status
 from firewall.agent.supervisor import WorkerState
 from firewall.control.channel import AgentChannel, ChannelClosedError, listen

@@ -31,11 +31,12 @@ from firewall.agent import standing, succession
 from firewall.agent.api import Api
 from firewall.agent.bypass import Bypass, Kernel
 from firewall.agent.collector import Collector
-from firewall.agent.config import Config, Loaded, load, needs_restart
+from firewall.agent.config import Config
 from firewall.agent.declaration import read_declarations
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, make_directories
 from firewall.agent.lineup import ruleset_config, specs
+from firewall.agent.loading import Loaded, load, needs_restart
 from firewall.agent.node import AddressMonitor, local_addresses
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.proxyadmin import ProxyAdmin

@@ -14,6 +14,7 @@ A declaration is what is wanted; `roster` makes an endpoint of it. Written as YA
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import yaml
 
@@ -97,6 +98,39 @@ def read_declarations(text: str, file: str, *, parts: bool = False) -> tuple[Dec
         declarations.extend(item for item in found if item is not None)
     reader.finish()
     return tuple(declarations)
+
+
+class Claimant(Protocol):
+    """Who is declared under a name and with addresses: an endpoint, a node."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def addresses(self) -> tuple[bytes, ...]:
+        """Packed."""
+
+    @property
+    def place(self) -> Place:
+        """Where it was written."""
+
+
+def check_unique(reader: Reader, noun: str, declared: Iterable[Claimant]) -> None:
+    """Note names and addresses that two of the same kind claim; `noun` is that kind."""
+    names: dict[str, Claimant] = {}
+    owners: dict[bytes, Claimant] = {}
+    for one in declared:
+        other = names.setdefault(one.name, one)
+        if other is not one:
+            first = f"first at line {other.place.line}"
+            reader.note(one.place, f"{noun} {one.name} is given twice; {first}")
+            continue
+        for address in one.addresses:
+            owner = owners.setdefault(address, one)
+            if owner is not one:
+                text = f"{format_address(address)} belongs to {noun} {owner.name} already"
+                reader.note(one.place, f"{text} (line {owner.place.line})")
 
 
 def parse_declaration(text: str, file: str, name: str) -> Declaration:

@@ -24,7 +24,7 @@ import msgspec
 from conntrack.address import Prefix, parse_prefix
 from firewall.agent import statefile
 from firewall.agent.bypass import Bypass
-from firewall.agent.config import Config, value
+from firewall.agent.config import Config
 from firewall.agent.declaration import Declaration
 from firewall.agent.names import NameBook
 from firewall.agent.nodes import NodeNumbers, host_labels, host_row
@@ -32,6 +32,7 @@ from firewall.agent.numbers import PrefixNumbers
 from firewall.agent.policies import BookChange, Key, PolicyBook
 from firewall.agent.publisher import Publisher, enforced_by_all
 from firewall.agent.roster import Member, Origin, Roster, RosterError
+from firewall.agent.setting import value
 from firewall.agent.supervisor import Worker
 from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Hello

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from firewall.agent import standing
-from firewall.agent.config import Loaded, load
 from firewall.agent.daemon import SIGNALS, Daemon, configure_log, start_errors
 from firewall.agent.document import DocumentError
 from firewall.agent.lineup import ruleset_config
+from firewall.agent.loading import Loaded, load
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.proxyadmin import admin_path
 from firewall.agent.supervisor import end_orphans

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conntrack.address import Prefix, format_address, is_loopback, parse_address
+from conntrack.address import Prefix, is_loopback, parse_address
 from firewall.agent import statefile
 from firewall.agent.document import NOWHERE, Place, Reader, Value
 from firewall.control.journal import fields
@@ -94,23 +94,6 @@ def _node_label(text: str) -> Label:
     if label.source == RESERVED and label != _API_SERVER:
         raise LabelError(f"label {label} is reserved: a node can be {_API_SERVER} only")
     return label
-
-
-def check_nodes(reader: Reader, nodes: Iterable[NodeDeclaration]) -> None:
-    """Note names and addresses that two nodes claim."""
-    names: dict[str, NodeDeclaration] = {}
-    owners: dict[bytes, NodeDeclaration] = {}
-    for node in nodes:
-        other = names.setdefault(node.name, node)
-        if other is not node:
-            first = f"first at line {other.place.line}"
-            reader.note(node.place, f"node {node.name} is given twice; {first}")
-            continue
-        for address in node.addresses:
-            owner = owners.setdefault(address, node)
-            if owner is not node:
-                text = f"{format_address(address)} belongs to node {owner.name} already"
-                reader.note(node.place, f"{text} (line {owner.place.line})")
 
 
 def host_labels(name: str, texts: Iterable[str]) -> tuple[Label, ...]:

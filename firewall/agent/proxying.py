@@ -5,7 +5,6 @@ it would refuse when it starts is refused here, with the place.
 """
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import fields
 
 import yaml
@@ -15,7 +14,7 @@ from firewall.agent.document import Place, Reader, Value
 from l7proxy.limits import LimitError, Limits, override
 from l7proxy.logformat import ENCODINGS, FormatError, compile_format
 
-__all__ = ["ENCODINGS", "OWN_SHAPE", "admin_problem", "check_format"]
+__all__ = ["ENCODINGS", "admin_problem", "check_format", "read_format", "read_limits"]
 
 _LOOPBACK6 = bytes(15) + b"\x01"
 
@@ -49,13 +48,6 @@ def read_format(reader: Reader, given: Value) -> str:
     return json.dumps(
         {name: reader.text(entry) for name, entry in reader.mapping(given, names).items()}
     )
-
-
-OWN_SHAPE: Mapping[str, Callable[[Reader, Value], object]] = {
-    "limits": read_limits,
-    "access_log_format": read_format,
-}
-"""Settings of `proxy` that are written in a shape of their own."""
 
 
 def admin_problem(text: str) -> str:

@@ -72,8 +72,9 @@ def config() -> None:
 @output_option
 def view(path: Path | None, settings: tuple[str, ...], sources: bool, output: str) -> None:
     """Show every setting as `bartizan run` with the same flags would have it."""
-    from firewall.agent.config import load, value
     from firewall.agent.document import DocumentError
+    from firewall.agent.loading import load
+    from firewall.agent.setting import value
 
     try:
         loaded = load(path, _overrides(settings), os.environ)

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from conntrack.address import parse_address
-from firewall.agent.config import Config, needs_restart, read, settings
+from firewall.agent.config import Config
 from firewall.agent.document import DocumentError
 from firewall.agent.lineup import specs
+from firewall.agent.loading import needs_restart, read
+from firewall.agent.setting import settings
 
 
 def problems(text, **more):
@@ -146,7 +148,7 @@ def test_a_reload_tells_what_needs_a_restart():
 
 def test_every_setting_has_a_meaning_and_one_variable():
     """The schema is complete."""
-    rows = list(settings())
+    rows = list(settings(Config))
     assert len({row.variable for row in rows}) == len(rows)
     assert all(row.meaning.text for row in rows)
 
@@ -157,7 +159,7 @@ def test_the_example_is_valid_and_says_the_defaults():
     text = path.read_text()
     loaded = read(text, str(path))
     assert loaded.config == Config()
-    mentioned = {row.path.rpartition(".")[2] for row in settings()}
+    mentioned = {row.path.rpartition(".")[2] for row in settings(Config)}
     assert all(f"{name}:" in text for name in mentioned)
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from conntrack.address import parse_address
-from firewall.agent.config import read
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import reader_settings
+from firewall.agent.loading import read
 from firewall.agent.nodes import HOST_ENDPOINT_ID, NodeNumbers, host_labels, host_row
 from firewall.identities.labels import Label, LabelError
 from firewall.identities.local import LocalNumbers

@@ -4,9 +4,9 @@ import pytest
 
 from conntrack.address import parse_prefix
 from firewall.agent.collector import Allowance, _time
-from firewall.agent.config import read
 from firewall.agent.exporter import Exporter
 from firewall.agent.lineup import specs
+from firewall.agent.loading import read
 from firewall.agent.numbers import PrefixNumbers, prefix_labels
 from firewall.agent.status import Exposition
 from firewall.agent.supervisor import is_worker
