@@ -11,6 +11,7 @@ import ipaddress  # noqa: TID251 -- the one module that may
 from functools import lru_cache
 from typing import NamedTuple
 
+_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2
 _MEMO_COUNT = 4096  # masks and texts remembered; bounds memory to under 1 MB
 
 
@@ -135,3 +136,25 @@ def is_link_local(address: bytes) -> bool:
 def is_loopback(address: bytes) -> bool:
     """Whether the address is the host itself: 127.0.0.0/8 (RFC 1122 3.2.1.3) or ::1."""
     return address == b"\0" * 15 + b"\1" if len(address) == 16 else address[0] == 127
+
+
+def why_unusable(address: bytes) -> str:
+    """Say why no host of a network can have the address, "" if one can.
+
+    RFC 1122 3.2.1.3 and RFC 4291 2.5: the unspecified address, loopback and groups stand in no
+    packet as the address of one host elsewhere. An IPv4-mapped address (RFC 4291 2.5.5.2) is an
+    IPv4 host in the eyes of a socket; in packets the host has its IPv4 address.
+    """
+    if is_multicast(address):
+        return "is a multicast address"
+    if is_loopback(address):
+        return "is a loopback address"
+    if len(address) == 4:
+        if address[0] == 0:
+            return "is unspecified"
+        return "is the broadcast address" if address == b"\xff" * 4 else ""
+    if not any(address):
+        return "is unspecified"
+    if address[:12] == _MAPPED:
+        return f"is IPv4 in the clothes of IPv6; write {format_address(address[12:])}"
+    return ""

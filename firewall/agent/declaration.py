@@ -12,14 +12,15 @@ A declaration is what is wanted; `roster` makes an endpoint of it. Written as YA
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from operator import attrgetter
+from typing import Protocol, TypeVar
 
 import yaml
 
-from conntrack.address import format_address, parse_address
-from firewall.agent.document import NOWHERE, DocumentError, Place, Reader, Value
+from conntrack.address import format_address, parse_address, why_unusable
+from firewall.agent.document import NOWHERE, DocumentError, Place, Reader, Value, is_null
 from firewall.identities.labels import (
     K8S,
     NO_LABELS,
@@ -44,6 +45,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 """Protocols that have ports, by IANA number."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
+_NAMESPACE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")  # it is a label's value
 # IANA service names (RFC 6335 section 5.1) without the rule on hyphens, as Cilium takes them.
 _PORT_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9-]{1,15}")
 
@@ -55,7 +57,8 @@ class Declaration:
     Attributes:
         name: unique on the node.
         namespace: as in Kubernetes; becomes the label `k8s:io.kubernetes.pod.namespace`.
-        addresses: packed, at least one, without repetition, in the order given.
+        addresses: packed, at least one (none where that is allowed), without repetition, in the
+            order given.
         labels: all of them, the namespace's included; `reserved:init` if none was given.
         netns: name, path or pid of its network namespace, "" = not said.
         interface: the node's side of its link, "" = not said.
@@ -82,7 +85,8 @@ def read_declarations(text: str, file: str, *, parts: bool = False) -> tuple[Dec
         text: YAML or JSON.
         file: the name that problems and places carry.
         parts: a document may also be a mapping whose key `endpoints` has the list, as in a
-            configuration or a policy test; what stands beside it is not looked at.
+            configuration or a policy test; what stands beside it is not looked at, and addresses
+            may be missing, as in a policy test.
 
     Raises:
         DocumentError: with every problem of the file.
@@ -90,11 +94,14 @@ def read_declarations(text: str, file: str, *, parts: bool = False) -> tuple[Dec
     reader = Reader()
     declarations: list[Declaration] = []
     for document in reader.compose(text, file):
-        listed = (reader.entry(document, "endpoints") if parts else None) or document
-        if isinstance(listed.node, yaml.SequenceNode):
-            found = [read_declaration(reader, item) for item in reader.items(listed)]
+        part = reader.entry(document, "endpoints") if parts else None
+        if part is not None:
+            listed = [] if is_null(part.node) else list(reader.items(part))
+        elif isinstance(document.node, yaml.SequenceNode):
+            listed = list(reader.items(document))
         else:
-            found = [read_declaration(reader, document)]
+            listed = [document]
+        found = [read_declaration(reader, item, addressed=not parts) for item in listed]
         declarations.extend(item for item in found if item is not None)
     reader.finish()
     return tuple(declarations)
@@ -116,21 +123,41 @@ class Claimant(Protocol):
         """Where it was written."""
 
 
-def check_unique(reader: Reader, noun: str, declared: Iterable[Claimant]) -> None:
-    """Note names and addresses that two of the same kind claim; `noun` is that kind."""
+C = TypeVar("C", bound=Claimant)
+
+
+def check_unique(
+    reader: Reader,
+    noun: str,
+    declared: Iterable[C],
+    title: Callable[[C], str] = attrgetter("name"),
+) -> None:
+    """Note names and addresses that two of the same kind claim.
+
+    Args:
+        reader: receives the problems.
+        noun: the kind.
+        declared: all that are to exist together.
+        title: what must be unique; the name alone on one node.
+    """
     names: dict[str, Claimant] = {}
     owners: dict[bytes, Claimant] = {}
     for one in declared:
-        other = names.setdefault(one.name, one)
+        other = names.setdefault(title(one), one)
         if other is not one:
-            first = f"first at line {other.place.line}"
-            reader.note(one.place, f"{noun} {one.name} is given twice; {first}")
+            first = f"first at {_line(other.place, one.place)}"
+            reader.note(one.place, f"{noun} {title(one)} is given twice; {first}")
             continue
         for address in one.addresses:
             owner = owners.setdefault(address, one)
             if owner is not one:
                 text = f"{format_address(address)} belongs to {noun} {owner.name} already"
-                reader.note(one.place, f"{text} (line {owner.place.line})")
+                reader.note(one.place, f"{text} ({_line(owner.place, one.place)})")
+
+
+def _line(place: Place, seen_from: Place) -> str:
+    """Say where something stands; its file only if that is another one."""
+    return f"line {place.line}" if place.file == seen_from.file else f"{place.file}:{place.line}"
 
 
 def parse_declaration(text: str, file: str, name: str) -> Declaration:
@@ -152,8 +179,17 @@ def parse_declaration(text: str, file: str, name: str) -> Declaration:
     return declaration
 
 
-def read_declaration(reader: Reader, value: Value, name: str = "") -> Declaration | None:
-    """Read one declaration; problems go to `reader`, None if one of them is fatal to it."""
+def read_declaration(
+    reader: Reader, value: Value, name: str = "", *, addressed: bool = True
+) -> Declaration | None:
+    """Read one declaration; problems go to `reader`, None if one of them is fatal to it.
+
+    Args:
+        reader: receives the problems.
+        value: the mapping.
+        name: what it is called if it does not say so itself.
+        addressed: whether it must have an address.
+    """
     before = len(reader.problems)
     entries = reader.mapping(value, _KEYS)
     said = reader.text(entries["name"]) if "name" in entries else name
@@ -164,8 +200,9 @@ def read_declaration(reader: Reader, value: Value, name: str = "") -> Declaratio
         reader.note(place, f"{said!r} is no name; letters, digits, '-', '_' and '.' are")
     elif name and said != name:
         reader.note(entries["name"].place, f"is {said!r}, but the endpoint is called {name!r}")
-    namespace = reader.text(entries["namespace"]) if "namespace" in entries else "default"
-    addresses = _addresses(reader, value, [entries[k] for k in _ADDRESS_KEYS if k in entries])
+    namespace = _namespace(reader, entries.get("namespace"))
+    given = [entries[key] for key in _ADDRESS_KEYS if key in entries]
+    addresses = _addresses(reader, value, given) if given or addressed else ()
     labels = _labels(reader, entries.get("labels"), namespace)
     ports = _ports(reader, entries["ports"]) if "ports" in entries else ()
     if "netns" in entries and "interface" in entries:
@@ -231,7 +268,9 @@ def _addresses(reader: Reader, whole: Value, given: list[Value]) -> tuple[bytes,
         except ValueError as error:
             reader.note(item.place, str(error))
             continue
-        if address in addresses:
+        if reason := why_unusable(address):
+            reader.note(item.place, f"{text} {reason}: no endpoint can have it")
+        elif address in addresses:
             reader.note(item.place, f"{format_address(address)} is given twice")
         addresses.append(address)
     if not addresses and isinstance(value.node, yaml.SequenceNode) and not value.node.value:
@@ -239,13 +278,26 @@ def _addresses(reader: Reader, whole: Value, given: list[Value]) -> tuple[bytes,
     return tuple(addresses)
 
 
+def _namespace(reader: Reader, value: Value | None) -> str:
+    text = "" if value is None else reader.text(value)
+    if value is None or not text:
+        return "default"
+    if not _NAMESPACE.fullmatch(text):
+        reader.note(
+            value.place,
+            f"{text!r} is no namespace: at most 63 letters, digits, '-', '_' and '.'",
+        )
+    return text
+
+
 def _labels(reader: Reader, value: Value | None, namespace: str) -> LabelSet:
     """Read labels as a list of texts or as a mapping, and add the namespace's."""
     texts: list[tuple[str, Place]] = []
     if value is not None and isinstance(value.node, yaml.MappingNode):
-        for key_node, node in value.node.value:
-            place = value.place._replace(line=key_node.start_mark.line + 1)
-            texts.append((f"{key_node.value}={reader.text(Value(node, place))}", place))
+        for key, item in reader.pairs(value):
+            # A label without a value has the empty one, as Kubernetes reads null.
+            text = "" if is_null(item.node) else reader.text(item)
+            texts.append((f"{key}={text}", item.place))
     elif value is not None:
         texts = [(reader.text(item), item.place) for item in reader.items(value)]
     labels: list[Label] = []

@@ -86,7 +86,7 @@ class Reader:
             documents.extend(
                 Value(node, _place(node, file, ""))
                 for node in yaml.compose_all(text, Loader=yaml.CSafeLoader)
-                if not _is_null(node)
+                if not is_null(node)
             )
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -115,7 +115,7 @@ class Reader:
                 self.note(place, unknown("setting", key, names))
             elif key in entries:
                 self.note(place, f"{key} is given twice; first at line {entries[key].place.line}")
-            elif not _is_null(node):
+            elif not is_null(node):
                 entries[key] = Value(node, _place(node, value.place.file, path))
         return entries
 
@@ -126,6 +126,15 @@ class Reader:
                 if key_node.value == key:
                     return Value(node, _place(node, value.place.file, key))
         return None
+
+    def pairs(self, value: Value) -> Iterator[tuple[str, Value]]:
+        """Yield the entries of a mapping that takes any key, placed at the keys; nulls stay."""
+        if not isinstance(value.node, yaml.MappingNode):
+            self.note(value.place, f"expected a mapping, got {_kind(value.node)}")
+            return
+        for key_node, node in value.node.value:
+            key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+            yield key, Value(node, _place(key_node, value.place.file, f"{value.place.path}.{key}"))
 
     def items(self, value: Value) -> Iterator[Value]:
         """Yield the items of a sequence."""
@@ -175,7 +184,7 @@ def unknown(noun: str, word: str, known: Iterable[str]) -> str:
     return f"unknown {noun} {word!r}; {hint}"
 
 
-def _is_null(node: yaml.Node | None) -> bool:
+def is_null(node: yaml.Node | None) -> bool:
     """Tell YAML's null (also an empty document) from a value."""
     return node is None or (
         isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"

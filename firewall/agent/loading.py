@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar, get_type_hints
 
-from conntrack.address import parse_prefix
+from conntrack.address import format_address, parse_prefix
 from firewall.agent.config import Config
 from firewall.agent.declaration import check_unique
 from firewall.agent.document import (
@@ -30,6 +30,9 @@ from firewall.datapath.marks import Marks, MaskError
 from firewall.identities.labels import LabelError, LabelFilter
 
 T = TypeVar("T")
+
+_CLUSTER_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+"""A Kubernetes label's value that is not empty: selectors could not hold another."""
 
 
 class Loaded(NamedTuple):
@@ -188,7 +191,7 @@ def _number(reader: Reader, place: Place, text: str, row: SettingRow) -> object:
         return row.default
     low, high = meaning.minimum, meaning.maximum
     if not (low is None or number >= low) or not (high is None or number <= high):
-        bounds = f"{low:g}" if high is None else f"{low or 0:g}-{high:g}"
+        bounds = f"{low}" if high is None else f"{low or 0}-{high}"
         reader.note(place, f"{text} is outside {bounds}{' or more' if high is None else ''}")
         return row.default
     return number
@@ -224,6 +227,18 @@ def _check(reader: Reader, config: Config, given: Mapping[str, Value]) -> None:
         reader.note(_of(given, "mark_mask"), str(error))
     check_unique(reader, "node", config.nodes)
     check_unique(reader, "endpoint", config.endpoints)
+    nodes = {address: node for node in config.nodes for address in node.addresses}
+    for declaration in config.endpoints:
+        for address in declaration.addresses:
+            if (node := nodes.get(address)) is not None:
+                text = f"{format_address(address)} belongs to node {node.name} already"
+                reader.note(declaration.place, f"{text} (line {node.place.line})")
+    if not _CLUSTER_NAME.fullmatch(config.cluster_name):
+        reader.note(
+            _of(given, "cluster_name"),
+            f"{config.cluster_name!r} is no cluster name: it is a label's value, at most 63 "
+            "letters, digits, '-', '_' and '.'",
+        )
 
 
 def _of(given: Mapping[str, Value], path: str) -> Place:

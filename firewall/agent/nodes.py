@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conntrack.address import Prefix, is_loopback, parse_address
+from conntrack.address import Prefix, is_loopback, parse_address, why_unusable
 from firewall.agent import statefile
 from firewall.agent.document import NOWHERE, Place, Reader, Value
 from firewall.control.journal import fields
@@ -69,10 +69,15 @@ def read_node(reader: Reader, value: Value) -> NodeDeclaration | None:
         reader.note(value.place, "name is missing")
     addresses: list[bytes] = []
     for item in reader.items(entries["addresses"]) if "addresses" in entries else ():
+        text = reader.text(item)
         try:
-            addresses.append(parse_address(reader.text(item)))
+            address = parse_address(text)
         except ValueError as error:
             reader.note(item.place, str(error))
+            continue
+        if reason := why_unusable(address):
+            reader.note(item.place, f"{text} {reason}: no node can have it")
+        addresses.append(address)
     if not addresses and len(reader.problems) == before:
         reader.note(value.place, "addresses is missing: a node has at least one")
     labels = [Label(NODE, HOSTNAME, name)]

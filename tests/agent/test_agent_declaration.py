@@ -53,6 +53,21 @@ def test_addresses_go_by_the_words_of_policy_tests_too(said):
     assert one(f"name: a\n{said}").addresses == (parse_address("10.0.0.1"),)
 
 
+def test_a_label_without_a_value_has_the_empty_one():
+    """Kubernetes reads null in a map of strings so; `app: null` is no label `app=null`."""
+    labels = one("name: a\nip: 10.0.0.1\nlabels: {app: , tier: ~, role: null}").labels
+    assert {label.value for label in labels if label.key in ("app", "tier", "role")} == {""}
+
+
+def test_endpoints_of_a_larger_document_may_be_none_or_lack_addresses():
+    """A policy test chooses addresses itself."""
+    assert read_declarations("endpoints:\n", "t.yaml", parts=True) == ()
+    (found,) = read_declarations("endpoints: [{name: a}]", "t.yaml", parts=True)
+    assert found.addresses == ()
+    with pytest.raises(DocumentError, match="endpoints: expected a list, got '5'"):
+        read_declarations("endpoints: 5", "t.yaml", parts=True)
+
+
 def test_endpoints_of_a_larger_document_are_read_if_asked_for():
     text = "workers: 2\nendpoints:\n- {name: a, ip: 10.0.0.1}\n---\n- {name: b, ip: 10.0.0.2}\n"
     found = read_declarations(text, "bartizan.yaml", parts=True)
@@ -79,6 +94,10 @@ def test_endpoints_of_a_larger_document_are_read_if_asked_for():
             "{name: a, namespace: x, addresses: ['::1'], labels: {io.kubernetes.pod.namespace: y}}",
             "another namespace",
         ),
+        ("name: a\nnamespace: 'x;k8s:a=b'\nip: 10.0.0.1", "is no namespace"),
+        ("name: a\nip: '::ffff:10.0.0.1'", "write 10.0.0.1: no endpoint can have it"),
+        ("name: a\nip: 127.0.0.1", "ip: 127.0.0.1 is a loopback address"),
+        ("name: a\nip: 10.0.0.1\nlabels:\n  a: b\n  c: d e", ":5:3: labels.c: label 'c=d e'"),
         ("nme: a\naddresses: [10.0.0.1]", "did you mean name?"),
         ("- a\n- b", "expected a mapping"),
         ("", "expected one endpoint, got 0"),

@@ -54,6 +54,11 @@ def test_other_nodes_have_node_labels_and_their_name():
             "192.0.2.2 belongs to node a already (line 2)",
         ),
         ("node_labels: ['reserved:host']", "is reserved"),
+        ("nodes: [{name: a, addresses: [224.0.0.1]}]", "224.0.0.1 is a multicast address"),
+        (
+            "nodes: [{name: n, addresses: [192.0.2.2]}]\nendpoints: [{name: a, ip: 192.0.2.2}]",
+            "endpoints[0]: 192.0.2.2 belongs to node n already (line 1)",
+        ),
     ],
 )
 def test_wrong_nodes_are_refused_with_their_place(text, said):

@@ -87,3 +87,28 @@ def test_special_addresses(text: str, multicast: bool, link_local: bool, loopbac
     assert address.is_multicast(packed) is multicast
     assert address.is_link_local(packed) is link_local
     assert address.is_loopback(packed) is loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("0.0.0.0", "unspecified"),
+        ("0.1.2.3", "unspecified"),
+        ("::", "unspecified"),
+        ("127.3.2.1", "loopback"),
+        ("::1", "loopback"),
+        ("224.0.0.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("255.255.255.255", "broadcast"),
+        ("::ffff:10.0.0.1", "write 10.0.0.1"),
+        ("10.0.0.0", ""),
+        ("169.254.1.1", ""),
+        ("240.0.0.1", ""),
+        ("fe80::1", ""),
+        ("64:ff9b::a00:1", ""),
+    ],
+)
+def test_addresses_that_no_host_can_have(text: str, reason: str) -> None:
+    """RFC 1122 3.2.1.3, RFC 4291 2.5. A subnet's first address is one in a routed world."""
+    said = address.why_unusable(address.parse_address(text))
+    assert (reason in said) if reason else not said
