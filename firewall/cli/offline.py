@@ -4,18 +4,21 @@ Imported by a command only when it works offline: reading policies loads much.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import click
 
-from firewall.agent.declaration import Declaration, read_declarations
-from firewall.agent.document import DocumentError
+from firewall.agent.declaration import Declaration, check_unique, read_declarations
+from firewall.agent.document import DocumentError, Reader
 from firewall.cli.exits import ExitCode
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.policy.files import files_of, read_paths
 from firewall.policy.objects import NamespaceObject, Resource
 from firewall.policy.readers import SWITCHED, ReaderSettings, ReadResult
 from firewall.policy.realm import Actor, Realm, actor_labels, make_realm
+from policytest.naming import chosen_address
 
 
 class InvalidFileError(click.ClickException):
@@ -57,6 +60,26 @@ def read_endpoints(paths: Iterable[str]) -> tuple[Declaration, ...]:
                 raise InvalidFileError(error.problems) from error
             except (OSError, UnicodeDecodeError) as error:
                 raise click.UsageError(f"{file}: {error}") from error
+    reader = Reader()
+    check_unique(reader, "endpoint", found, lambda one: f"{one.namespace}/{one.name}")
+    if reader.problems:
+        raise InvalidFileError(reader.problems)
+    return _addressed(found)
+
+
+def _addressed(declarations: Iterable[Declaration]) -> tuple[Declaration, ...]:
+    """Give those without an address the one that a policy test would choose for them."""
+    found: list[Declaration] = []
+    listed = tuple(declarations)
+    taken = {address for one in listed for address in one.addresses}
+    numbers = count(1)
+    for one in listed:
+        addresses = one.addresses
+        while not addresses:
+            address = chosen_address(next(numbers))
+            if address not in taken:
+                addresses = (address,)
+        found.append(replace(one, addresses=addresses))
     return tuple(found)
 
 

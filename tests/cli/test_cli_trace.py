@@ -156,3 +156,26 @@ def test_validate_knows_which_rules_select_nobody(files):
     assert done.exit_code == 0
     assert "warning: guard.yaml:10:7: " in done.output
     assert "selects no endpoint" in done.output
+
+
+def test_endpoints_of_a_policy_test_need_no_addresses(files):
+    """They get those that the test would choose."""
+    Path("t.yaml").write_text(
+        "kind: PolicyTest\nendpoints:\n"
+        "- {name: a, namespace: x, labels: {app: a}}\n- {name: b, namespace: x, labels: {app: b}}\n"
+    )
+    asked = ("--from", "x/a", "--to", "x/b:443", "--endpoints", "t.yaml")
+    assert _policy("trace", "-f", "guard.yaml", *asked).exit_code == 0
+
+
+def test_two_endpoints_with_one_name_or_address_are_refused(files):
+    """Which of them a question means would be a guess."""
+    with Path("endpoints.txt").open("a") as file:
+        file.write("- {name: d, namespace: x, addresses: [10.0.0.1]}\n")
+    Path("more.txt").write_text("- {name: a, namespace: x, addresses: [10.0.0.9]}\n")
+    done = _policy("trace", *files, "--endpoints", "more.txt", "--from", "x/a", "--to", "x/b:80")
+    assert done.exit_code == ExitCode.INVALID
+    assert "endpoints.txt:4:3: [3]: 10.0.0.1 belongs to endpoint a already (line 1)" in done.output
+    assert "more.txt:1:3: [0]: endpoint x/a is given twice; first at endpoints.txt:1" in (
+        done.output
+    )
