@@ -27,10 +27,17 @@ from typing import Any, TypeVar
 
 import yaml
 
+from conntrack.address import why_unusable
+from firewall.agent.declaration import parse_labels
+from firewall.identities.labels import LabelError
+
 V = TypeVar("V")
 
 DEFAULT_MTU_BYTES = 1500
 """Ethernet's, RFC 894."""
+
+NODE = "node"
+"""The name of the machine that hosts are linked to; no host can have it."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A DNS label (RFC 1123 section 2.1), as Kubernetes asks of names of pods and namespaces."""
@@ -169,6 +176,9 @@ def parse(text: str, file: str = "<text>") -> Topology:
     except yaml.YAMLError as error:
         problem = Problem(file=file, line=1, column=1, path="", message=str(error))
         raise TopologyError([problem]) from error
+    except RecursionError:
+        problem = Problem(file=file, line=1, column=1, path="", message="nested too deep")
+        raise TopologyError([problem]) from None
     topology = reader.topology(root) if root else None
     if root is None:
         reader.problems.append(Problem(file=file, line=1, column=1, path="", message="empty file"))
@@ -204,7 +214,7 @@ class _Reader:
     ) -> dict[str, yaml.Node]:
         """The members of a mapping; `known` None = any key."""
         if not isinstance(node, yaml.MappingNode):
-            if not (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
+            if not _is_null(node):
                 self.wrong(node, path, f"expected a mapping, found {_shape(node)}")
             return {}
         members: dict[str, yaml.Node] = {}
@@ -274,6 +284,8 @@ class _Reader:
             _name(name)
         except ValueError as error:
             self.wrong(node, path, str(error))
+        if name == NODE:
+            self.wrong(node, path, "is the name of the lab's own node; choose another")
         known = (
             "namespace", "labels", "addresses", "ports", "names", "processes", "managed", "link",
         )  # fmt: skip
@@ -299,8 +311,7 @@ class _Reader:
                     )
                 case "processes":
                     values["processes"] = tuple(
-                        tuple(self.text(word, word_at) for word, word_at in self.items(item, at))
-                        for item, at in self.items(inner, inner_path)
+                        self.process(item, at) for item, at in self.items(inner, inner_path)
                     )
                 case "managed":
                     values["managed"] = self.checked(inner, inner_path, _truth, True)
@@ -312,18 +323,33 @@ class _Reader:
                         )
         return HostPlan(name=name, **values)
 
+    def process(self, node: yaml.Node, path: str) -> tuple[str, ...]:
+        words = tuple(self.checked(item, at, _word, "") for item, at in self.items(node, path))
+        if not words and isinstance(node, yaml.SequenceNode):
+            self.wrong(node, path, "is empty; a process is a program and its arguments")
+        return words
+
     def labels(self, node: yaml.Node, path: str) -> dict[str, str]:
         """Labels as a mapping, or as a list of `key=value`."""
+        texts: list[tuple[yaml.Node, str, str]] = []
         if isinstance(node, yaml.SequenceNode):
-            pairs: dict[str, str] = {}
-            for item, at in self.items(node, path):
-                key, _, value = self.text(item, at).partition("=")
-                pairs[key] = value
-            return pairs
-        return {
-            key: self.text(value, _join(path, key))
-            for key, value in self.fields(node, path, None).items()
-        }
+            texts = [(item, at, self.text(item, at)) for item, at in self.items(node, path)]
+        else:
+            for key, value in self.fields(node, path, None).items():
+                at = _join(path, key)
+                # A label without a value has the empty one, as Kubernetes reads null.
+                texts.append(
+                    (value, at, f"{key}={'' if _is_null(value) else self.text(value, at)}")
+                )
+        pairs: dict[str, str] = {}
+        for item, at, text in texts:
+            try:
+                parse_labels([text])
+            except LabelError as error:
+                self.wrong(item, at, str(error))
+            name, _, wanted = text.partition("=")
+            pairs[name] = wanted
+        return pairs
 
     def addresses(self, node: yaml.Node, path: str) -> tuple[str, ...]:
         found = []
@@ -361,6 +387,10 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
 def _shape(node: yaml.Node) -> str:
     match node:
         case yaml.MappingNode():
@@ -384,7 +414,9 @@ def _host_name(text: str) -> str:
 
 
 def _address(text: str) -> str:
-    family(text)
+    reason = why_unusable(socket.inet_pton(family(text), text))
+    if reason:
+        raise ValueError(f"{text} {reason}: no host can have it")
     return text
 
 
@@ -407,6 +439,12 @@ def _protocol(text: str) -> str:
     if text.upper() not in _PROTOCOLS:
         raise ValueError(f"{text!r} is not one of {', '.join(_PROTOCOLS)}")
     return text.upper()
+
+
+def _word(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("holds a NUL, which no argument can")
+    return text
 
 
 def _truth(text: str) -> bool:

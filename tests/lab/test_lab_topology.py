@@ -102,11 +102,26 @@ def test_labels_may_be_a_list():
         ("hosts: {a: {managed: maybe}}", "'maybe' is not true or false"),
         ("hosts: {a: {link: {mtu: 100}}}", "'100' is not a number from 1280 to 65535"),
         ("hosts: {a: {names: [under_score]}}", "'under_score' is not a host name"),
+        ("hosts: {node: {}}", "hosts.node: is the name of the lab's own node"),
+        ("hosts: {a: {addresses: [127.0.0.1]}}", "127.0.0.1 is a loopback address"),
+        ("hosts: {a: {addresses: ['::ffff:10.0.0.3']}}", "write 10.0.0.3: no host can have it"),
+        ("hosts: {a: {labels: {app: 'x y'}}}", "1:27: hosts.a.labels.app: label 'app=x y' holds"),
+        ("hosts: {a: {labels: [reserved:host]}}", "labels[0]: label reserved:host is reserved"),
+        ("hosts: {a: {processes: [[]]}}", "processes[0]: is empty"),
+        ('hosts: {a: {processes: [["x\\0"]]}}', "processes[0][0]: holds a NUL"),
+        ("[" * 5000, "f.yaml:1:1: .: nested too deep"),
     ],
 )
 def test_a_mistake_is_reported_with_file_line_column_and_path(text, problem):
     """The columns are those of the word that is wrong."""
     assert any(problem in said for said in problems(text)), problems(text)
+
+
+def test_a_label_without_a_value_has_the_empty_one():
+    assert parse("hosts: {a: {labels: {app: , tier: ~}}}").hosts[0].labels == {
+        "app": "",
+        "tier": "",
+    }
 
 
 def test_all_mistakes_are_reported_at_once():
