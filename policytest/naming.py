@@ -2,7 +2,7 @@
 
 import re
 
-from conntrack.address import format_address, parse_address
+from conntrack.address import format_address, parse_address, why_unusable
 from firewall.policy.readers.document import Value
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -70,10 +70,14 @@ class AddressBook:
         if text is None:
             return None
         try:
-            return parse_address(text)
+            address = parse_address(text)
         except ValueError as error:
             item.error(str(error))
             return None
+        if reason := why_unusable(address):
+            item.error(f"{text} {reason}: nobody can have it")
+            return None
+        return address
 
     def _choose(self, owner: str) -> bytes:
         number = len(self._chosen) + 1

@@ -7,6 +7,7 @@ from firewall.policy.objects import resource_key
 from firewall.policy.problem import did_you_mean
 from firewall.policy.readers.composition import Mark
 from firewall.policy.readers.document import Report
+from firewall.policy.readers.peers import ENTITIES
 from policytest.case import NODE, Case, Check, Endpoint, Source, Step
 
 Marks = Mapping[tuple[int, str, str], Mark]
@@ -73,6 +74,9 @@ class _Rehearsal:
         self._error(self._marks[step, word, name], f"steps[].{word}", message)
 
     def _unknown(self, title: str) -> str:
+        word = title.rpartition("/")[2]
+        if word in ENTITIES:
+            return f'"{word}" is an entity, not an end; write an address, host:NAME or {NODE}'
         known = (*self._endpoints, *self._hosts, NODE)
         return f'no "{title}" in this step{did_you_mean(title, known)}'
 
@@ -84,6 +88,8 @@ class _Rehearsal:
             if addresses is None:
                 self._error(mark, word, self._unknown(title))
                 return True
+            if not addresses:
+                return True  # those given were refused, which was said where they stand
             families.append({len(address) for address in addresses})
         shared = families[0] & families[1]
         types = check.traffic.icmp
@@ -98,7 +104,7 @@ class _Rehearsal:
     def _addresses(self, title: str) -> tuple[bytes, ...] | None:
         if title == NODE:
             return self._node
-        found = self._endpoints.get(title) or self._hosts.get(title)
+        found = self._endpoints.get(title, self._hosts.get(title))
         if found is not None:
             return found
         try:

@@ -118,6 +118,8 @@ def test_a_check_that_cannot_be_asked_is_refused(check, told):
         ({"endpoints": [{"name": "a", "ips": []}]}, "is empty; leave it out"),
         ({"endpoints": [{"name": "a", "ip": "10.0.0.1", "ips": ["::1"]}]}, "write all addresses"),
         ({"endpoints": [{"name": "a", "ip": "10.0.0.256"}]}, "10.0.0.256"),
+        ({"endpoints": [{"name": "a", "ip": "::ffff:10.0.0.1"}]}, "write 10.0.0.1"),
+        ({"hosts": [{"name": "h", "ip": "224.0.0.1"}]}, "is a multicast address"),
         ({"endpoints": [{"name": "a", "labels": {"reserved:host": ""}}]}, "is reserved"),
         ({"endpoints": [{"name": "a", "ports": [{"name": "80", "port": 80}]}]}, "is no port name"),
         ({"hosts": [{"name": "h"}, {"name": "h"}]}, 'host "h" is given twice'),
@@ -128,6 +130,18 @@ def test_a_check_that_cannot_be_asked_is_refused(check, told):
 )
 def test_a_world_that_cannot_be_is_refused(fields, told):
     assert any(told in problem for problem in problems(written(**fields)))
+
+
+def test_an_end_with_a_wrong_address_is_told_of_once():
+    """Not once more wherever it is used."""
+    [problem] = problems(written(endpoints=[{"name": "a", "ip": "10.0.0.256"}, {"name": "b"}],
+                                 expect=[{**ALLOWED, "from": "a", "to": "b"}]))  # fmt: skip
+    assert "10.0.0.256" in problem
+
+
+def test_an_entity_is_no_end():
+    [problem] = problems(written(expect=[{**ALLOWED, "from": "world"}]))
+    assert 'from: "world" is an entity, not an end; write an address, host:NAME or node' in problem
 
 
 def test_a_policy_that_the_firewall_would_refuse_is_refused_here():
