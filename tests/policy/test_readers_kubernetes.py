@@ -147,6 +147,8 @@ def test_ip_blocks_match_pods_too_unless_cilium_is_followed():
         ("{port: 80, endPort: 90, protocol: SCTP}", PortRange(132, 80, 90)),
         ("{port: http}", PortRange(6, 0, 0, "http")),
         ('{port: "http", protocol: UDP}', PortRange(17, 0, 0, "http")),
+        ("{port: 9p}", PortRange(6, 0, 0, "9p")),
+        ("{port: on}", PortRange(6, 0, 0, "on")),
     ],
 )
 def test_ports(item, expected):
@@ -163,7 +165,10 @@ def test_ports(item, expected):
         ("{ports: [{port: 80, endPort: 79}]}", "greater than or equal to port 80"),
         ("{ports: [{port: http, endPort: 79}]}", "when port is a name"),
         ("{ports: [{endPort: 79}]}", "when port is not"),
-        ('{ports: [{port: "80"}]}', "is no port name"),
+        ('{ports: [{port: "80"}]}', "at least one letter; write the number without quotes"),
+        ("{ports: [{port: 0x50}]}", "write the number in plain decimal digits"),
+        ("{ports: [{port: 8e3}]}", "must be a number"),
+        ("{ports: [{port: a--b}]}", "is no port name"),
         ("{ports: [{protocol: tcp}]}", 'did you mean "TCP"?'),
         ("{ports: [{protocol: ICMP}]}", "must be TCP, UDP or SCTP"),
         ("{from: [{}]}", "must specify a peer"),

@@ -8,6 +8,7 @@ Source: Kubernetes' NetworkPolicy API and its validation; Cilium pkg/k8s/network
 translation to labels. Where the two differ (ipBlock and pods' addresses), a setting decides.
 """
 
+import re
 from dataclasses import replace
 
 from firewall.identities.labels import K8S, POD_NAMESPACE
@@ -44,6 +45,7 @@ KIND = "NetworkPolicy"
 _OBJECT_FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
 _SPEC_FIELDS = ("podSelector", "ingress", "egress", "policyTypes")
 _PEER_FIELDS = ("podSelector", "namespaceSelector", "ipBlock")
+_OTHER_BASE = re.compile(r"0[xob][0-9A-Fa-f_]+|[0-9]+[eE][0-9]+")  # what YAML calls a number
 _DIRECTIONS = {
     "Ingress": (TrafficDirection.INGRESS, "ingress", "from"),
     "Egress": (TrafficDirection.EGRESS, "egress", "to"),
@@ -228,7 +230,11 @@ def _read_port(item: Value) -> PortRange | None:
         if end is not None:
             end.error("may not be specified when port is a name")
         if not is_port_name(name):
-            port.error(f'"{shorten(name)}" is no port name: 1 to 15 letters, digits and hyphens')
+            hint = "; write the number without quotes" if name.isdecimal() else ""
+            port.error(
+                f'"{shorten(name)}" is no port name: 1 to 15 letters, digits and hyphens, '
+                f"at least one letter{hint}"
+            )
             return None
         return None if protocol is None else PortRange(protocol, 0, 0, name.lower())
     low = port.integer(1, HIGHEST_PORT)
@@ -241,7 +247,11 @@ def _read_port(item: Value) -> PortRange | None:
 
 
 def _port_name(port: Value) -> str | None:
-    """Return the port as a name: quoted, or plain and beginning with a letter."""
-    if isinstance(port.node, Scalar) and (not port.node.plain or port.node.text[:1].isalpha()):
-        return port.node.text
-    return None
+    """Return the port as a name: quoted, or plain and read as one (`9p`), never as a number."""
+    node = port.node
+    if not isinstance(node, Scalar) or port.is_null:
+        return None
+    worded = node.text[:1].isalpha() or is_port_name(node.text)
+    if node.plain and (not worded or _OTHER_BASE.fullmatch(node.text)):
+        return None
+    return port.text()
