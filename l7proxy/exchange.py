@@ -197,13 +197,13 @@ class Exchange:
         request = known.request
         judgement = self._judge.request(request)
         self._current = current = Ongoing.begin(known, judgement, self._limits, now)
-        self._closing = self._draining or not request.keep_alive
+        # What follows an upgrade may already be in the other protocol.
+        self._closing = self._draining or not request.keep_alive or bool(request.upgrade)
         if not judgement.connected:
             self._reset(refusals.DENIED_CONNECTION, now)
         elif not judgement.allowed:
             self._deny(refusals.MISDIRECTED if judgement.misdirected else refusals.DENIED, now)
         elif request.upgrade and (self._client_ended or not is_websocket(request)):
-            self._closing = True  # what follows may already be in the other protocol
             self._deny(refusals.UPGRADE, now)
         elif judgement.uses_headers and has_underscore(request.fields):
             self._closing = True

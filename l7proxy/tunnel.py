@@ -217,6 +217,8 @@ class Tunnel:
 
     def _switch(self, head: ResponseHead, rest: bytes, now: float) -> None:
         """Open the tunnel, if this 101 answers this request."""
+        if head.minor == 0:  # RFC 6455 4.1; HTTP/1.0 has no interim responses (RFC 9110 15.2)
+            raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
         fields = [(name, value) for name, _, value in head.fields]
         wanted = {
             b"upgrade": WEBSOCKET,

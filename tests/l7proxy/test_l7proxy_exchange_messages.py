@@ -142,6 +142,17 @@ def test_websocket_is_refused_and_early_data_is_not_read():
     """)
 
 
+def test_nothing_is_read_behind_an_upgrade_that_no_rule_allows():
+    """It may be in the other protocol, and read as requests all the same."""
+    upgrade = r"GET /admin HTTP/1.1\r\nHost: s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    Script(snapshot()).check(rf"""
+        >> client "{upgrade}GET /public/a HTTP/1.1\r\nHost: s\r\n\r\n"
+        << log request GET /admin 403 UAEX access_denied
+        << client {DENIED_CLOSE}
+        << shutdown
+    """)
+
+
 def test_h2c_upgrade_is_dropped_and_the_request_goes_on():
     Script(snapshot()).check(rf"""
         >> client "GET /public/a HTTP/1.1\r\nHost: s\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n"
