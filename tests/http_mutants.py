@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from hpack import Encoder, HeaderTuple, NeverIndexedHeaderTuple
+from http_observer import ACCEPT
 
 from firewall.policy.snapshot import HttpRuleRow
 
@@ -26,11 +27,14 @@ RULES = (
     HttpRuleRow(method="GET", path="/"),
     HttpRuleRow(method="POST|PUT", path="/upload/[a-z]+", host=r"svc\.local(:80)?"),
     HttpRuleRow(method="GET", path="/role", headers=("X-Role: user",)),
+    HttpRuleRow(method="GET", path="/files/[a-z]*/[a-z]+"),
     HttpRuleRow(method="POST", path=r"/demo\.Echo/Unary"),
 )
 """The policy under attack; `http_observer.ALLOWED` says the same in other words."""
 
 DENIED = b"GET /admin/canary HTTP/1.1\r\nHost: svc.local\r\n\r\n"
+HIDDEN = b"GET /public/hidden HTTP/1.1\r\nHost: svc.local\r\n\r\n"
+"""Allowed, but nobody asks for it: it stands where no request is."""
 
 PATHS = (
     b"/", b"/public/a", b"/public/b?x=1&y=/../admin", b"/upload/abc", b"/role", b"/admin/canary",
@@ -42,6 +46,7 @@ PATHS = (
     b"/public/%00/../admin", b"/public/a%0d%0aX:%20y", b"/public/..%20/admin", b"/%70ublic/a", b"/role", b"/public/..%e0%80%af..%E0%80%AFadmin",
     b"/public/%f0%80%80%ae./admin", b"/public/%c0%ae./admin",
     b"svc.local:80", b"/public/..%3bx/admin", b"/demo.Echo/Unary", b"/demo.Echo/Other",
+    b"/files/a/b", b"/files//keys", b"/files/./keys", b"/files/a/../keys", b"//files/a/b",
 )  # fmt: skip
 METHODS = (b"GET",) * 8 + (
     b"POST", b"PUT", b"HEAD", b"OPTIONS", b"get", b"CONNECT", b"TRACE", b"G", b"GET/", b"PRI",
@@ -68,6 +73,10 @@ LINES = (
     b"GET /admin/canary HTTP/1.1", b"Range: bytes=0-1", b"X-Request-Id: 1\t2", b"X-Request-Id: r",
 )  # fmt: skip
 _ROLES = [line for line in LINES if b"ole" in line]
+_UPGRADE = (
+    b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Version: 13",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)  # fmt: skip
 ENDS = (b"\r\n",) * 12 + (b"\n", b"\r", b"\r\r\n", b" \r\n", b"\n\r", b"\x0b\r\n", b"\x85")
 VERSIONS = (b"HTTP/1.1",) * 10 + (
     b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 ", b"HTTP/0.9", b"HTTP/1.32", b"",
@@ -82,6 +91,19 @@ LAST_CHUNKS = (
     b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"0\r\nHost: other\r\nContent-Length: 9\r\n\r\n", b"0\n\n",
     b"0\r\n\n", b"00\r\n\r\n", b"0;x\r\n\r\n", b"0\r\nX : y\r\n\r\n", b"0\r\n X: y\r\n\r\n", b"0\r\n",
 )  # fmt: skip
+_SWITCH = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: " + ACCEPT + b"\r\n\r\n"
+)
+SWITCHES = (
+    _SWITCH, _SWITCH + b"\x81\x02hi", _SWITCH.replace(ACCEPT, b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+    _SWITCH.replace(b"101 Switching Protocols", b"200 OK"), _SWITCH.replace(b"websocket", b"h2c"),
+    b"HTTP/1.1 100 Continue\r\n\r\n" + _SWITCH, _SWITCH.replace(b"101", b"102") + _SWITCH,
+    _SWITCH.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n"),
+    _SWITCH.replace(b"Connection: Upgrade\r\n", b""), _SWITCH.replace(b"1.1 101", b"1.0 101"),
+    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 426 Upgrade\r\n\r\n",
+)  # fmt: skip
+"""What servers say to an upgrade, well or badly."""
 ANSWERS = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
@@ -91,6 +113,7 @@ ANSWERS = (
     b"HTTP/1.0 200 OK\r\n\r\nuntil the end",
     b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end",
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    *SWITCHES,
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 30\r\n\r\nhi",
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -123,10 +146,14 @@ class Case:
 def case(seed: int) -> Case:
     """The case of a seed, the same for ever on one version of this module and of Python."""
     dice = random.Random(seed)
-    sent = (_http2(dice) if dice.random() < 0.2 else _http1(dice)) or b"G"
+    kind = dice.random()
+    make = _http2 if kind < 0.2 else _websocket if kind < 0.3 else _http1 if kind < 0.65 else _fault
+    sent = make(dice) or b"G"
     answers = []
-    if dice.random() < 0.4:
-        answers = [_answer(dice) for _ in range(dice.randrange(1, 4))]
+    if make is _websocket:
+        answers = [_mutant(dice.choice((_SWITCH, *SWITCHES)), dice)]
+    elif dice.random() < 0.4:
+        answers = [_mutant(dice.choice(ANSWERS), dice) for _ in range(dice.randrange(1, 4))]
     pieces = cut(sent, dice)
     ending = dice.choice(("fin",) * 8 + ("close", "reset"))
     if ending != "fin":  # anywhere
@@ -180,7 +207,7 @@ def _request(dice: random.Random) -> bytes:
     body = b""
     kind = dice.random()
     if kind < 0.15:
-        body = dice.choice((b"hello", DENIED, b"0\r\n\r\n" + DENIED))
+        body = dice.choice((b"hello", DENIED, HIDDEN, b"0\r\n\r\n" + DENIED))
         lines.append(b"Content-Length: %d" % (len(body) + dice.choice((0, 0, 0, -1, 1))))
     elif kind < 0.35:
         lines.append(b"Transfer-Encoding: chunked")
@@ -189,7 +216,7 @@ def _request(dice: random.Random) -> bytes:
         )
         body += dice.choice(LAST_CHUNKS[:3] if plain else LAST_CHUNKS)
         if dice.random() < 0.2:
-            body += DENIED
+            body += dice.choice((DENIED, HIDDEN))
     if dice.random() < 0.3:
         rest = lines[1:]
         dice.shuffle(rest)
@@ -233,8 +260,64 @@ def _mutated(data: bytes, dice: random.Random) -> bytes:
             return data[:at] + other[start : start + dice.randrange(60)] + data[at:]
 
 
-def _answer(dice: random.Random) -> bytes:
-    data = dice.choice(ANSWERS)
+_ALLOWED = (
+    (b"GET", b"/public/a", b"", b""),
+    (b"GET", b"/role", b"X-Role: user", b""),
+    (b"POST", b"/upload/abc", b"Content-Length: 5", b"hello"),
+    (b"PUT", b"/upload/abc", b"Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n"),
+)
+_DENIED = ((b"PUT", b"/public/a", b"Content-Length: %d" % len(HIDDEN), HIDDEN),)
+
+
+def _fault(dice: random.Random) -> bytes:
+    """A request that would be served but for one fault, and mostly another one behind it."""
+    method, path, line, body = dice.choice(_ALLOWED * 4 + _DENIED)
+    version, end = b"HTTP/1.1", b"\r\n"
+    lines = [b"Host: svc.local", *([line] if line else [])]
+    match dice.randrange(6):
+        case 0:
+            (method, _, line, body), lines = _ALLOWED[0], lines[:1]
+            path = dice.choice(PATHS)
+        case 1:
+            version = dice.choice(VERSIONS)
+        case 2:
+            lines.insert(
+                dice.randrange(len(lines) + 1), dice.choice(_ROLES if line[:1] == b"X" else LINES)
+            )
+        case 3:
+            lines[dice.randrange(len(lines))] = dice.choice(LINES)
+        case 4:
+            end = dice.choice(ENDS[12:])
+        case _ if line[:1] == b"T":
+            chunk, last = dice.choice(CHUNKS), dice.choice(LAST_CHUNKS)
+            body = dice.choice((chunk + LAST_CHUNKS[0], CHUNKS[0] + last))
+        case _:
+            lines += [dice.choice(LINES)] * 2
+    lines.insert(0, b" ".join((method, path, version)))
+    ends = [b"\r\n"] * len(lines)
+    ends[dice.randrange(len(lines))] = end
+    head = b"".join(part for pair in zip(lines, ends, strict=True) for part in pair)
+    return head + b"\r\n" + body + dice.choice((b"", HIDDEN, HIDDEN, DENIED))
+
+
+def _websocket(dice: random.Random) -> bytes:
+    """An upgrade, and behind it what is no request, but would be one if it were refused."""
+    lines = [b"GET /public/ws HTTP/1.1", b"Host: svc.local", *_UPGRADE]
+    for _ in range(dice.choice((0, 0, 0, 1, 2))):
+        at = dice.randrange(len(lines))
+        match dice.randrange(3):
+            case 0:
+                del lines[at]
+            case 1:
+                lines.insert(at + 1, dice.choice(LINES))
+            case _:
+                lines[at] = dice.choice(LINES)
+    early = dice.choice((b"", b"\x81\x85\x00\x00\x00\x00hello", DENIED, HIDDEN, HIDDEN + DENIED))
+    return _mutant(b"\r\n".join([*lines, b"", b""]), dice) + early
+
+
+def _mutant(data: bytes, dice: random.Random) -> bytes:
+    """The same, mostly with a fault or two."""
     for _ in range(dice.choice((0, 0, 1, 2))):
         data = _mutated(data, dice)
     return data
@@ -272,6 +355,9 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 def _http2(dice: random.Random) -> bytes:
     encoder = Encoder()
     frames = [_frame(4, 0, 0, b"")]
+    if dice.random() < 0.3:  # one fault alone
+        fields = [*_PLAIN, dice.choice(_FIELDS)]
+        return PREFACE + b"".join([*frames, _frame(1, 5, 1, encoder.encode(fields))])
     stream = 1
     for _ in range(dice.choice((1, 1, 2, 3))):
         fields = list(_PLAIN)

@@ -8,6 +8,8 @@ sloppy numbers. And each request must be one that the policy allows, on every pa
 could make of its target.
 """
 
+import base64
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.1")
 FIELD_LINE = re.compile(rb"(" + TOKEN + rb"): ?([\x20-\x7e\x80-\xff\t]*)")
 CHUNK_LINE = re.compile(rb"[0-9a-f]{1,8}")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+ACCEPT = b"{accept}"
+"""In an answer, the place of the proof that its server has read the key of a WebSocket."""
 
 HOP_BY_HOP = frozenset(
     (
@@ -53,14 +57,43 @@ class Observer:
     Attributes:
         raw: everything that came.
         answered_count: requests that were handed out by `complete`.
+        switched_at: how much had come when the server agreed to another protocol; what came before
+            is HTTP, whoever meant what by it.
     """
 
     raw: bytearray = field(default_factory=bytearray)
     answered_count: int = 0
+    switched_at: int | None = None
 
     @property
     def is_h2(self) -> bool:
         return self.raw.startswith(PREFACE)
+
+    @property
+    def tunnelled(self) -> bytes:
+        """What came after the switch."""
+        return b"" if self.switched_at is None else bytes(self.raw[self.switched_at :])
+
+    def answer(self, seen: Seen, said: bytes) -> bytes:
+        """What the server answers: in `said`, ACCEPT becomes the proof that the key was read.
+
+        The server switches if that makes a 101 for a WebSocket (RFC 6455 4.2.2).
+        """
+        key = b"".join(seen.values(b"sec-websocket-key"))
+        digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        proof = base64.b64encode(digest)
+        said = said.replace(ACCEPT, proof)
+        lines = [line.strip() for line in said.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")]
+        wanted = {b"upgrade: websocket", b"connection: upgrade"}
+        proven = b"Sec-WebSocket-Accept: " + proof + b"\r\n" in said
+        if (
+            _websocket(seen)
+            and lines[0].startswith(b"http/1.1 101 ")
+            and wanted < {*lines}
+            and proven
+        ):
+            self.switched_at = len(self.raw)
+        return said
 
     def complete(self) -> list[Seen]:
         """Requests that have become complete by the strict reading since the last call."""
@@ -71,11 +104,11 @@ class Observer:
     def requests(self) -> list[Seen]:
         if self.is_h2:
             return H2Reading(bytes(self.raw)).requests
-        return StrictReading(bytes(self.raw)).requests
+        return StrictReading(bytes(self.raw[: self.switched_at])).requests
 
     def faults(self) -> list[str]:
         """Everything that a server must never have been sent."""
-        raw = bytes(self.raw)
+        raw = bytes(self.raw[: self.switched_at])
         if not raw or PREFACE.startswith(raw):
             return []
         if self.is_h2:
@@ -354,6 +387,7 @@ ALLOWED = (
     (b"GET", rb"/", rb".*", None),
     (b"POST|PUT", rb"/upload/[a-z]+", rb"svc\.local(:80)?", None),
     (b"GET", rb"/role", rb".*", (b"x-role", b"user")),
+    (b"GET", rb"/files/[a-z]*/[a-z]+", rb".*", None),
     (b"POST", rb"/demo\.Echo/Unary", rb".*", None),
 )
 """Method, path, host, header: what `RULES` of the fuzzers say, in `re` and apart from them."""

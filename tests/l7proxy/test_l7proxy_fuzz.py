@@ -4,121 +4,17 @@ netns-tests/test_l7proxy_fuzz.py. FUZZ_SEED and FUZZ_CASES choose others and mor
 import os
 
 import pytest
-from http_mutants import RULES, Case, case, shrunk
-from http_observer import PREFACE, Observer, answer_faults, paths
-from http_transcript import CLIENT, SERVER, snapshot
+from http_mutants import case, shrunk
+from http_observer import Observer, paths
+from http_sent import asked, unasked
+from http_world import World
 
-from firewall.policy.course import CLEAR
-from l7proxy.commands import (
-    CloseClient,
-    CloseUpstream,
-    HandOver,
-    Log,
-    OpenUpstream,
-    RecordKind,
-    SendClient,
-    SendUpstream,
-    ShutdownClient,
-)
-from l7proxy.exchange import Exchange
-from l7proxy.frames import PREFACE_LINE
 from l7proxy.heads import Heads
 from l7proxy.limits import Limits
-from l7proxy.multiplex import Multiplex
-from l7proxy.policy import ConnectionJudge, Policy
-
-LIMITS = Limits()
-HEADS = Heads(LIMITS)
-POLICY = Policy(None)
-POLICY.install(snapshot(RULES))
 
 FIRST = int(os.environ.get("FUZZ_SEED", "1"))
 COUNT = int(os.environ.get("FUZZ_CASES", "3000"))
 BATCH = 500
-
-
-class World:
-    """One client connection from its first byte to its end, and the servers behind it."""
-
-    def __init__(self, played: Case, heads: Heads = HEADS) -> None:
-        self.now = 1000.0
-        judge = ConnectionJudge(POLICY, CLIENT, SERVER, 80)
-        judge.take(CLEAR)
-        kind = Multiplex if played.sent.startswith(PREFACE_LINE) else Exchange
-        extra = (heads,) if kind is Exchange else ()
-        self.exchange = kind(judge, LIMITS, lambda: "id-1", self.now, *extra)
-        self.answers = list(played.answers)
-        self.servers = []
-        self.links = {}
-        self.client = b""
-        self.methods = []
-        self.errors = []
-        self.ended = False
-        self.handed_over = False
-        for piece in played.pieces:
-            self.tell("client_data", piece)
-        self.tell("client_ended" if played.ending == "fin" else "client_lost")
-        if played.ending != "fin":
-            return
-        for _ in range(8):  # a server that has not answered, a client that does not close
-            if not self.ended:
-                self.now += 4000
-                self.tell("tick")
-        if not self.ended and not self.handed_over:
-            self.errors.append("the connection never ends")
-
-    def tell(self, event, *arguments) -> None:
-        if self.ended or self.handed_over:
-            return
-        link = () if event.startswith("client") or event == "tick" else (arguments[-1],)
-        given = arguments[: len(arguments) - len(link)]
-        for command in getattr(self.exchange, event)(*given, self.now, *link):
-            self.perform(command)
-
-    def perform(self, command) -> None:
-        match command:
-            case SendClient(data):
-                self.client += data
-            case OpenUpstream(link):
-                self.links[link] = server = Observer()
-                self.servers.append(server)
-                self.tell("upstream_opened", link)
-            case SendUpstream(data, link):
-                self.serve(self.links[link], data, link)
-            case CloseUpstream(_, link):
-                self.links.pop(link, None)
-            case CloseClient():
-                self.ended = True
-            case ShutdownClient():
-                pass
-            case HandOver():
-                self.handed_over = True
-            case Log(record):
-                if record.kind is RecordKind.REQUEST:
-                    self.methods.append(record.method.encode())
-                if record.detail.startswith("internal_error"):
-                    self.errors.append(record.detail)
-
-    def serve(self, server, data, link) -> None:
-        fresh = server.raw == b"" and PREFACE.startswith(data[:24])
-        server.raw += data
-        if fresh and server.is_h2:
-            self.tell("upstream_data", b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", link)
-        if server.is_h2:
-            return
-        for seen in server.complete():
-            answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-            if self.answers and seen.method != b"HEAD":
-                answer = self.answers.pop(0)
-            if link in self.links:
-                self.tell("upstream_data", answer, link)
-
-    @property
-    def faults(self) -> list[str]:
-        found = [*self.errors, *(fault for server in self.servers for fault in server.faults())]
-        if isinstance(self.exchange, Exchange) and not self.handed_over:
-            found += answer_faults(self.client, self.methods)
-        return found
 
 
 @pytest.mark.parametrize("first", range(FIRST, FIRST + COUNT, BATCH))
@@ -134,7 +30,7 @@ def test_no_server_is_sent_what_the_policy_denies_under_any_reading(first):
 def test_heads_that_were_read_before_change_nothing():
     """What clients and servers get is the same when nothing is remembered."""
     for seed in range(FIRST, FIRST + BATCH):
-        remembered, fresh = World(case(seed)), World(case(seed), Heads(LIMITS))
+        remembered, fresh = World(case(seed)), World(case(seed), Heads(Limits()))
         assert remembered.client == fresh.client
         assert [server.raw for server in remembered.servers] == [
             server.raw for server in fresh.servers
@@ -174,3 +70,42 @@ def test_a_target_has_the_paths_that_servers_make_of_it():
     assert b"/admin" in paths(b"/public/%2e%2e%2fadmin")
     assert b"/admin" in paths(b"/public/..;x/admin?y")
     assert paths(b"/public/a") == {b"/public/a"}
+
+
+WEBSOCKET = (
+    b"GET /public/a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+)
+CHUNKED = b"PUT /upload/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+GET = b"GET /public/a HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "count"),
+    [
+        (GET + GET, 2),
+        (b"\r\n" + GET, 1),
+        (WEBSOCKET + GET, 1),
+        (GET.replace(b"1.1", b"1.0") + GET, 1),
+        (CHUNKED + b"0\r\n\r\n" + GET, 2),
+        (CHUNKED + b"1;a\r\nx\r\n0\r\nX: y\r\n\r\n" + GET, 2),
+        (CHUNKED + b"+1\r\nx\r\n0\r\n\r\n" + GET, 1),
+        (GET.replace(b"Host", b"Connection: close\r\nHost") + GET, 1),
+        (GET.replace(b"Host: a", b"Host: a\nX: y") + GET, 0),
+        (GET.replace(b"Host: a", b"Host: a\r\nHost: a") + GET, 0),
+    ],
+)
+def test_a_client_asked_for_what_it_said_by_the_letter(sent, count):
+    assert len(asked(sent)) == count
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        (GET, GET + GET.replace(b"a HTTP", b"b HTTP")),  # invented
+        (GET, GET.replace(b"\r\n\r\n", b"\r\nX: y\r\n\r\n")),  # a field more
+        (CHUNKED + b"+1\r\nx\r\n0\r\n\r\n", CHUNKED + b"1\r\nx\r\n0\r\n\r\n"),  # repaired
+        (CHUNKED + b"1\r\nx\r\n0\r\n\r\n", CHUNKED + b"1\r\ny\r\n0\r\n\r\n"),
+    ],
+)
+def test_what_nobody_asked_for_is_seen(sent, received):
+    assert unasked(sent, [Observer(bytearray(received))])
