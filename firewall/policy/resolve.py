@@ -399,6 +399,8 @@ class Resolver:
         if self._enforcement == "never" or (host and not entries):
             return _OPEN
         isolated_by = self._isolated_by(entries)
+        if isolated_by:
+            entries = _before_default_deny(entries)
         if self._enforcement == "always" and not host:
             isolated_by[self._tables.origins.number(ENFORCEMENT_ALWAYS)] = None
         elif subject.labels.get(RESERVED, Reserved.INIT.label) is not None:
@@ -518,6 +520,16 @@ def _prefix_key(prefix: Prefix) -> PrefixKey:
 
 def _is_host(labels: LabelSet) -> bool:
     return labels.get(RESERVED, Reserved.HOST.label) is not None
+
+
+def _before_default_deny(entries: list[CompiledEntry]) -> list[CompiledEntry]:
+    """Leave out the tiers behind the one that isolates: its default deny decides before them.
+
+    "v1.NetworkPolicy always makes a final decision for selected pods" (network-policy-api,
+    v1alpha2 ClusterNetworkPolicySpec.Tier; v1alpha1 says the same of Pass).
+    """
+    last = max(compiled.entry.tier for compiled in entries if compiled.entry.default_deny)
+    return [compiled for compiled in entries if compiled.entry.tier <= last]
 
 
 def _place_among_all(compiled: CompiledEntry) -> tuple[str, str, str, int]:

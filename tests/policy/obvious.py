@@ -95,7 +95,10 @@ class Law:
             and self.settings.allow_localhost == "always"
             and peer.reserved("host")
         )
+        isolating = [entry.tier for entry in about_me if entry.default_deny]
         for tier in sorted({200, *(entry.tier for entry in about_me)}):
+            if isolating and tier > max(isolating):  # their default deny stands before it
+                return DENY
             here = [entry for entry in about_me if entry.tier == tier]
             answer = ask_tier(here, peer, what, local_host=local_host and tier == 200)
             if answer is not None:
