@@ -53,7 +53,7 @@ from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Events, FromWorker, Hello, Learnt
 from firewall.datapath import kernel
 from firewall.datapath.kernel import KernelError
-from firewall.identities.registry import IdentityRegistry, KvStoreError
+from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError
 from firewall.kvstore.sqlite import SqliteStore
 
 READY_S = 30.0
@@ -122,6 +122,7 @@ class Daemon:
         self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
         self._endpoint_files: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._dumps: set[asyncio.Task[None]] = set()
         self._undo = self._stays = False
         self._plan: Plan
         self._supervisor: Supervisor
@@ -487,12 +488,12 @@ class Daemon:
             await self._check_rules()
             registry, problems = self._engine.registry, self._engine.problems
             try:
-                await registry.keep_alive()
+                await self._engine.keep_identities()
                 if await registry.collect(loop.time()):
                     self._engine.publish()
                 await self._engine.retry_identities()
                 problems.pop("kvstore", None)
-            except KvStoreError as error:
+            except (KvStoreError, IdentityError) as error:
                 problems["kvstore"] = str(error)
             standing.tell_systemd(f"STATUS={self._status.summary()}")
 
@@ -525,11 +526,12 @@ class Daemon:
             self._stop.set()
 
     def _on_dump(self) -> None:
-        self._tasks.append(asyncio.create_task(self._dump()))
+        dump = asyncio.create_task(self._dump())
+        self._dumps.add(dump)
+        dump.add_done_callback(self._dumps.discard)
 
     async def _dump(self) -> None:
         log.info("state: %s", json.dumps(await self._status.document()))
-        await asyncio.Event().wait()
 
     async def _end(self, api: Api) -> None:
         """Let go of everything, and give it back if that is what is meant."""

@@ -320,6 +320,29 @@ class Engine:
         with contextlib.suppress(KvStoreError):
             await self.registry.release(number)
 
+    async def keep_identities(self) -> None:
+        """Tell the store that this node lives; where a number was lost, get another one.
+
+        Raises:
+            KvStoreError: the store does not answer. IdentityError: a label set stays locked.
+        """
+        lost = frozenset(await self.registry.keep_alive())
+        if not lost:
+            return
+        log.error(
+            "identities lost: this node was away for longer than its lease",
+            extra=fields(identities=",".join(map(str, sorted(lost)))),
+        )
+        self._leaving = [(one, None if held in lost else held) for one, held in self._leaving]
+        for member in self.roster:
+            endpoint = member.endpoint
+            if (
+                endpoint.identity in lost
+                and endpoint.lose_identity(time.time_ns()) is Step.ALLOCATE
+            ):
+                await self._identify(endpoint)
+        self.publish()
+
     async def retry_identities(self) -> None:
         """Ask again for the endpoints that still have no number."""
         for member in self.roster:
@@ -463,7 +486,7 @@ class Engine:
         self.names.follow(self.resolver.fqdns(), self._outside())
         self._tell_identities()
         members = list(self.roster)
-        leaving, self._leaving = self._leaving, []
+        leaving_count = len(self._leaving)
         begun = [member.endpoint for member in members if _begin(member.endpoint)]
         rows = [member.endpoint.row() for member in members if member.endpoint.addresses]
         self.resolver.set_endpoints([*rows, *self._host_rows()])
@@ -477,6 +500,8 @@ class Engine:
         await self._manage_links(members)
         if revision != self.publisher.revision or not self.publisher.published:
             await self._write(snapshot, revision)
+        # Not before: a publication that failed has not taken them out of any worker's snapshot.
+        leaving, self._leaving = self._leaving[:leaving_count], self._leaving[leaving_count:]
         for endpoint, number in leaving:
             endpoint.disconnected(time.time_ns())
             if number is not None:

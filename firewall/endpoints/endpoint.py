@@ -178,6 +178,21 @@ class Endpoint:
             self._move(EndpointState.WAITING_TO_REGENERATE, reason, time_ns)
         return Answered(Step.REGENERATE, before)
 
+    def lose_identity(self, time_ns: int) -> Step:
+        """Note that the number means another label set now; until the next one it is `init`.
+
+        The lost number must not be released.
+
+        Returns:
+            ALLOCATE, or NOTHING if the endpoint is leaving.
+        """
+        if self.state in FINAL or self.state is EndpointState.DISCONNECTING:
+            return Step.NOTHING
+        lost, self.identity = self.identity, None
+        if self.state not in (EndpointState.WAITING_FOR_IDENTITY, EndpointState.RESTORING):
+            self._move(EndpointState.WAITING_FOR_IDENTITY, f"identity {lost} was lost", time_ns)
+        return Step.ALLOCATE
+
     # --- the builder --------------------------------------------------------------------------
 
     def need_regeneration(self, reason: str, time_ns: int) -> Step:

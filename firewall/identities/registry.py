@@ -137,6 +137,7 @@ class IdentityRegistry:
         self._unused_since: dict[int, float] = {}
         self._lease: int | None = None
         self._stale = False
+        self._lost: list[int] = []
         # Weak: a gate lives while somebody stands at it, not as long as the agent.
         self._gates: WeakValueDictionary[LabelSet, asyncio.Lock] = WeakValueDictionary()
         self._orphans: set[tuple[LabelSet, int]] = set()
@@ -402,18 +403,18 @@ class IdentityRegistry:
             KvStoreError: the store does not answer.
         """
         lease = await self._node_lease()
-        lost = []
         for number, known in tuple(self._used.items()):
             async with self._locked(known.labels) as lock:
                 if await self._write_master(number, known.labels, lock):
                     await self._write(self._slave(known.labels), number, lock, lease=lease)
                 else:
-                    lost.append(number)
+                    self._lost.append(number)
                     del self._used[number]
                     del self._numbers[known.labels]
                     self._seen.pop(number, None)
         self._stale = False
-        return tuple(lost)
+        lost, self._lost = tuple(self._lost), []
+        return lost
 
     # --- questions ----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from firewall.endpoints.lifecycle import (
     move_for,
 )
 from firewall.identities.labels import LabelFilter, LabelSet
+from firewall.identities.reserved import Reserved
 from firewall.policy.snapshot import NamedPortRow
 
 S = EndpointState
@@ -47,6 +48,21 @@ def endpoint(state=S.READY, identity=300, labels=WEB):
     if state is S.DISCONNECTED:
         made.disconnected(0)
     return made
+
+
+@pytest.mark.parametrize("state", list(S), ids=lambda state: state.word)
+def test_a_lost_number_leaves_an_endpoint_init_until_it_has_another(state):
+    """Whoever waits, waits on; who was further waits again; who leaves does not care."""
+    one = endpoint(state)
+    if state in (*FINAL, S.DISCONNECTING):
+        assert one.lose_identity(5) is Step.NOTHING
+        assert one.state is state
+        return
+    assert one.lose_identity(5) is Step.ALLOCATE
+    assert one.identity is None
+    assert one.row().identity == Reserved.INIT
+    assert one.state is (S.RESTORING if state is S.RESTORING else S.WAITING_FOR_IDENTITY)
+    assert one.identity_allocated(301, WEB, 6) == Answered(Step.REGENERATE, None)
 
 
 def test_the_table_is_total_and_every_cell_has_a_reason():

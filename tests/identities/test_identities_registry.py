@@ -272,6 +272,28 @@ async def test_a_number_lost_to_another_set_is_reported(store):
 
 
 @fact
+async def test_a_number_lost_before_the_store_went_down_is_reported_after(store):
+    broken = Broken(store)
+    registry = node(broken)
+    number = await registry.allocate(WEB)
+    await registry.allocate(DB)
+    await store.compare_and_delete(f"{PREFIX}/id/{number}", b"k8s:app=web;")
+    await store.create(f"{PREFIX}/id/{number}", b"k8s:app=cache;")
+    lookups = broken.store.get
+
+    async def get(key):
+        broken.down = key == f"{PREFIX}/id/{number}"
+        return await lookups(key)
+
+    broken.get = get
+    with pytest.raises(KvStoreError, match="down"):
+        await registry.rewrite()
+    broken.down = False
+    del broken.get
+    assert await registry.rewrite() == (number,)
+
+
+@fact
 async def test_a_number_of_another_node_can_be_looked_up(store):
     number = await node(store, "n1").allocate(WEB)
     other = node(store, "n2")
