@@ -155,7 +155,7 @@ def test_dropped_packets_become_a_capture_with_the_reason(three, tmp_path):
 
     eventually(again, "the next workers' packets are written", 15, every_s=0.2)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=10)[1]
+    said = process.communicate(timeout=60)[1]
     assert process.returncode == 0
     assert re.fullmatch(r"\d+ packets, \d+ lost\n", said), said
     packets = _read(file)

@@ -6,16 +6,21 @@ so that a few lines read it. `aiohttp` would cost 200 ms of imports before the f
 Source: RFC 1945.
 """
 
+import io
 import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 import click
 
 from firewall.cli.exits import ExitCode
+from firewall.cli.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 CONNECT_TIMEOUT_S = 5.0
 """The agent accepts at once or not at all; longer waits only hide that it hangs."""
@@ -106,10 +111,18 @@ class Client:
         with self._request("GET", segments, query) as answer:
             return answer.read().decode()
 
-    def lines(self, *segments: str, query: Query | None = None) -> Iterator[bytes]:
-        """Yield the lines of a streaming answer as they come; raises as `get`."""
-        with self._request("GET", segments, query) as answer:
-            yield from answer.body
+    def lines(
+        self, *segments: str, query: Query | None = None, until: Interrupt | None = None
+    ) -> Iterator[bytes]:
+        """Yield the lines of a streaming answer as they come; raises as `get`.
+
+        Args:
+            segments: of the path.
+            query: its parameters.
+            until: has been entered, and ends the stream. A line that is cut by an end is left out.
+        """
+        with self._request("GET", segments, query, until=until) as answer:
+            yield from (line for line in answer.body if line.endswith(b"\n"))
 
     def _json(
         self,
@@ -131,6 +144,7 @@ class Client:
         query: Query | None,
         body: bytes | None = None,
         content_type: str = "",
+        until: Interrupt | None = None,
     ) -> Iterator[Answer]:
         url = "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
         if query:
@@ -138,7 +152,7 @@ class Client:
         head = f"{method} {url} HTTP/1.0\r\nHost: bartizan\r\n"
         if body is not None:
             head += f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
-        with self._connected() as stream, stream.makefile("rb") as reader:
+        with self._connected() as stream, _reader(stream, until) as reader:
             try:
                 stream.sendall(f"{head}\r\n".encode("ascii") + (body or b""))
                 answer = read_head(reader)
@@ -159,6 +173,27 @@ class Client:
             raise AgentUnreachableError(self._path, error) from error
         stream.settimeout(None)
         return stream
+
+
+class _Stream(io.RawIOBase):
+    """Bytes of a socket until its peer, or the user, ends them."""
+
+    def __init__(self, stream: socket.socket, until: Interrupt) -> None:
+        self._stream = stream
+        self._until = until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        return self._stream.recv_into(buffer) if self._until.wait(self._stream) else 0
+
+
+def _reader(stream: socket.socket, until: Interrupt | None) -> IO[bytes]:
+    """Return what reads a socket, until an interrupt if there is one."""
+    if until is None:
+        return stream.makefile("rb")
+    return io.BufferedReader(_Stream(stream, until))
 
 
 def read_head(reader: IO[bytes]) -> Answer:

@@ -1,6 +1,5 @@
 """`bartizan monitor`: the packets themselves, with what was decided about them."""
 
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import IO, Any
 import click
 
 from firewall.cli.client import Client
+from firewall.cli.interrupt import Interrupt
 from firewall.cli.observe import Ordered, filter_options, query_of, terms_of
 from firewall.flows.captured import Captured, comment, from_line
 from firewall.flows.compact import line
@@ -45,24 +45,25 @@ def monitor(
     query = query_of(terms)
     if drops:
         query["drops"] = "1"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    seen = _Seen(map(from_line, client.lines("packets", query=query)), count)
-    try:
-        if target is None:
-            _print(seen)
-        elif target == "-":
-            _write(seen, sys.stdout.buffer)
+    with Interrupt() as until:
+        lines = client.lines("packets", query=query, until=until)
+        seen = _Seen(map(from_line, lines), count)
+        try:
+            if target is None:
+                _print(seen)
+            elif target == "-":
+                _write(seen, sys.stdout.buffer)
+            else:
+                with _create(target) as file:
+                    _write(seen, file)
+        except BrokenPipeError:  # `| head` has seen enough
+            sys.stderr.close()
         else:
-            with _create(target) as file:
-                _write(seen, file)
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
-    else:
-        click.echo(f"{seen.count} packets, {seen.lost_count} lost", err=True)
+            click.echo(f"{seen.count} packets, {seen.lost_count} lost", err=True)
 
 
 class _Seen:
-    """The packets of a stream, counted; they end at ^C, or when there are enough."""
+    """The packets of a stream, counted; they end when there are enough."""
 
     def __init__(self, stream: Iterable[Captured], limit_count: int | None) -> None:
         self._stream = stream
@@ -71,18 +72,15 @@ class _Seen:
         self.lost_count = 0
 
     def __iter__(self) -> Iterator[Captured]:
-        try:
-            for captured in self._stream:
-                self.lost_count += captured.lost_count
-                if captured.flow is None:
-                    yield captured
-                    continue
-                self.count += 1
+        for captured in self._stream:
+            self.lost_count += captured.lost_count
+            if captured.flow is None:
                 yield captured
-                if self.count == self._limit_count:
-                    return
-        except KeyboardInterrupt:
-            return
+                continue
+            self.count += 1
+            yield captured
+            if self.count == self._limit_count:
+                return
 
 
 def _create(name: str) -> IO[bytes]:

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from firewall.cli.client import Client, Query
+from firewall.cli.interrupt import Interrupt
 from firewall.flows.compact import (
     DICT_SEPARATOR,
     TIME_FORMATS,
@@ -130,16 +132,15 @@ def observe(client: Client, /, **options: Any) -> None:
         node_name=options["print_node_name"],
         time_format=options["time_format"],
     )
-    if options["input_file"]:
-        lines = _recorded(options["input_file"], chosen, options)
-    else:
-        lines = client.lines("flows", query=query)
-    try:
-        _print(lines, output, style, why=options["why"])
-    except KeyboardInterrupt:
-        sys.exit(0)
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
+    with Interrupt() if follow and not options["input_file"] else nullcontext() as until:
+        if options["input_file"]:
+            lines = _recorded(options["input_file"], chosen, options)
+        else:
+            lines = client.lines("flows", query=query, until=until)
+        try:
+            _print(lines, output, style, why=options["why"])
+        except BrokenPipeError:  # `| head` has seen enough
+            sys.stderr.close()
 
 
 def terms_of(options: dict[str, Any]) -> Iterator[Term]:

@@ -24,7 +24,7 @@ def asked(monkeypatch):
     """What the command asks the agent for; the answer is STREAM."""
     queries = []
 
-    def lines(self, *segments, query=None):
+    def lines(self, *segments, query=None, until=None):
         queries.append((*segments, query))
         return map(to_line, STREAM)
 
