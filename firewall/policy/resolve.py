@@ -37,6 +37,7 @@ from firewall.policy.model import (
     Peer,
     PolicyEntry,
     PolicyObject,
+    Tier,
 )
 from firewall.policy.objects import Resource
 from firewall.policy.repository import RepositoryChange, order_of
@@ -523,12 +524,13 @@ def _is_host(labels: LabelSet) -> bool:
 
 
 def _before_default_deny(entries: list[CompiledEntry]) -> list[CompiledEntry]:
-    """Leave out the tiers behind the one that isolates: its default deny decides before them.
+    """Leave out the tiers behind those that isolate: their default deny decides before them.
 
-    "v1.NetworkPolicy always makes a final decision for selected pods" (network-policy-api,
+    A NetworkPolicy decides finally for the pods it selects (network-policy-api,
     v1alpha2 ClusterNetworkPolicySpec.Tier; v1alpha1 says the same of Pass).
     """
-    last = max(compiled.entry.tier for compiled in entries if compiled.entry.default_deny)
+    isolating = (compiled.entry.tier for compiled in entries if compiled.entry.default_deny)
+    last = max(Tier.NORMAL, *isolating)
     return [compiled for compiled in entries if compiled.entry.tier <= last]
 
 

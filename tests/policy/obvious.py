@@ -97,7 +97,7 @@ class Law:
         )
         isolating = [entry.tier for entry in about_me if entry.default_deny]
         for tier in sorted({200, *(entry.tier for entry in about_me)}):
-            if isolating and tier > max(isolating):  # their default deny stands before it
+            if isolating and tier > max(200, *isolating):  # their default deny stands before it
                 return DENY
             here = [entry for entry in about_me if entry.tier == tier]
             answer = ask_tier(here, peer, what, local_host=local_host and tier == 200)

@@ -1,8 +1,8 @@
 """Admin, ordinary and baseline policies together: which of them has the last word.
 
-"v1.NetworkPolicy always makes a final decision for selected pods. Further evaluation only happens
-for Pods not selected by a v1.NetworkPolicy" (network-policy-api v1alpha2, spec.tier). A tier's rules
-come in the order of priority, then of the list; Pass goes on with the next tier.
+A NetworkPolicy decides finally for the pods it selects; only others come to the baseline
+(network-policy-api v1alpha2, spec.tier; v1alpha1, Pass). A tier's rules come in the order of
+priority, then of the list; Pass goes on with the next tier.
 """
 
 import pytest
