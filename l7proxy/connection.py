@@ -7,17 +7,16 @@ list at hand is done. Nothing is decided here.
 
 import asyncio
 import logging
-import ssl
 import time
 from dataclasses import replace
-from typing import Protocol, assert_never, cast
+from typing import Protocol, assert_never
 
 import msgspec
 
 from conntrack.address import format_address
 from firewall.policy.course import CLEAR, HTTP, Course
-from l7proxy import refusals, upstream
-from l7proxy.accesslog import Ends, SocketAddress, ends_of
+from l7proxy import refusals
+from l7proxy.accesslog import Ends, SocketAddress
 from l7proxy.certificates import CertificateError, Certificates
 from l7proxy.client_hello import ClientHello
 from l7proxy.commands import (
@@ -50,11 +49,19 @@ from l7proxy.metrics import Metrics
 from l7proxy.multiplex import Multiplex
 from l7proxy.ongoing import Ongoing
 from l7proxy.passage import Passage
+from l7proxy.poller import Poller
 from l7proxy.refusals import Refusal
 from l7proxy.second_hello import SecondHello
 from l7proxy.secure import SecureTransport
-from l7proxy.serverside import Core, TlsError, Transport, UpstreamConnection, reset_on_close
+from l7proxy.serverside import (
+    Core,
+    TowardsServer,
+    Transport,
+    UpstreamConnection,
+    reset_on_close,
+)
 from l7proxy.tunnel import Tunnel
+from l7proxy.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +73,7 @@ class Host(Protocol):
     heads: Heads
     metrics: Metrics
     certificates: Certificates
+    poller: Poller
     mark: int
 
     def admit(self, connection: "ClientConnection") -> Judge | None:
@@ -86,13 +94,19 @@ class Host(Protocol):
 
 
 class ClientConnection(asyncio.Protocol):
-    """One redirected connection and, behind it, the one to its server."""
+    """One redirected connection and, behind it, the one to its server.
+
+    Args:
+        host: the worker.
+        client: the peer's address.
+        server: the original destination.
+        ends: the same, as records have it.
+    """
 
     __slots__ = (
         "_admitted",
         "_begun",
         "_close_at",
-        "_connecting",
         "_course",
         "_host",
         "_judge",
@@ -109,7 +123,9 @@ class ClientConnection(asyncio.Protocol):
         "server",
     )
 
-    def __init__(self, host: Host) -> None:
+    def __init__(
+        self, host: Host, client: SocketAddress, server: SocketAddress, ends: Ends
+    ) -> None:
         self._host = host
         self._transport: Transport | None = None
         self._course = HTTP
@@ -117,32 +133,25 @@ class ClientConnection(asyncio.Protocol):
         self._shaking_hands = False
         self._transport_failure = ""
         self._upstreams: dict[int, UpstreamConnection] = {}
-        self._connecting: dict[int, asyncio.Task[None]] = {}
         self._judge: Judge | None = None
         self._begun: bytes | None = b""
         self._queue: list[Command] = []
         self._performing = False
         self._admitted = False
         self._close_at = float("inf")
-        self.client: SocketAddress = ("", 0)
-        self.server: SocketAddress = ("", 0)
-        self.ends = Ends(b"", 0, b"", 0)
+        self.client = client
+        self.server = server
+        self.ends = ends
         self.exchange: Core | None = None
 
     # --- the client's socket ---------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Judge the connection before anything is read from it."""
-        self._transport = cast("asyncio.Transport", transport)
+        assert isinstance(transport, Wire)
+        self._transport = transport
         limits = self._host.limits
-        self._transport.set_write_buffer_limits(high=limits.buffer_bytes)
-        client = transport.get_extra_info("peername")
-        server = transport.get_extra_info("sockname")
-        if not client or not server:  # gone before it was accepted
-            self._transport.abort()
-            return
-        self.client, self.server = client, server
-        self.ends = ends_of(client, server)
+        transport.set_write_buffer_limits(high=limits.buffer_bytes)
         self._admitted = True
         judge = self._host.admit(self)
         if judge is None:
@@ -270,8 +279,7 @@ class ClientConnection(asyncio.Protocol):
         assert transport is not None
         match command:
             case OpenUpstream(link, http2):
-                task = asyncio.get_running_loop().create_task(self._connect(link, http2=http2))
-                self._connecting[link] = task
+                self._open_upstream(link, http2=http2)
             case CloseUpstream(reset, link):
                 self._close_upstream(link, reset=reset)
             case ShutdownClient():
@@ -320,8 +328,7 @@ class ClientConnection(asyncio.Protocol):
             return
         greeting, transport, now = self.exchange, self._transport, time.monotonic()
         assert isinstance(greeting, Greeting)
-        assert transport is not None
-        assert not isinstance(transport, SecureTransport)
+        assert isinstance(transport, Wire)
         if not self._host.metrics.handshake_begun(self._host.limits.tls_handshake_count):
             self.perform(greeting.failed(refusals.TLS_OVERFLOW, now))
             return
@@ -398,48 +405,9 @@ class ClientConnection(asyncio.Protocol):
             # close() waits until everything was sent; a client that reads nothing must not keep it.
             self._close_at = time.monotonic() + self._host.limits.stream_idle_timeout_s
 
-    async def _connect(self, link: int, *, http2: bool) -> None:
-        try:
-            opened = await self._open(link, http2=http2)
-        except TlsError as error:
-            del self._connecting[link]
-            log.debug("no TLS with %s: %s", self.server, error)
-            self._transport_failure = str(error)
-            self._host.metrics.add("upstream_ssl_connection_error")
-            self._upstream_failed(ConnectFailure.TLS, link)
-            return
-        except OSError as error:
-            del self._connecting[link]
-            failure = ConnectFailure.REFUSED
-            if isinstance(error, TimeoutError):
-                failure = ConnectFailure.TIMEOUT
-            log.debug("no connection to %s: %s", self.server, error)
-            self._upstream_failed(failure, link)
-            return
-        except Exception:
-            log.exception("no connection to %s: internal error", self.server)
-            del self._connecting[link]
-            self._upstream_failed(ConnectFailure.REFUSED, link)
-            return
-        del self._connecting[link]
-        if opened is None:
-            self._upstream_failed(ConnectFailure.NO_HTTP2, link)
-            return
-        self._upstreams[link] = opened
-        self.ends = self.ends._replace(upstream_port=opened.local_port)
-        self._host.metrics.upstream_opened()
-        assert self.exchange is not None
-        self.perform(self.exchange.upstream_opened(time.monotonic(), link))
-        opened.begin()
-
-    async def _open(self, link: int, *, http2: bool) -> UpstreamConnection | None:
-        """Return a connection to the server; None: it does not speak the HTTP/2 that is wanted.
-
-        Raises:
-            TlsError: TLS is wanted, and there is none.
-            OSError: as `upstream.connect`.
-        """
-        context: ssl.SSLContext | None = None
+    def _open_upstream(self, link: int, *, http2: bool) -> None:
+        self._upstreams[link] = connection = UpstreamConnection(self, link)
+        secure: TowardsServer | None = None
         if (row := self._course.originate) is not None:
             offered = ("h2", "http/1.1") if http2 else ("http/1.1",)
             try:
@@ -447,37 +415,41 @@ class ClientConnection(asyncio.Protocol):
                     row, offered if self._course.http else ()
                 )
             except CertificateError as error:
-                raise TlsError(str(error)) from None
-        sock = await upstream.connect(self.client, self.server, self._host.mark)
-        loop = asyncio.get_running_loop()
-        _, opened = await loop.create_connection(lambda: UpstreamConnection(self, link), sock=sock)
-        if context is None:
-            return opened
-        try:
+                self.upstream_failed(connection, ConnectFailure.TLS, str(error))
+                return
             assert self._judge is not None
             name = self._judge.server_name or format_address(self.ends.destination)
-            protocol = await opened.begin_tls(context, name)
-        except BaseException:
-            opened.close(reset=True)
-            raise
-        self._host.metrics.add("upstream_ssl_handshake")
-        if http2 and protocol != "h2":
-            opened.close(reset=False)
-            return None
-        return opened
+            secure = TowardsServer(context, name, http2)
+        connection.dial(self._host.poller, self.client, self.server, self._host.mark, secure)
 
-    def _upstream_failed(self, failure: ConnectFailure, link: int) -> None:
+    def upstream_opened(self, connection: UpstreamConnection) -> None:
+        """Use a connection to the server."""
+        self.ends = self.ends._replace(upstream_port=connection.local_port)
+        self._host.metrics.upstream_opened()
+        if connection.secure:
+            self._host.metrics.add("upstream_ssl_handshake")
         assert self.exchange is not None
-        self.perform(self.exchange.upstream_failed(failure, time.monotonic(), link))
+        self.perform(self.exchange.upstream_opened(time.monotonic(), connection.link))
+
+    def upstream_failed(
+        self, connection: UpstreamConnection, failure: ConnectFailure, reason: str
+    ) -> None:
+        """Do without."""
+        log.debug("no connection to %s: %s", self.server, reason)
+        if self._upstreams.get(connection.link) is connection:
+            del self._upstreams[connection.link]
+        if failure is ConnectFailure.TLS:
+            self._transport_failure = reason
+            self._host.metrics.add("upstream_ssl_connection_error")
+        assert self.exchange is not None
+        self.perform(self.exchange.upstream_failed(failure, time.monotonic(), connection.link))
 
     def _close_upstream(self, link: int, *, reset: bool) -> None:
-        task = self._connecting.pop(link, None)
-        if task is not None:
-            task.cancel()
         connection = self._upstreams.pop(link, None)
         if connection is not None:
+            if connection.opened:
+                self._host.metrics.upstream_closed()
             connection.close(reset=reset)
-            self._host.metrics.upstream_closed()
 
 
 def _because(refusal: Refusal, reason: str) -> Refusal:

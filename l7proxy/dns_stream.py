@@ -15,9 +15,11 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from l7proxy import dns, upstream
-from l7proxy.accesslog import Ends, SocketAddress, ends_of
+from l7proxy.accesslog import Ends, SocketAddress
 from l7proxy.dns_desk import Desk, Lesson, Pending
 from l7proxy.limits import Limits
+from l7proxy.poller import Poller
+from l7proxy.wire import Wire
 
 TCP = 6
 
@@ -31,6 +33,7 @@ class Host(Protocol):
     """What a connection asks of its worker."""
 
     limits: Limits
+    poller: Poller
     mark: int
 
     def admit_stream(self, stream: "DnsStream") -> Desk | None:
@@ -75,9 +78,18 @@ def framed(message: bytes) -> bytes:
 
 
 class DnsStream(asyncio.Protocol):
-    """A client's connection."""
+    """A client's connection.
 
-    def __init__(self, host: Host) -> None:
+    Args:
+        host: the worker.
+        client: the peer's address.
+        server: the original destination.
+        ends: the same, as records have it.
+    """
+
+    def __init__(
+        self, host: Host, client: SocketAddress, server: SocketAddress, ends: Ends
+    ) -> None:
         self._host = host
         self._desk: Desk | None = None
         self._transport: asyncio.Transport | None = None
@@ -92,9 +104,9 @@ class DnsStream(asyncio.Protocol):
         self._ended = False  # the client sent FIN: what is open is answered yet
         self._held_count = 0
         self._idle_at = 0.0
-        self.client: SocketAddress = ("", 0)
-        self.server: SocketAddress = ("", 0)
-        self.ends = Ends(b"", 0, b"", 0)
+        self.client = client
+        self.server = server
+        self.ends = ends
 
     # --- the client's socket ---------------------------------------------------------------------
 
@@ -102,9 +114,6 @@ class DnsStream(asyncio.Protocol):
         """Let the worker say whether there is room."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self._host.limits.buffer_bytes)
-        self.client = transport.get_extra_info("peername")
-        self.server = transport.get_extra_info("sockname")
-        self.ends = ends_of(self.client, self.server)
         self._idle_at = time.monotonic()
         self._desk = self._host.admit_stream(self)
         if self._desk is None:
@@ -166,11 +175,11 @@ class DnsStream(asyncio.Protocol):
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._host.limits.connect_timeout_s):
                 sock = await upstream.connect(self.client, self.server, self._host.mark)
-            _, server = await loop.create_connection(lambda: _ServerStream(self), sock=sock)
+            server = _ServerStream(self)
+            Wire(self._host.poller, sock, server)
         except (OSError, TimeoutError) as error:
             self._fail_all(str(error) or "connection timed out")
         else:
@@ -340,36 +349,3 @@ class _ServerStream(asyncio.Protocol):
         with contextlib.suppress(RuntimeError):
             if self._transport is not None:
                 self._transport.resume_reading()
-
-
-class Doorman(asyncio.Protocol):
-    """Chooses who serves a redirected connection, when it is there and its ends are known.
-
-    Args:
-        dns: makes the connection of a DNS client.
-        other: makes every other one.
-        is_dns: whether a connection between these ends is redirected for dns rules.
-    """
-
-    def __init__(
-        self,
-        dns: Callable[[], asyncio.BaseProtocol],
-        other: Callable[[], asyncio.BaseProtocol],
-        is_dns: Callable[[Ends], bool],
-    ) -> None:
-        self._dns = dns
-        self._other = other
-        self._is_dns = is_dns
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Hand the connection over."""
-        client = transport.get_extra_info("peername")
-        server = transport.get_extra_info("sockname")
-        make = self._other
-        if client and server:
-            ends = ends_of(client, server)
-            make = self._dns if self._is_dns(ends) else self._other
-        protocol = make()
-        stream = cast("asyncio.Transport", transport)
-        stream.set_protocol(protocol)
-        protocol.connection_made(transport)

@@ -97,6 +97,8 @@ def listen(
 def _continued(sock: socket.socket, mark: int) -> socket.socket:
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    if sock.type == _STREAM:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
@@ -114,6 +116,7 @@ def _listen(family: int, kind: int, wildcard: str, port: int, mark: int) -> sock
             _prepare(sock)
         sock.bind((wildcard, port))
         if kind == _STREAM:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
             sock.listen(BACKLOG)
     except OSError:
         sock.close()

@@ -10,17 +10,19 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol
 
-from l7proxy.commands import Command
+from l7proxy import upstream
+from l7proxy.accesslog import SocketAddress
+from l7proxy.commands import Command, ConnectFailure
 from l7proxy.exchange import Exchange
 from l7proxy.greeting import Greeting
 from l7proxy.multiplex import Multiplex
 from l7proxy.passage import Passage
+from l7proxy.poller import WRITE, Poller
 from l7proxy.secure import SecureTransport
 from l7proxy.tunnel import Tunnel
+from l7proxy.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -42,32 +44,156 @@ class Owner(Protocol):
         """Do what the core asks for, in order."""
         ...
 
+    def upstream_opened(self, connection: "UpstreamConnection") -> None:
+        """Take that the connection can be used."""
+        ...
 
-class TlsError(Exception):
-    """There is no TLS with the server; the text says why."""
+    def upstream_failed(
+        self, connection: "UpstreamConnection", failure: ConnectFailure, reason: str
+    ) -> None:
+        """Take that there is none, for a reason that `failure` is a kind of."""
+        ...
+
+
+class TowardsServer(NamedTuple):
+    """TLS with a server that must prove to be `name`, a host or an address.
+
+    `http2`: ALPN must choose it, or the connection is of no use.
+    """
+
+    context: ssl.SSLContext
+    name: str
+    http2: bool
 
 
 class UpstreamConnection(asyncio.Protocol):
     """The connection to the server; silent once its owner has closed it.
 
-    A server may speak first, as one of HTTP/2 does, and before the owner has heard that there is a
-    connection; what it does until then is kept for `begin`.
+    Attributes:
+        link: as below.
+        local_port: ours, 0 until the socket is connected.
+        opened: the owner was told that it can be used.
+
+    Args:
+        owner: told of everything, and at once.
+        link: the number that the core knows the connection by.
     """
 
-    __slots__ = ("_closed", "_early", "_link", "_owner", "_transport")
+    __slots__ = (
+        "_closed", "_dialling", "_owner", "_poller", "_secure", "_server", "_transport", "link",
+        "local_port", "opened",
+    )  # fmt: skip
 
     def __init__(self, owner: Owner, link: int) -> None:
         self._owner = owner
-        self._link = link
         self._transport: Transport | None = None
         self._closed = False
-        self._early: list[Callable[[], object]] | None = []
+        self._dialling: socket.socket | None = None
+        self._poller: Poller | None = None
+        self._secure: TowardsServer | None = None
+        self._server: SocketAddress = ("", 0)
+        self.link = link
+        self.local_port = 0
+        self.opened = False
 
-    def begin(self) -> None:
-        """Pass on what the server has done already, and at once whatever it does from now on."""
-        early, self._early = self._early, None
-        for event in early or ():
-            event()
+    # --- until it is open ------------------------------------------------------------------------
+
+    def dial(
+        self,
+        poller: Poller,
+        client: SocketAddress,
+        server: SocketAddress,
+        mark: int,
+        secure: TowardsServer | None = None,
+    ) -> None:
+        """Connect in the client's name, and speak TLS if that is wanted.
+
+        The owner is told how it ended: `upstream_opened` or `upstream_failed`, maybe at once.
+        """
+        self._poller, self._server, self._secure = poller, server, secure
+        try:
+            self._dialling = sock = upstream.open_socket(client, mark)
+            if not upstream.connected(sock, server):
+                poller.watch(sock.fileno(), WRITE, self)
+                return
+        except OSError as error:
+            self._fail_to_connect(error)
+        else:
+            self._connected(poller, sock)
+
+    def ready(self, events: int) -> None:  # noqa: ARG002 - as any that is watched
+        """Look what became of connecting."""
+        sock, poller = self._dialling, self._poller
+        assert sock is not None
+        assert poller is not None
+        try:
+            if not upstream.connected(sock, self._server):
+                return
+        except OSError as error:
+            self._fail_to_connect(error)
+            return
+        poller.forget(sock.fileno())
+        self._connected(poller, sock)
+
+    def fail(self, error: Exception) -> None:
+        """End after an error of our own."""
+        self._give_up(ConnectFailure.REFUSED, f"internal error: {error}")
+
+    def _connected(self, poller: Poller, sock: socket.socket) -> None:
+        self._dialling = None
+        self.local_port = sock.getsockname()[1]
+        wire = Wire(poller, sock, self)
+        if self._secure is None:
+            self._open()
+            return
+        try:
+            self._transport = layer = SecureTransport(
+                wire,
+                self,
+                self._secure.context,
+                server_side=False,
+                server_name=self._secure.name,
+                ready=self._secured,
+                failed=self._insecure,
+            )
+        except ValueError as error:  # no name that a certificate could have
+            self._insecure(str(error))
+        else:
+            layer.start(b"")
+
+    def _secured(self, protocol: str) -> None:
+        """Take that TLS stands, with this protocol of ALPN in it or ""."""
+        assert self._secure is not None
+        if self._closed:
+            return
+        if self._secure.http2 and protocol != "h2":
+            self._give_up(ConnectFailure.NO_HTTP2, "the server speaks no HTTP/2")
+        else:
+            self._open()
+
+    def _open(self) -> None:
+        self.opened = True
+        self._owner.upstream_opened(self)
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is spoken on it."""
+        return self._secure is not None
+
+    def _insecure(self, reason: str) -> None:
+        """Take that there will be no TLS."""
+        if not self._closed:
+            self._give_up(ConnectFailure.TLS, reason)
+
+    def _fail_to_connect(self, error: OSError) -> None:
+        late = isinstance(error, TimeoutError)
+        self._give_up(ConnectFailure.TIMEOUT if late else ConnectFailure.REFUSED, str(error))
+
+    def _give_up(self, failure: ConnectFailure, reason: str) -> None:
+        self.close(reset=True)
+        self._owner.upstream_failed(self, failure, reason)
+
+    # --- the server's events ---------------------------------------------------------------------
 
     @property
     def _exchange(self) -> Core | None:
@@ -75,82 +201,39 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)
-
-    @property
-    def local_port(self) -> int:
-        """Our port, 0 if the connection is gone already."""
-        ours = self._transport.get_extra_info("sockname") if self._transport is not None else None
-        return ours[1] if ours else 0
-
-    async def begin_tls(self, context: ssl.SSLContext, name: str) -> str:
-        """Speak TLS with a server that must prove to be `name`, a host or an address.
-
-        Returns:
-            What ALPN chose, or "".
-
-        Raises:
-            TlsError: there is none; the connection is of no use.
-        """
-        raw = self._transport
-        assert raw is not None
-        assert not isinstance(raw, SecureTransport)
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def failed(reason: str) -> None:
-            if not done.done():
-                done.set_exception(TlsError(reason))
-
-        def ready(protocol: str) -> None:
-            if not done.done():
-                done.set_result(protocol)
-
-        try:
-            self._transport = secure = SecureTransport(
-                raw, self, context, server_side=False, server_name=name, ready=ready, failed=failed
-            )
-        except ValueError as error:  # no name that a certificate could have
-            raise TlsError(str(error)) from None
-        secure.start(b"")
-        return await done
+        assert isinstance(transport, Wire)
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the server on."""
-        if self._early is not None:
-            self._early.append(partial(self.data_received, data))
-            return
         owner = self._owner
         if not self._closed and (exchange := owner.exchange) is not None:
-            owner.perform(exchange.upstream_data(data, time.monotonic(), self._link))
+            owner.perform(exchange.upstream_data(data, time.monotonic(), self.link))
 
     def eof_received(self) -> bool:
         """Pass the server's FIN on; True: the exchange says when to close."""
-        if self._early is not None:
-            self._early.append(self.eof_received)
-            return True
         if (exchange := self._exchange) is not None:
-            self._owner.perform(exchange.upstream_ended(time.monotonic(), self._link))
+            self._owner.perform(exchange.upstream_ended(time.monotonic(), self.link))
         return True
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Pass the loss on, unless it was our doing."""
-        if self._early is not None:
-            self._early.append(partial(self.connection_lost, exc))
-            return
         if (exchange := self._exchange) is not None:
-            self._owner.perform(exchange.upstream_lost(time.monotonic(), self._link))
+            self._owner.perform(exchange.upstream_lost(time.monotonic(), self.link))
 
     def pause_writing(self) -> None:
         """Pass on that the server reads too slowly."""
         if (exchange := self._exchange) is not None:
-            commands = exchange.upstream_blocked(True, time.monotonic(), self._link)
+            commands = exchange.upstream_blocked(True, time.monotonic(), self.link)
             self._owner.perform(commands)
 
     def resume_writing(self) -> None:
         """Pass on that the server has caught up."""
         if (exchange := self._exchange) is not None:
-            commands = exchange.upstream_blocked(False, time.monotonic(), self._link)
+            commands = exchange.upstream_blocked(False, time.monotonic(), self.link)
             self._owner.perform(commands)
+
+    # --- commands --------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         """Send to the server."""
@@ -173,8 +256,13 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def close(self, *, reset: bool) -> None:
-        """Close; whatever the server still says is not heard."""
+        """Close, or stop connecting; whatever the server still says is not heard."""
         self._closed = True
+        if self._dialling is not None:
+            assert self._poller is not None
+            self._poller.forget(self._dialling.fileno())
+            self._dialling.close()
+            self._dialling = None
         if self._transport is None:
             return
         if reset:

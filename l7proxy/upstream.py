@@ -22,9 +22,6 @@ IP_BIND_ADDRESS_NO_PORT = 24
 IP_LOCAL_PORT_RANGE = 51
 """linux/in.h; the socket module does not name them."""
 
-_ESTABLISHED = b"\x01"
-"""tcpi_state, the first byte of struct tcp_info (linux/tcp.h, net/tcp_states.h)."""
-
 _RANGE = struct.Struct("=I")  # upper << 16 | lower in host order, 0 = the default bound (ip(7))
 
 _EPHEMERAL_MIDDLE = 46_884
@@ -85,28 +82,38 @@ def _bind_elsewhere(sock: socket.socket, client: SocketAddress, mark: int) -> so
     return other
 
 
-async def connect(client: SocketAddress, server: SocketAddress, mark: int) -> socket.socket:
-    """Return a connected socket; how long it may take is the caller's to say.
+def connected(sock: socket.socket, server: SocketAddress) -> bool:
+    """Connect, or go on with it once the socket can be written to; True when it is done.
+
+    A server on this machine is connected at once: its part runs within our call.
 
     Raises:
         OSError: refused, unreachable, timed out by the kernel, or no local port.
     """
+    error = sock.connect_ex(server)
+    if error == errno.EINPROGRESS:
+        error = sock.connect_ex(server)  # what came of it (connect(2), EALREADY)
+    if error in (0, errno.EISCONN):
+        return True
+    if error == errno.EALREADY:
+        return False
+    raise OSError(error, os.strerror(error))
+
+
+async def connect(client: SocketAddress, server: SocketAddress, mark: int) -> socket.socket:
+    """Return a connected socket; how long it may take is the caller's to say.
+
+    Raises:
+        OSError: as `connected`.
+    """
     sock = open_socket(client, mark)
     try:
         # Not loop.sock_connect: uvloop asks a thread for the address of this address, 2 ms.
-        error = sock.connect_ex(server)
-        if error == errno.EINPROGRESS:
-            # A server on this machine has answered already: its part ran within our call.
-            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED:
-                return sock
+        while not connected(sock, server):
             await _writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     except BaseException:
         sock.close()
         raise
-    if error:
-        sock.close()
-        raise OSError(error, os.strerror(error))
     return sock
 
 

@@ -56,13 +56,13 @@ from firewall.control.messages import (
 from firewall.control.snapshots import SnapshotReader
 from firewall.flows.event import DnsEvent, Event
 from firewall.policy.snapshot import SnapshotError
-from l7proxy.accesslog import Ends, http_event, is_final
+from l7proxy.accesslog import Ends, SocketAddress, ends_of, http_event, is_final
 from l7proxy.certificates import Certificates
 from l7proxy.commands import Record
 from l7proxy.connection import ClientConnection
 from l7proxy.dns_desk import Desk, Lesson
 from l7proxy.dns_service import DnsService
-from l7proxy.dns_stream import TCP, DnsStream, Doorman
+from l7proxy.dns_stream import TCP, DnsStream
 from l7proxy.heads import Heads
 from l7proxy.judgement import Judge
 from l7proxy.limits import LimitError, Limits, override
@@ -71,7 +71,9 @@ from l7proxy.logfile import AccessLog
 from l7proxy.logformat import ENCODINGS, FormatError, compile_format
 from l7proxy.metrics import Metrics, Redirects, Row
 from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.poller import Door, Poller
 from l7proxy.secrets import SecretFiles
+from l7proxy.wire import Wire
 
 SWEEP_S = 0.25
 """Resolution of timeouts; 10,000 connections take about a millisecond."""
@@ -140,7 +142,7 @@ class Worker:
         self._load(Path(options.snapshot))
         # What the agent keeps open for us is listening already, and connections may wait in it.
         self._listeners = listen(self._port, self.mark, inherited(os.environ))
-        self._servers: list[asyncio.Server] = []
+        self._doors: list[Door] = []
         self._stopped = asyncio.Event()
         self._draining_since = math.inf
         self._channel = WorkerChannel(
@@ -163,10 +165,10 @@ class Worker:
     async def run(self) -> None:
         """Serve until `drain` has ended."""
         loop = asyncio.get_running_loop()
+        self.poller = Poller()
         for name, sock in self._listeners.items():
             if name.startswith("tcp"):
-                server = await loop.create_server(self._doorman, sock=sock, backlog=1024)
-                self._servers.append(server)
+                self._doors.append(Door(self.poller, sock, self._enter))
         assert self._dns is not None
         self._dns.start(loop)
         loop.add_reader(self._channel.fileno(), self._listen)
@@ -185,16 +187,16 @@ class Worker:
                 sweep_at = now + SWEEP_S
         self._flush()
         loop.remove_reader(self._channel.fileno())
+        self.poller.close()
 
-    def _doorman(self) -> Doorman:
+    def _enter(self, sock: socket.socket, client: SocketAddress) -> None:
         """Meet a connection, of which nothing is known yet."""
-        dns = self._dns
-        assert dns is not None
-        return Doorman(
-            lambda: DnsStream(self),
-            lambda: ClientConnection(self),
-            lambda ends: dns.desk.serves(ends, TCP),
-        )
+        assert self._dns is not None
+        server: SocketAddress = sock.getsockname()
+        ends = ends_of(client, server)
+        serves = DnsStream if self._dns.desk.serves(ends, TCP) else ClientConnection
+        # Who has just connected has often sent something, too.
+        Wire(self.poller, sock, serves(self, client, server, ends)).read()
 
     def close(self) -> None:
         """Close the control socket and the log."""
@@ -210,8 +212,8 @@ class Worker:
         Listening sockets and the control socket's path are a successor's from now on.
         """
         self._channel.retire()
-        for server in self._servers:
-            server.close()
+        for door in self._doors:
+            door.close()
         if self._dns is not None:
             self._dns.stop()
         now = time.monotonic()

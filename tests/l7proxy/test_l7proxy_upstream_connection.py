@@ -1,9 +1,10 @@
-"""What a server does before its connection is known to the exchange."""
+"""What the connection to a server tells its owner, and when it falls silent."""
 
 from types import SimpleNamespace
 
 import pytest
 
+from l7proxy.commands import ConnectFailure
 from l7proxy.serverside import UpstreamConnection
 
 
@@ -21,35 +22,33 @@ class Recorder:
     def perform(self, told):
         self.told.append(told)
 
+    def upstream_failed(self, connection, failure, reason):
+        self.told.append((failure, reason, connection.link))
+
 
 @pytest.fixture
 def owner():
     return Recorder()
 
 
-def test_a_server_that_speaks_first_is_heard(owner):
-    """HTTP/2: SETTINGS may come with the handshake (RFC 9113 3.4), before we are told of it."""
-    server = UpstreamConnection(owner, 7)
-    server.data_received(b"settings")
-    server.data_received(b"more")
-    assert owner.told == []
-    server.begin()
-    server.data_received(b"last")
-    assert owner.told == [("data", b"settings", 7), ("data", b"more", 7), ("data", b"last", 7)]
-
-
-def test_a_server_that_leaves_at_once_has_left(owner):
+def test_everything_that_a_server_does_is_told_with_its_link(owner):
     server = UpstreamConnection(owner, 7)
     server.data_received(b"bye")
     assert server.eof_received()
     server.connection_lost(None)
-    server.begin()
     assert owner.told == [("data", b"bye", 7), ("ended", 7), ("lost", 7)]
 
 
-def test_nothing_is_heard_of_a_server_that_was_given_up_meanwhile(owner):
+def test_nothing_is_heard_of_a_server_that_was_given_up(owner):
     server = UpstreamConnection(owner, 7)
-    server.data_received(b"late")
     server.close(reset=True)
-    server.begin()
+    server.data_received(b"late")
+    server.eof_received()
+    server.connection_lost(None)
     assert owner.told == []
+
+
+def test_an_error_of_ours_is_a_refused_connection(owner):
+    """Or its client would wait for the timeout."""
+    UpstreamConnection(owner, 7).fail(ValueError("ours"))
+    assert owner.told == [(ConnectFailure.REFUSED, "internal error: ours", 7)]
