@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from firewall.agent.config import Config
+from firewall.agent.setting import SettingRow, settings
 from firewall.cli import main
 from firewall.cli.exits import ExitCode
 
@@ -58,7 +60,58 @@ def _commands(command: click.Command, path: str) -> Iterator[str]:
             yield from _commands(child, f"{path} {name}")
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": command_line}
+def configuration() -> str:
+    """Render docs/config.md: every setting, with default, values and meaning."""
+    head = """# The configuration
+
+Written by `make docs` from the source; change the setting, not this page.
+[examples/bartizan.yaml](../examples/bartizan.yaml) is the same as a file. Each setting can also be
+given as a flag (`--set policy.audit=on`) or a variable (`BARTIZAN_POLICY_AUDIT=on`); flag beats
+variable beats file beats default, and `bartizan config view --sources` says which it was. `SIGHUP`
+applies the settings marked *live*; the others need a restart.
+"""
+    rows = [
+        f"| `{row.path}` | {_default(row)} | {_values(row)} | {_cell(row.meaning.text)} |"
+        for row in settings(Config)
+    ]
+    return "\n".join(
+        [head, "| setting | default | values | meaning |", "|---|---|---|---|", *rows, ""]
+    )
+
+
+def _default(row: SettingRow) -> str:
+    words = row.meaning.words
+    named = {number: word for word, number in words.items()} if isinstance(words, dict) else {}
+    if row.default in named:
+        return f"`{named[row.default]}`"
+    if isinstance(row.default, bool):
+        return "`on`" if row.default else "`off`"
+    if row.default is None or row.default in ("", ()):
+        return ""
+    return f"`{row.default:#x}`" if row.path == "mark_mask" else f"`{row.default}`"
+
+
+def _values(row: SettingRow) -> str:
+    """Say what may be written: words, a range with its unit; and whether a reload applies it."""
+    meaning = row.meaning
+    parts = [", ".join(f"`{word}`" for word in meaning.words)] if meaning.words else []
+    if meaning.maximum is not None:
+        parts.append(
+            f"{meaning.minimum or 0:,.15g} to {meaning.maximum:,.15g} {meaning.unit}".strip()
+        )
+    elif meaning.minimum is not None:
+        parts.append(f"{meaning.minimum:,.15g} {meaning.unit} or more")
+    if row.kind is bool:
+        parts.append("`on`, `off`")
+    return "; ".join(["*live*"] * meaning.live + parts)
+
+
+def _cell(text: str) -> str:
+    """Keep a text as it is in a cell of a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": command_line, "config.md": configuration}
 """Page name -> what it must contain."""
 
 
