@@ -42,7 +42,7 @@ from firewall.agent.policies import InvalidPolicyError, Key, key_row
 from firewall.agent.roster import RosterError, UnknownEndpointError
 from firewall.agent.setting import value
 from firewall.agent.status import Status
-from firewall.agent.supervisor import WorkerState
+from firewall.agent.worker import WorkerState
 from firewall.control.channel import AgentChannel, ChannelClosedError, listen
 from firewall.datapath.choice import Ends, choose
 from firewall.datapath.kernel_flows import KernelFlow, delete_flows

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from firewall.agent.publisher import Publisher
-from firewall.agent.supervisor import Worker
+from firewall.agent.worker import Worker
 from firewall.control.journal import fields
 from firewall.datapath.kernel import KernelError
 from firewall.datapath.ruleset import RulesetConfig

@@ -18,7 +18,7 @@ from firewall.agent.config import FlowSettings
 from firewall.agent.engine import Engine
 from firewall.agent.exporter import Exporter
 from firewall.agent.monitor import Monitor
-from firewall.agent.supervisor import Worker
+from firewall.agent.worker import Worker
 from firewall.control.messages import Events
 from firewall.flows.filters import Filter, FilterError, Term
 from firewall.flows.flow import NS_PER_S, Flow, parse_time, to_json

@@ -38,6 +38,7 @@ from firewall.agent.engine import Engine, make_directories
 from firewall.agent.lineup import ruleset_config, specs
 from firewall.agent.loading import Loaded, load, needs_restart
 from firewall.agent.node import AddressMonitor, local_addresses
+from firewall.agent.orphans import end_orphans
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.proxyadmin import ProxyAdmin
 from firewall.agent.publisher import Publisher
@@ -45,8 +46,9 @@ from firewall.agent.resolving import Resolving
 from firewall.agent.statefile import StateError
 from firewall.agent.status import Status
 from firewall.agent.succession import Plan
-from firewall.agent.supervisor import VERSION, Supervisor, Worker, end_orphans
+from firewall.agent.supervisor import Supervisor
 from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
+from firewall.agent.worker import VERSION, Worker
 from firewall.control import journal
 from firewall.control.channel import ChannelError
 from firewall.control.journal import fields

@@ -33,7 +33,7 @@ from firewall.agent.policies import BookChange, Key, PolicyBook
 from firewall.agent.publisher import Publisher, enforced_by_all
 from firewall.agent.roster import Member, Origin, Roster, RosterError
 from firewall.agent.setting import value
-from firewall.agent.supervisor import Worker
+from firewall.agent.worker import Worker
 from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Hello
 from firewall.datapath.kernel import KernelError

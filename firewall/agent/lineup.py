@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from firewall.agent.config import Config
-from firewall.agent.supervisor import WorkerSpec
+from firewall.agent.worker import WorkerSpec
 from firewall.control.channel import socket_name
 from firewall.datapath.marks import Kind, Marks
 from firewall.datapath.ruleset import RulesetConfig

@@ -19,9 +19,9 @@ from firewall.agent.daemon import SIGNALS, Daemon, configure_log, start_errors
 from firewall.agent.document import DocumentError
 from firewall.agent.lineup import ruleset_config
 from firewall.agent.loading import Loaded, load
+from firewall.agent.orphans import end_orphans
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.proxyadmin import admin_path
-from firewall.agent.supervisor import end_orphans
 from firewall.control.channel import ChannelError, listener_pid
 from firewall.control.journal import fields
 from firewall.datapath import kernel

@@ -11,7 +11,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 
-from firewall.agent.supervisor import Worker, WorkerState
+from firewall.agent.worker import Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.control.messages import Watch
 from firewall.flows.captured import Captured, to_line

@@ -24,7 +24,8 @@ from aiohttp import web
 
 from firewall.agent.engine import Engine
 from firewall.agent.proxying import admin_problem
-from firewall.agent.supervisor import VERSION, Supervisor, Worker, WorkerState
+from firewall.agent.supervisor import Supervisor
+from firewall.agent.worker import VERSION, Worker, WorkerState
 from firewall.control.channel import ChannelError, listen
 from firewall.control.messages import Instruct
 from firewall.policy.snapshot import Snapshot

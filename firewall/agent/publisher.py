@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from firewall.agent.snapshot_writer import SnapshotWriter
-from firewall.agent.supervisor import Worker, WorkerState
+from firewall.agent.worker import Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Hello

@@ -10,7 +10,7 @@ import time
 
 from conntrack.address import parse_address
 from firewall.agent.engine import Engine
-from firewall.agent.supervisor import Worker, WorkerState
+from firewall.agent.worker import Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.control.journal import fields
 from firewall.control.messages import Learnt, Settled

@@ -15,7 +15,7 @@ from firewall.agent import views
 from firewall.agent.collector import Collector
 from firewall.agent.engine import Engine
 from firewall.agent.redirects import redirects
-from firewall.agent.supervisor import VERSION, Worker, WorkerState
+from firewall.agent.worker import VERSION, Worker, WorkerState
 from firewall.control.channel import ChannelClosedError
 from firewall.datapath.kernel import KernelError, QueueCounters, read_queues
 

@@ -22,15 +22,10 @@ from typing import NamedTuple
 
 from firewall.agent.config import Config
 from firewall.agent.lineup import BANK_SIZE, specs
+from firewall.agent.orphans import end_orphans
+from firewall.agent.process import command_of
 from firewall.agent.publisher import Publisher
-from firewall.agent.supervisor import (
-    VERSION,
-    Worker,
-    command_of,
-    end_orphans,
-    is_worker,
-    worker_sockets,
-)
+from firewall.agent.worker import VERSION, Worker, is_worker, worker_sockets
 from firewall.control.channel import AgentChannel, ChannelError, listener_pid
 
 GREETING_S = 1.0

@@ -3,8 +3,7 @@
 Theory of operation. A worker must outlive the agent, so it gets a session of its own and is found
 again by its socket, not by parenthood: at start the supervisor first tries the socket. Who listens
 there is adopted if it is the same program with the same arguments and version, else it is drained
-and replaced. A process is held by a pidfd from before it is looked at until after its last signal,
-so no signal ever reaches a stranger who inherited the number.
+and replaced. Nobody is looked at or ended who is not held (`process`).
 
 Sockets on which a worker accepts connections are made once, here, and given to each process that
 serves as this worker, so that nobody is refused while one follows the other. A worker that is
@@ -18,21 +17,13 @@ listener and the kernel drops what would go there: fail closed.
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import os
-import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
-from enum import IntEnum
-from importlib.metadata import version
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Container, Iterable
 
-import firewall
+from firewall.agent.process import KILL_AFTER_S, command_of, ending, exited, held, terminate
+from firewall.agent.worker import DRAIN_S, Worker, WorkerSpec, WorkerState, drain, is_worker, spawn
 from firewall.control.channel import (
     CONNECT_INTERVAL_S,
     AgentChannel,
@@ -40,24 +31,18 @@ from firewall.control.channel import (
     ChannelError,
     listener_pid,
 )
-from firewall.control.inheritance import VARIABLE, close_all, described
+from firewall.control.inheritance import close_all
 from firewall.control.journal import fields
 from firewall.control.messages import FromWorker, Hello
 
 START_TIMEOUT_S = 20.0
 """A worker that does not listen by then is taken for stuck: imports take about 0.3 s."""
 
-DRAIN_S = 3.0
-"""What a worker gets to finish what it began."""
-
 HANDOVER_S = 600.0
 """What a worker gets that hands over to another. Envoy --drain-time-s 600."""
 
 RETIRE_S = 5.0
 """Time for a worker that hands over to stop accepting and to leave its control socket's path."""
-
-KILL_AFTER_S = 3.0
-"""Further time between SIGTERM and SIGKILL for one that does not end."""
 
 BACKOFF_FIRST_S = 0.1
 """Pause before the second start in a row; doubled for every further one."""
@@ -78,68 +63,7 @@ them they take 2-3 s."""
 STEADY_S = 10.0
 """A worker that lived this long begins with the first pause again."""
 
-VERSION = version("bartizan")
-"""The version of this program, and the one that its workers must have."""
-
 log = logging.getLogger(__name__)
-
-
-class WorkerState(IntEnum):
-    """Where a worker stands."""
-
-    STARTING = 0
-    RUNNING = 1
-    DRAINING = 2
-    WAITING = 3
-    STOPPED = 4
-    LEAVING = 5
-    """Another process accepts in its place; it serves what it had accepted."""
-
-
-class WorkerSpec(NamedTuple):
-    """What a worker is: its kind and number, its command after the interpreter, its socket.
-
-    `listen` makes the sockets on which it accepts, given those that it had; None: it has none. It
-    raises OSError.
-    """
-
-    kind: str
-    number: int
-    arguments: tuple[str, ...]
-    socket_path: Path
-    listen: Callable[[Mapping[str, socket.socket]], dict[str, socket.socket]] | None = None
-
-    @property
-    def name(self) -> str:
-        """The name in messages: "datapath-0"."""
-        return f"{self.kind}-{self.number}"
-
-
-class Worker:
-    """One worker as the agent sees it.
-
-    Attributes:
-        revision: last snapshot revision that it acknowledged.
-        error: why it kept an older one, or why it does not run; "" = nothing is wrong.
-        restarts_count: how often it had to be started again.
-        vain_count: lives in a row that ended before it had greeted.
-        sockets: our copies of the sockets on which it accepts.
-        renewal: set when it shall hand over to a process with the arguments that `spec` has now.
-    """
-
-    def __init__(self, spec: WorkerSpec) -> None:
-        self.spec = spec
-        self.state = WorkerState.STARTING
-        self.pid = 0
-        self.version = ""
-        self.revision = 0
-        self.error = ""
-        self.restarts_count = 0
-        self.vain_count = 0
-        self.adopted = False
-        self.channel = AgentChannel(spec.socket_path)
-        self.sockets: dict[str, socket.socket] = {}
-        self.renewal = asyncio.Event()
 
 
 class Supervisor:
@@ -219,8 +143,8 @@ class Supervisor:
         """Drain one worker and see that it ends."""
         worker.state = WorkerState.DRAINING
         if worker.pid:
-            with contextlib.suppress(ProcessLookupError), _held(worker.pid) as process:
-                await _drain(worker.channel, process, deadline_s)
+            with contextlib.suppress(ProcessLookupError), held(worker.pid) as process:
+                await drain(worker.channel, process, deadline_s)
         worker.state = WorkerState.STOPPED
 
     async def _keep(self, worker: Worker) -> None:
@@ -261,18 +185,18 @@ class Supervisor:
         if not pid:
             if worker.spec.listen is not None:
                 worker.sockets = worker.spec.listen(worker.sockets)
-            child = _spawn(worker.spec, worker.sockets)
+            child = spawn(worker.spec, worker.sockets)
             pid = child.pid
         worker.pid = pid
         try:
-            with _held(pid) as process:
+            with held(pid) as process:
                 if await self._converse(worker, process):
                     await self._hand_over(worker, child)
                     return True
         finally:
             if child is not None:
                 code = child.poll()
-                worker.error = f"ended with {_ending(code)}" if code is not None else worker.error
+                worker.error = f"ended with {ending(code)}" if code is not None else worker.error
         if worker not in self._ending:
             log.error(
                 "worker ended", extra=fields(worker=worker.spec.name, pid=pid, error=worker.error)
@@ -305,14 +229,14 @@ class Supervisor:
     async def _see_off(self, old: Worker, child: subprocess.Popen[bytes] | None) -> None:
         """Listen to a process that has handed over until it ends."""
         try:
-            with _held(old.pid) as process:
-                ended = asyncio.create_task(_exited(process))
+            with held(old.pid) as process:
+                ended = asyncio.create_task(exited(process))
                 talking = asyncio.create_task(self._listen_to(old))
                 try:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(asyncio.shield(ended), HANDOVER_S + KILL_AFTER_S)
                     if not ended.done():
-                        await _terminate(process)
+                        await terminate(process)
                 finally:
                     ended.cancel()
                     talking.cancel()
@@ -335,7 +259,7 @@ class Supervisor:
         pid = listener_pid(path)
         if not pid:
             return 0
-        with contextlib.suppress(ProcessLookupError), _held(pid) as process:
+        with contextlib.suppress(ProcessLookupError), held(pid) as process:
             found = command_of(pid)
             if not is_worker(found, path.parent):
                 raise ChannelError(f"{path}: process {pid} listens there and is no worker of ours")
@@ -349,7 +273,7 @@ class Supervisor:
                 extra=fields(worker=worker.spec.name, pid=pid, version=greeting.version),
             )
             if worker.spec.listen is None:
-                await _drain(worker.channel, process, DRAIN_S)
+                await drain(worker.channel, process, DRAIN_S)
             else:
                 await self._take_over(worker, pid, greeting)
         return 0
@@ -375,7 +299,7 @@ class Supervisor:
 
     async def _converse(self, worker: Worker, process: int) -> bool:
         """Pass on what a worker says until its process ends, or (True) shall hand over."""
-        ended = asyncio.create_task(_exited(process))
+        ended = asyncio.create_task(exited(process))
         renewing = asyncio.create_task(worker.renewal.wait())
         beating = asyncio.create_task(self._listen_to_heart(worker, process))
         try:
@@ -390,7 +314,7 @@ class Supervisor:
                     return True
         except TimeoutError:
             # It never listened: end it here, or it would stand in its successor's way.
-            await _terminate(process)
+            await terminate(process)
             raise
         finally:
             ended.cancel()
@@ -415,7 +339,7 @@ class Supervisor:
             except ChannelClosedError:
                 continue
         log.error("worker hangs: replaced", extra=fields(worker=worker.spec.name, pid=worker.pid))
-        await _terminate(process)
+        await terminate(process)
 
     async def _talk(self, worker: Worker) -> None:
         """Connect and pass messages on until the connection ends."""
@@ -435,149 +359,3 @@ class Supervisor:
             await listening
         finally:
             listening.cancel()
-
-
-async def end_orphans(run_dir: Path, keep: Iterable[Path] = ()) -> list[int]:
-    """End the workers of `run_dir` that listen at none of the sockets in `keep`.
-
-    Their socket files go with them; files of dead ones are removed. Processes that are no workers
-    of ours are left alone.
-
-    Returns:
-        The pids that were ended.
-    """
-    surplus = sorted(set(worker_sockets(run_dir)) - set(keep))
-    ended = await asyncio.gather(*(_end_orphan(path, run_dir) for path in surplus))
-    return [pid for pid in ended if pid]
-
-
-async def _end_orphan(path: Path, run_dir: Path) -> int:
-    """End the worker that listens at `path`; return its pid, 0 = there was none of ours."""
-    try:
-        pid = listener_pid(path)
-    except ChannelError as error:
-        log.warning("socket left alone", extra=fields(path=path, error=error))
-        return 0
-    if pid:
-        with contextlib.suppress(ProcessLookupError), _held(pid) as process:
-            if not is_worker(command_of(pid), run_dir):
-                log.warning("process left alone: no worker of ours", extra=fields(pid=pid))
-                return 0
-            channel = AgentChannel(path)
-            with contextlib.suppress(ChannelError, TimeoutError):
-                await channel.connect(1.0)
-            await _drain(channel, process, DRAIN_S)
-            _reap(process)
-    _remove(path)
-    return pid
-
-
-def _reap(process: int) -> None:
-    """Take leave of a child that an earlier agent had in this very process (SIGUSR2)."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOHANG)
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def worker_sockets(run_dir: Path) -> list[Path]:
-    """Return the socket files of workers in a run directory."""
-    return [*run_dir.glob("datapath-*.sock"), *run_dir.glob("l7proxy-*.sock")]
-
-
-def command_of(pid: int) -> tuple[str, ...]:
-    """Return a process's arguments after the interpreter, () if it is gone."""
-    try:
-        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return ()
-    return tuple(os.fsdecode(part) for part in raw.rstrip(b"\0").split(b"\0")[1:])
-
-
-def is_worker(command: tuple[str, ...], run_dir: Path) -> bool:
-    """Say whether a command line is that of a worker of this run directory."""
-    modules = {"firewall.datapath.worker", "l7proxy.worker"}
-    pairs = set(itertools.pairwise(command))
-    return any(("-m", module) in pairs for module in modules) and (
-        ("--run-dir", str(run_dir)) in pairs
-    )
-
-
-def _spawn(spec: WorkerSpec, sockets: Mapping[str, socket.socket]) -> subprocess.Popen[bytes]:
-    """Start a worker in a session of its own, so that it survives us and our terminal."""
-    root = str(Path(firewall.__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    child = subprocess.Popen(
-        (sys.executable, *spec.arguments),
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path, VARIABLE: described(sockets)},
-        pass_fds=[sock.fileno() for sock in sockets.values()],
-    )
-    log.info("worker started", extra=fields(worker=spec.name, pid=child.pid))
-    return child
-
-
-class _held:  # noqa: N801  reads as a statement
-    """Hold a process by a pidfd (pidfd_open(2)); ProcessLookupError if it is gone already."""
-
-    def __init__(self, pid: int) -> None:
-        self._pidfd = os.pidfd_open(pid)
-
-    def __enter__(self) -> int:
-        return self._pidfd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._pidfd)
-
-
-async def _exited(process: int) -> None:
-    """Wait until a held process has ended."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    watched = os.dup(process)  # epoll knows a descriptor once; two may wait for one process
-    loop.add_reader(watched, _settle, done)
-    try:
-        await done
-    finally:
-        loop.remove_reader(watched)
-        os.close(watched)
-
-
-def _settle(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
-
-
-async def _drain(channel: AgentChannel, process: int, deadline_s: float) -> None:
-    """Ask a worker to finish; insist if it does not."""
-    with contextlib.suppress(ChannelError):
-        await channel.drain(deadline_s)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_exited(process), deadline_s + 1)
-    await _terminate(process)
-    channel.close()
-
-
-async def _terminate(process: int) -> None:
-    """End a held process: SIGTERM, and SIGKILL if it does not listen."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            signal.pidfd_send_signal(process, number)
-        except ProcessLookupError:
-            return
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_exited(process), KILL_AFTER_S)
-            return
-
-
-def _ending(code: int) -> str:
-    """Name how a child ended."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"

@@ -9,7 +9,7 @@ from conntrack.flow import FlowTuple
 from firewall.agent.engine import Engine
 from firewall.agent.policies import BookChange, Key, key_row
 from firewall.agent.roster import Member, UnknownEndpointError
-from firewall.agent.supervisor import Worker
+from firewall.agent.worker import Worker
 from firewall.datapath.choice import Choice, Ends
 from firewall.datapath.kernel import QueueCounters
 from firewall.flows.flow import format_time

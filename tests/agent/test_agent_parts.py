@@ -9,7 +9,7 @@ from firewall.agent.lineup import specs
 from firewall.agent.loading import read
 from firewall.agent.numbers import PrefixNumbers, prefix_labels
 from firewall.agent.status import Exposition
-from firewall.agent.supervisor import is_worker
+from firewall.agent.worker import is_worker
 from firewall.flows.filters import FilterError
 from firewall.identities.registry import LocalNumbers
 
