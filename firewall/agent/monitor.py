@@ -11,7 +11,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 
-from firewall.agent.worker import Worker, WorkerState
+from firewall.agent.worker import Worker, WorkerState, ask_each
 from firewall.control.channel import ChannelClosedError
 from firewall.control.messages import Watch
 from firewall.flows.captured import Captured, to_line
@@ -121,12 +121,8 @@ class Monitor:
 
     async def _followed(self) -> None:
         """Wait until the workers have done what they were told: they answer in order."""
-        questions = [
-            worker.channel.ask("status", WATCH_S)
-            for worker in self._workers
-            if worker.state is WorkerState.RUNNING
-        ]
-        await asyncio.gather(*questions, return_exceptions=True)
+        running = [worker for worker in self._workers if worker.state is WorkerState.RUNNING]
+        await ask_each(running, "status", WATCH_S)
 
     async def _renew(self) -> None:
         while True:

@@ -7,7 +7,6 @@ a loopback host, so that no web page in a browser here can reach it by a name of
 rebinding). Source: envoy docs, operations/admin.rst.
 """
 
-import asyncio
 import contextlib
 import functools
 import json
@@ -25,7 +24,7 @@ from aiohttp import web
 from firewall.agent.engine import Engine
 from firewall.agent.proxying import admin_problem
 from firewall.agent.supervisor import Supervisor
-from firewall.agent.worker import VERSION, Worker, WorkerState
+from firewall.agent.worker import VERSION, Worker, WorkerState, ask_each
 from firewall.control.channel import ChannelError, listen
 from firewall.control.messages import Instruct
 from firewall.policy.snapshot import Snapshot
@@ -128,10 +127,7 @@ class ProxyAdmin:
             for worker in self._workers
             if worker.state in (WorkerState.RUNNING, WorkerState.LEAVING)
         ]
-        answers = await asyncio.gather(
-            *(worker.channel.ask(what, ASK_TIMEOUT_S) for worker in asked), return_exceptions=True
-        )
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+        return [*(await ask_each(asked, what, ASK_TIMEOUT_S)).values()]
 
     async def _tell(self, what: str, value: str = "") -> None:
         for worker in self._workers:

@@ -10,7 +10,7 @@ import time
 
 from conntrack.address import parse_address
 from firewall.agent.engine import Engine
-from firewall.agent.worker import Worker, WorkerState
+from firewall.agent.worker import Worker, WorkerState, ask_each
 from firewall.control.channel import ChannelClosedError
 from firewall.control.journal import fields
 from firewall.control.messages import Learnt, Settled
@@ -28,7 +28,6 @@ class Resolving:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._tasks: set[asyncio.Task[None]] = set()
-        self._collected = asyncio.Event()
 
     def learnt(self, worker: Worker, lesson: Learnt) -> None:
         """Take a lesson; its worker hears when it is enforced."""
@@ -95,15 +94,12 @@ class Resolving:
         running = [w for w in engine.workers if w.state is WorkerState.RUNNING]
         if len(running) < len(engine.workers):
             return None
-        try:
-            answers = await asyncio.gather(
-                *(worker.channel.ask("connections", ASK_TIMEOUT_S) for worker in running)
-            )
-        except (ChannelClosedError, TimeoutError, OSError):
+        answers = await ask_each(running, "connections", ASK_TIMEOUT_S)
+        if len(answers) < len(running):
             return None
         owners = engine.owners()
         alive: set[Connection] = set()
-        for row in (row for answer in answers for row in answer):
+        for row in (row for answer in answers.values() for row in answer):
             owner = owners.get(parse_address(str(row["source"])))
             if owner is not None:
                 alive.add((owner, parse_address(str(row["destination"]))))

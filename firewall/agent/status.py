@@ -15,8 +15,7 @@ from firewall.agent import views
 from firewall.agent.collector import Collector
 from firewall.agent.engine import Engine
 from firewall.agent.redirects import redirects
-from firewall.agent.worker import VERSION, Worker, WorkerState
-from firewall.control.channel import ChannelClosedError
+from firewall.agent.worker import VERSION, Worker, WorkerState, ask_each
 from firewall.datapath.kernel import KernelError, QueueCounters, read_queues
 
 ASK_TIMEOUT_S = 2.0
@@ -183,18 +182,15 @@ class Status:
             if worker.spec.kind == "l7proxy"
             and worker.state in (WorkerState.RUNNING, WorkerState.LEAVING)
         ]
-        questions = [worker.channel.ask(what, ASK_TIMEOUT_S)
-                     for what in ("redirects", "status") for worker in serving]  # fmt: skip
-        answers: list[list[dict[str, Any]]] = [
-            [] if isinstance(answer, BaseException) else answer
-            for answer in await asyncio.gather(*questions, return_exceptions=True)
-        ]
-        counted, states = answers[: len(serving)], answers[len(serving) :]
+        counted, states = await asyncio.gather(
+            ask_each(serving, "redirects", ASK_TIMEOUT_S),
+            ask_each(serving, "status", ASK_TIMEOUT_S),
+        )
         return {
-            "redirects": redirects(self._engine.publisher.snapshot, counted),
+            "redirects": redirects(self._engine.publisher.snapshot, counted.values()),
             "workers": [
                 {**row, "state": worker.state.name.lower()}
-                for worker, rows in zip(serving, states, strict=True)
+                for worker, rows in states.items()
                 for row in rows
             ],
         }
@@ -212,18 +208,7 @@ class Status:
     async def _ask_workers(self) -> dict[Worker, list[dict[str, object]]]:
         """Ask every worker for its metrics; one that does not answer in time is left out."""
         running = [w for w in self._engine.workers if w.state is WorkerState.RUNNING]
-        answers = await asyncio.gather(
-            *(worker.channel.ask("metrics", ASK_TIMEOUT_S) for worker in running),
-            return_exceptions=True,
-        )
-        found: dict[Worker, list[dict[str, object]]] = {}
-        for worker, answer in zip(running, answers, strict=True):
-            if isinstance(answer, (ChannelClosedError, TimeoutError)):
-                continue
-            if isinstance(answer, BaseException):
-                raise answer
-            found[worker] = answer
-        return found
+        return await ask_each(running, "metrics", ASK_TIMEOUT_S)
 
 
 class Exposition:

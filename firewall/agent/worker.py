@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import firewall
 from firewall.agent.process import exited, terminate
-from firewall.control.channel import AgentChannel, ChannelError
+from firewall.control.channel import AgentChannel, ChannelClosedError, ChannelError
 from firewall.control.inheritance import VARIABLE, described
 from firewall.control.journal import fields
 
@@ -100,6 +100,23 @@ def spawn(spec: WorkerSpec, sockets: Mapping[str, socket.socket]) -> subprocess.
     )
     log.info("worker started", extra=fields(worker=spec.name, pid=child.pid))
     return child
+
+
+async def ask_each(
+    workers: Iterable[Worker], what: str, timeout_s: float
+) -> dict[Worker, list[dict[str, object]]]:
+    """Ask workers at once (`messages.Ask`); who is gone or does not answer in time is left out."""
+    asked = tuple(workers)
+    answers = await asyncio.gather(
+        *(worker.channel.ask(what, timeout_s) for worker in asked), return_exceptions=True
+    )
+    found: dict[Worker, list[dict[str, object]]] = {}
+    for worker, answer in zip(asked, answers, strict=True):
+        if not isinstance(answer, BaseException):
+            found[worker] = answer
+        elif not isinstance(answer, (ChannelClosedError, TimeoutError)):
+            raise answer
+    return found
 
 
 async def drain(channel: AgentChannel, process: int, deadline_s: float) -> None:
