@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Self
 
 from conntrack.address import Prefix, parse_address
-from firewall.control.channel import AgentChannel
+from firewall.control.agent_channel import AgentChannel
 from firewall.identities.labels import LabelSet
 from firewall.policy.readers import read
 from firewall.policy.repository import Repository

@@ -87,10 +87,10 @@ def listen(
             if family == socket.AF_INET6 and error.errno in _ABSENT:
                 log.warning("no IPv6 here: listening on IPv4 only")
                 continue
-            close_all(sockets)
+            close_all(sockets.values())
             hint = " (CAP_NET_ADMIN is needed)" if isinstance(error, PermissionError) else ""
             raise ListenError(f"cannot listen on {wildcard} port {port}: {error}{hint}") from error
-    close_all(left)
+    close_all(left.values())
     return sockets
 
 

@@ -36,7 +36,6 @@ import msgspec
 
 from conntrack.address import format_address
 from firewall.control import journal
-from firewall.control.channel import ChannelError, WorkerChannel
 from firewall.control.inheritance import inherited
 from firewall.control.messages import (
     Acknowledged,
@@ -54,6 +53,8 @@ from firewall.control.messages import (
     Watch,
 )
 from firewall.control.snapshots import SnapshotReader
+from firewall.control.unix import ChannelError
+from firewall.control.worker_channel import WorkerChannel
 from firewall.flows.event import DnsEvent, Event
 from firewall.policy.snapshot import SnapshotError
 from l7proxy.accesslog import Ends, SocketAddress, ends_of, http_event, is_final

@@ -10,7 +10,7 @@ import msgspec
 from http_transcript import PUBLIC
 from http_transcript import snapshot as two_endpoints
 
-from firewall.control.channel import AgentChannel
+from firewall.control.agent_channel import AgentChannel
 from firewall.control.messages import Acknowledged, Events
 from firewall.policy.snapshot import Snapshot
 from firewall.policy.snapshot_file import encode

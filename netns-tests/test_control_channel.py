@@ -11,15 +11,10 @@ import threading
 
 import pytest
 
-from firewall.control.channel import (
-    AgentChannel,
-    ChannelBusyError,
-    ChannelClosedError,
-    ChannelError,
-    WorkerChannel,
-    listener_pid,
-)
+from firewall.control.agent_channel import AgentChannel
 from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hello
+from firewall.control.unix import ChannelBusyError, ChannelClosedError, ChannelError, listener_pid
+from firewall.control.worker_channel import WorkerChannel
 from firewall.flows.event import PacketEvent
 
 
@@ -111,7 +106,7 @@ def test_a_stale_socket_file_is_replaced_and_a_living_one_is_not(tmp_path, worke
         WorkerChannel(worker.path, "datapath", 0, "1")
     assert caught.value.pid == os.getpid()
     script = (
-        "import os, sys; from firewall.control.channel import WorkerChannel;"
+        "import os, sys; from firewall.control.worker_channel import WorkerChannel;"
         "c = WorkerChannel(sys.argv[1], 'datapath', 0, '1'); os.kill(os.getpid(), 9)"
     )
     stale = tmp_path / "stale.sock"

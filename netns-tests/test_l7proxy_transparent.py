@@ -14,7 +14,7 @@ from l7proxy_live import PROXY_PORT, Live, snapshot
 from traffic import eventually
 
 from conntrack.address import parse_address
-from firewall.control.channel import AgentChannel
+from firewall.control.agent_channel import AgentChannel
 from firewall.control.messages import Acknowledged
 
 pytestmark = pytest.mark.needs("tproxy", "tproxy6", "socket", "socket6", "ipv6")

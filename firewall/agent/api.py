@@ -43,7 +43,8 @@ from firewall.agent.roster import RosterError, UnknownEndpointError
 from firewall.agent.setting import value
 from firewall.agent.status import Status
 from firewall.agent.worker import WorkerState
-from firewall.control.channel import AgentChannel, ChannelClosedError, listen
+from firewall.control.agent_channel import AgentChannel
+from firewall.control.unix import ChannelClosedError, listen
 from firewall.datapath.choice import Ends, choose
 from firewall.datapath.kernel_flows import KernelFlow, delete_flows
 from firewall.datapath.marks import Kind

@@ -50,9 +50,9 @@ from firewall.agent.supervisor import Supervisor
 from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
 from firewall.agent.worker import VERSION, Worker
 from firewall.control import journal
-from firewall.control.channel import ChannelError
 from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Events, FromWorker, Hello, Learnt
+from firewall.control.unix import ChannelError
 from firewall.datapath import kernel
 from firewall.datapath.kernel import KernelError
 from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError

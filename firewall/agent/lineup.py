@@ -6,7 +6,7 @@ from functools import partial
 
 from firewall.agent.config import Config
 from firewall.agent.worker import WorkerSpec
-from firewall.control.channel import socket_name
+from firewall.control.worker_channel import socket_name
 from firewall.datapath.marks import Kind, Marks
 from firewall.datapath.ruleset import RulesetConfig
 from l7proxy.listener import ListenError, listen

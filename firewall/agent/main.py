@@ -22,8 +22,8 @@ from firewall.agent.loading import Loaded, load
 from firewall.agent.orphans import end_orphans
 from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.proxyadmin import admin_path
-from firewall.control.channel import ChannelError, listener_pid
 from firewall.control.journal import fields
+from firewall.control.unix import ChannelError, listener_pid
 from firewall.datapath import kernel
 from firewall.datapath.kernel import KernelError
 

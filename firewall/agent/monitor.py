@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 
 from firewall.agent.worker import Worker, WorkerState, ask_each
-from firewall.control.channel import ChannelClosedError
 from firewall.control.messages import Watch
+from firewall.control.unix import ChannelClosedError
 from firewall.flows.captured import Captured, to_line
 from firewall.flows.event import PacketEvent
 from firewall.flows.filters import Filter

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from firewall.agent.process import command_of, held, reap
 from firewall.agent.worker import DRAIN_S, drain, is_worker, worker_sockets
-from firewall.control.channel import AgentChannel, ChannelError, listener_pid
+from firewall.control.agent_channel import AgentChannel
 from firewall.control.journal import fields
+from firewall.control.unix import ChannelError, listener_pid
 
 log = logging.getLogger(__name__)
 

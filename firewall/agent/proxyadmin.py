@@ -25,8 +25,8 @@ from firewall.agent.engine import Engine
 from firewall.agent.proxying import admin_problem
 from firewall.agent.supervisor import Supervisor
 from firewall.agent.worker import VERSION, Worker, WorkerState, ask_each
-from firewall.control.channel import ChannelError, listen
 from firewall.control.messages import Instruct
+from firewall.control.unix import ChannelError, listen
 from firewall.policy.snapshot import Snapshot
 from l7proxy import stats
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from firewall.agent.snapshot_writer import SnapshotWriter
 from firewall.agent.worker import Worker, WorkerState
-from firewall.control.channel import ChannelClosedError
 from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Hello
+from firewall.control.unix import ChannelClosedError
 from firewall.policy.snapshot import Snapshot, SnapshotError
 from firewall.policy.snapshot_file import decode
 

@@ -11,9 +11,9 @@ import time
 from conntrack.address import parse_address
 from firewall.agent.engine import Engine
 from firewall.agent.worker import Worker, WorkerState, ask_each
-from firewall.control.channel import ChannelClosedError
 from firewall.control.journal import fields
 from firewall.control.messages import Learnt, Settled
+from firewall.control.unix import ChannelClosedError
 from firewall.fqdn.cache import Connection
 
 ASK_TIMEOUT_S = 5.0

@@ -7,13 +7,12 @@ crash leaves behind and that `run_dir` cannot divide. The other's pid comes from
 
 import os
 import socket
-import struct
 import time
+
+from firewall.control.unix import peer_pid
 
 LOCK_NAME = "\0bartizan"
 """Abstract address that the daemon of a network namespace holds."""
-
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 
 
 class OccupiedError(Exception):
@@ -52,9 +51,7 @@ def occupant() -> int:
             probe.connect(LOCK_NAME)
         except OSError:
             return 0
-        data = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid: int = _CREDENTIALS.unpack(data)[0]
-        return pid
+        return peer_pid(probe)
 
 
 def tell_systemd(*lines: str) -> None:

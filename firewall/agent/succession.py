@@ -26,7 +26,8 @@ from firewall.agent.orphans import end_orphans
 from firewall.agent.process import command_of
 from firewall.agent.publisher import Publisher
 from firewall.agent.worker import VERSION, Worker, is_worker, worker_sockets
-from firewall.control.channel import AgentChannel, ChannelError, listener_pid
+from firewall.control.agent_channel import AgentChannel
+from firewall.control.unix import ChannelError, listener_pid
 
 GREETING_S = 1.0
 """Time for a running worker to say who it is; one that hangs is replaced."""

@@ -24,16 +24,11 @@ from collections.abc import Awaitable, Callable, Container, Iterable
 
 from firewall.agent.process import KILL_AFTER_S, command_of, ending, exited, held, terminate
 from firewall.agent.worker import DRAIN_S, Worker, WorkerSpec, WorkerState, drain, is_worker, spawn
-from firewall.control.channel import (
-    CONNECT_INTERVAL_S,
-    AgentChannel,
-    ChannelClosedError,
-    ChannelError,
-    listener_pid,
-)
+from firewall.control.agent_channel import CONNECT_INTERVAL_S, AgentChannel
 from firewall.control.inheritance import close_all
 from firewall.control.journal import fields
 from firewall.control.messages import FromWorker, Hello
+from firewall.control.unix import ChannelClosedError, ChannelError, listener_pid
 
 START_TIMEOUT_S = 20.0
 """A worker that does not listen by then is taken for stuck: imports take about 0.3 s."""
@@ -108,7 +103,7 @@ class Supervisor:
         chosen = [worker for worker in self.workers if kind in (None, worker.spec.kind)]
         self._ending.update(chosen)
         for worker in chosen:  # what would wait to be accepted is refused now
-            close_all(worker.sockets)
+            close_all(worker.sockets.values())
             worker.sockets = {}
         await asyncio.gather(*(self._end(worker, deadline_s) for worker in chosen))
 
@@ -130,7 +125,7 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
         for worker in self.workers:
             worker.channel.close()
-            close_all(worker.sockets)
+            close_all(worker.sockets.values())
 
     def renew(self, spec: WorkerSpec) -> None:
         """Have the worker of this kind and number hand over to one with these arguments."""

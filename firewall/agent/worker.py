@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import firewall
 from firewall.agent.process import exited, terminate
-from firewall.control.channel import AgentChannel, ChannelClosedError, ChannelError
+from firewall.control.agent_channel import AgentChannel
 from firewall.control.inheritance import VARIABLE, described
 from firewall.control.journal import fields
+from firewall.control.unix import ChannelClosedError, ChannelError
 
 DRAIN_S = 3.0
 """What a worker gets to finish what it began."""

@@ -8,7 +8,7 @@ command line says what a worker is, and that does not change with a number.
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 VARIABLE = "BARTIZAN_SOCKETS"
 """`name=descriptor` each, comma separated."""
@@ -33,7 +33,7 @@ def inherited(environment: Mapping[str, str]) -> dict[str, socket.socket]:
     return found
 
 
-def close_all(sockets: Mapping[str, socket.socket]) -> None:
+def close_all(sockets: Iterable[socket.socket]) -> None:
     """Close our copies; the sockets live on in every process that has others."""
-    for sock in sockets.values():
+    for sock in sockets:
         sock.close()

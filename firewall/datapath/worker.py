@@ -33,7 +33,6 @@ from typing import NamedTuple
 
 from conntrack.tracker import LINUX, STRICT, Tracker
 from firewall.control import journal
-from firewall.control.channel import ChannelError, WorkerChannel, socket_name
 from firewall.control.messages import (
     Acknowledged,
     Announce,
@@ -50,6 +49,8 @@ from firewall.control.messages import (
     Watch,
 )
 from firewall.control.snapshots import SnapshotReader
+from firewall.control.unix import ChannelError
+from firewall.control.worker_channel import WorkerChannel, socket_name
 from firewall.datapath import nfqueue
 from firewall.datapath.answers import (
     Row,
