@@ -32,14 +32,13 @@ from firewall.agent.api import Api
 from firewall.agent.bypass import Bypass, Kernel
 from firewall.agent.collector import Collector
 from firewall.agent.config import Config
-from firewall.agent.declaration import read_declarations
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, make_directories
+from firewall.agent.following import Following
 from firewall.agent.lineup import ruleset_config, specs
 from firewall.agent.loading import Loaded, load, needs_restart
 from firewall.agent.node import AddressMonitor, local_addresses
 from firewall.agent.orphans import end_orphans
-from firewall.agent.policies import InvalidPolicyError
 from firewall.agent.proxyadmin import ProxyAdmin
 from firewall.agent.publisher import Publisher
 from firewall.agent.resolving import Resolving
@@ -47,7 +46,6 @@ from firewall.agent.statefile import StateError
 from firewall.agent.status import Status
 from firewall.agent.succession import Plan
 from firewall.agent.supervisor import Supervisor
-from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
 from firewall.agent.worker import VERSION, Worker
 from firewall.control import journal
 from firewall.control.journal import fields
@@ -120,9 +118,6 @@ class Daemon:
         self._stopped_at = 0.0
         self._reload = asyncio.Event()
         self._links_changed = asyncio.Event()
-        self._policy_watch = DirectoryWatch(config.policy.directory)
-        self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
-        self._endpoint_files: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._dumps: set[asyncio.Task[None]] = set()
         self._undo = self._stays = False
@@ -133,6 +128,7 @@ class Daemon:
         self._resolving: Resolving
         self._collector: Collector
         self._status: Status
+        self._following: Following
 
     @property
     def _config(self) -> Config:
@@ -213,8 +209,8 @@ class Daemon:
         await self._engine.restore()
         self._engine.local_addresses = await asyncio.to_thread(local_addresses)
         await self._engine.sync_endpoints(config.endpoints, "config")
-        await self._follow_policies(first=True)
-        await self._follow_endpoints()
+        self._following = Following(self._engine, config, self._status.problems)
+        await self._following.look(first=True)
 
     async def _begin(self, monitor: AddressMonitor) -> None:
         """Install the rules, start or adopt the workers, begin to publish."""
@@ -240,7 +236,7 @@ class Daemon:
         if ended:
             log.info("earlier workers ended", extra=fields(pids=",".join(map(str, ended))))
         for work in (self._bypass.run(), self._collector.run(), self._resolving.run(),
-                     self._keep_following(), self._keep_links(), self._keep_up()):  # fmt: skip
+                     self._following.run(), self._keep_links(), self._keep_up()):  # fmt: skip
             self._do(work)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
@@ -358,8 +354,7 @@ class Daemon:
         else:
             self._status.problems.pop("configuration", None)
             await self._apply_config(loaded)
-        await self._follow_policies()
-        await self._follow_endpoints()
+        await self._following.look()
         standing.tell_systemd("READY=1", f"STATUS={self._status.summary()}")
 
     async def _apply_config(self, loaded: Loaded) -> None:
@@ -370,10 +365,7 @@ class Daemon:
             log.warning("settings need a restart", extra=fields(settings=",".join(waiting)))
         self._loaded = loaded
         logging.getLogger().setLevel(new.log.level.upper())
-        if new.policy.directory != old.policy.directory:
-            self._policy_watch = DirectoryWatch(new.policy.directory)
-        if new.endpoint_directory != old.endpoint_directory:
-            self._endpoint_watch = DirectoryWatch(new.endpoint_directory)
+        self._following.reconfigure(new)
         await self._engine.sync_endpoints(new.endpoints, "config")
         self._engine.reconfigure(new)
         # The proxy takes most of its settings by handing over to a process that has them.
@@ -384,85 +376,6 @@ class Daemon:
             if spec.kind == "l7proxy":
                 self._supervisor.renew(spec)
         log.info("configuration reloaded", extra=fields(path=self._path))
-
-    # --- watched directories ------------------------------------------------------------------
-
-    async def _keep_following(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_INTERVAL_S)
-            try:
-                await self._follow_policies()
-                await self._follow_endpoints()
-                self._status.problems.pop("watched directories", None)
-            except Exception as error:
-                if self._status.problems.get("watched directories") != repr(error):
-                    log.exception("watched directories not followed")
-                self._status.problems["watched directories"] = repr(error)
-
-    async def _follow_policies(self, *, first: bool = False) -> None:
-        """Follow the policy directory.
-
-        Raises:
-            InvalidPolicyError: `first`, and a file is invalid of which no valid text is known.
-        """
-        watch, book = self._policy_watch, self._engine.book
-        found = await asyncio.to_thread(watch.look)
-        if not found.errors:
-            for path in {*book.followed(), *map(Path, book.refused)} - set(watch.paths):
-                await self._engine.follow_file(path, None)
-        followed = set(book.followed())
-        for path, text in found.texts.items():
-            try:
-                change = await self._engine.follow_file(path, text)
-            except OSError as error:
-                watch.forget(path)
-                self._status.problems["policy.directory"] = f"{path}: not persisted: {error}"
-                continue
-            if change is None:
-                problems = book.refused[str(path)]
-                if first and path not in followed:
-                    raise InvalidPolicyError(problems)
-                log.error(
-                    "policy file is invalid, its last valid text stays",
-                    extra=fields(file=path, problems="; ".join(map(str, problems))),
-                )
-        self._note("policy.directory", found.errors)
-
-    async def _follow_endpoints(self) -> None:
-        """Follow the endpoint directory."""
-        watch = self._endpoint_watch
-        found = await asyncio.to_thread(watch.look)
-        if not found.errors:
-            followed = {
-                member.declaration.place.file
-                for member in self._engine.roster
-                if member.origin == "directory"
-            }
-            for file in (followed | self._endpoint_files) - set(map(str, watch.paths)):
-                await self._engine.sync_endpoints((), "directory", file)
-                self._status.problems.pop(f"endpoint file {file}", None)
-            self._endpoint_files = set(map(str, watch.paths))
-        for path, text in found.texts.items():
-            topic = f"endpoint file {path}"
-            try:
-                declarations = read_declarations(text, str(path))
-            except DocumentError as error:
-                self._status.problems[topic] = f"its last valid text stays: {error}"
-                log.error("endpoint file is invalid", extra=fields(problems=str(error)))  # noqa: TRY400
-            else:
-                self._status.problems.pop(topic, None)
-                await self._engine.sync_endpoints(declarations, "directory", str(path))
-                if f"endpoints in {path}" in self._engine.problems:
-                    watch.forget(path)  # what it contradicts may go
-        self._note("endpoint_directory", found.errors)
-
-    def _note(self, topic: str, errors: Mapping[Path, str]) -> None:
-        """Show what cannot be read, or that everything can."""
-        if errors:
-            listed = "; ".join(f"{path} {error}" for path, error in errors.items())
-            self._status.problems[topic] = listed
-        else:
-            self._status.problems.pop(topic, None)
 
     # --- the machine --------------------------------------------------------------------------
 

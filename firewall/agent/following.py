@@ -1,0 +1,126 @@
+"""Endpoints and policies that come and go with the files of watched directories.
+
+A file that is invalid changes nothing: its last valid text stays, and the status says what is wrong
+until the file is mended or gone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from firewall.agent.config import Config
+from firewall.agent.declaration import read_declarations
+from firewall.agent.document import DocumentError
+from firewall.agent.engine import Engine
+from firewall.agent.policies import InvalidPolicyError
+from firewall.agent.watch import POLL_INTERVAL_S, DirectoryWatch
+from firewall.control.journal import fields
+
+log = logging.getLogger(__name__)
+
+
+class Following:
+    """Follows the two directories of a configuration.
+
+    Args:
+        engine: what is changed.
+        config: says which directories.
+        problems: where the status finds what is wrong, by topic.
+    """
+
+    def __init__(self, engine: Engine, config: Config, problems: dict[str, str]) -> None:
+        self._engine = engine
+        self._problems = problems
+        self._policy_watch = DirectoryWatch(config.policy.directory)
+        self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
+        self._endpoint_files: set[str] = set()
+
+    def reconfigure(self, config: Config) -> None:
+        """Watch the directories of another configuration from the next look on."""
+        if config.policy.directory != self._policy_watch.directory:
+            self._policy_watch = DirectoryWatch(config.policy.directory)
+        if config.endpoint_directory != self._endpoint_watch.directory:
+            self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
+
+    async def run(self) -> None:
+        """Look at both directories at intervals, until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            try:
+                await self.look()
+                self._problems.pop("watched directories", None)
+            except Exception as error:
+                if self._problems.get("watched directories") != repr(error):
+                    log.exception("watched directories not followed")
+                self._problems["watched directories"] = repr(error)
+
+    async def look(self, *, first: bool = False) -> None:
+        """Follow what has changed since the last look; `first`: at the start of the daemon.
+
+        Raises:
+            InvalidPolicyError: `first`, and a file is invalid of which no valid text is known.
+        """
+        await self._follow_policies(first=first)
+        await self._follow_endpoints()
+
+    async def _follow_policies(self, *, first: bool) -> None:
+        """Follow the policy directory."""
+        watch, book = self._policy_watch, self._engine.book
+        found = await asyncio.to_thread(watch.look)
+        if not found.errors:
+            for path in {*book.followed(), *map(Path, book.refused)} - set(watch.paths):
+                await self._engine.follow_file(path, None)
+        followed = set(book.followed())
+        for path, text in found.texts.items():
+            try:
+                change = await self._engine.follow_file(path, text)
+            except OSError as error:
+                watch.forget(path)
+                self._problems["policy.directory"] = f"{path}: not persisted: {error}"
+                continue
+            if change is None:
+                problems = book.refused[str(path)]
+                if first and path not in followed:
+                    raise InvalidPolicyError(problems)
+                log.error(
+                    "policy file is invalid, its last valid text stays",
+                    extra=fields(file=path, problems="; ".join(map(str, problems))),
+                )
+        self._note("policy.directory", found.errors)
+
+    async def _follow_endpoints(self) -> None:
+        """Follow the endpoint directory."""
+        watch = self._endpoint_watch
+        found = await asyncio.to_thread(watch.look)
+        if not found.errors:
+            followed = {
+                member.declaration.place.file
+                for member in self._engine.roster
+                if member.origin == "directory"
+            }
+            for file in (followed | self._endpoint_files) - set(map(str, watch.paths)):
+                await self._engine.sync_endpoints((), "directory", file)
+                self._problems.pop(f"endpoint file {file}", None)
+            self._endpoint_files = set(map(str, watch.paths))
+        for path, text in found.texts.items():
+            topic = f"endpoint file {path}"
+            try:
+                declarations = read_declarations(text, str(path))
+            except DocumentError as error:
+                self._problems[topic] = f"its last valid text stays: {error}"
+                log.error("endpoint file is invalid", extra=fields(problems=str(error)))  # noqa: TRY400
+            else:
+                self._problems.pop(topic, None)
+                await self._engine.sync_endpoints(declarations, "directory", str(path))
+                if f"endpoints in {path}" in self._engine.problems:
+                    watch.forget(path)  # what it contradicts may go
+        self._note("endpoint_directory", found.errors)
+
+    def _note(self, topic: str, errors: Mapping[Path, str]) -> None:
+        """Show what cannot be read, or that everything can."""
+        if errors:
+            listed = "; ".join(f"{path} {error}" for path, error in errors.items())
+            self._problems[topic] = listed
+        else:
+            self._problems.pop(topic, None)
