@@ -221,7 +221,7 @@ class Engine:
         wanted = {declaration.name: declaration for declaration in declarations}
         gone = [name for name in self.roster.of_origin(origin, file) if name not in wanted]
         changed = [one for one in wanted.values() if not self._is_as_declared(one, origin)]
-        if not gone and not changed:
+        if not gone and not changed and self.roster.saved:
             return
         async with self._changing:
             with self.roster.together():

@@ -34,7 +34,8 @@ class Following:
         self._problems = problems
         self._policy_watch = DirectoryWatch(config.policy.directory)
         self._endpoint_watch = DirectoryWatch(config.endpoint_directory)
-        self._endpoint_files: set[str] = set()
+        self._endpoint_files: set[Path] = set()
+        self._looking = asyncio.Lock()
 
     def reconfigure(self, config: Config) -> None:
         """Watch the directories of another configuration from the next look on."""
@@ -61,23 +62,27 @@ class Following:
         Raises:
             InvalidPolicyError: `first`, and a file is invalid of which no valid text is known.
         """
-        await self._follow_policies(first=first)
-        await self._follow_endpoints()
+        # A reload looks too, and an older text must not come into force after a newer one.
+        async with self._looking:
+            await self._follow_policies(first=first)
+            await self._follow_endpoints()
 
     async def _follow_policies(self, *, first: bool) -> None:
         """Follow the policy directory."""
         watch, book = self._policy_watch, self._engine.book
         found = await asyncio.to_thread(watch.look)
-        if not found.errors:
-            for path in {*book.followed(), *map(Path, book.refused)} - set(watch.paths):
-                await self._engine.follow_file(path, None)
+        errors = dict(found.errors)
         followed = set(book.followed())
-        for path, text in found.texts.items():
+        texts: dict[Path, str | None] = {**found.texts}
+        if not found.errors:
+            gone = {*followed, *map(Path, book.refused)} - set(watch.paths)
+            texts = dict.fromkeys(sorted(gone)) | texts
+        for path, text in texts.items():
             try:
                 change = await self._engine.follow_file(path, text)
             except OSError as error:
                 watch.forget(path)
-                self._problems["policy.directory"] = f"{path}: not persisted: {error}"
+                errors[path] = f"not persisted: {error}"
                 continue
             if change is None:
                 problems = book.refused[str(path)]
@@ -87,35 +92,40 @@ class Following:
                     "policy file is invalid, its last valid text stays",
                     extra=fields(file=path, problems="; ".join(map(str, problems))),
                 )
-        self._note("policy.directory", found.errors)
+        self._note("policy.directory", errors)
 
     async def _follow_endpoints(self) -> None:
         """Follow the endpoint directory."""
         watch = self._endpoint_watch
         found = await asyncio.to_thread(watch.look)
+        errors = dict(found.errors)
+        texts: dict[Path, str] = found.texts
         if not found.errors:
             followed = {
-                member.declaration.place.file
+                Path(member.declaration.place.file)
                 for member in self._engine.roster
                 if member.origin == "directory"
             }
-            for file in (followed | self._endpoint_files) - set(map(str, watch.paths)):
-                await self._engine.sync_endpoints((), "directory", file)
-                self._problems.pop(f"endpoint file {file}", None)
-            self._endpoint_files = set(map(str, watch.paths))
-        for path, text in found.texts.items():
+            gone = (followed | self._endpoint_files) - set(watch.paths)
+            texts = dict.fromkeys(sorted(gone), "") | texts
+            self._endpoint_files = set(watch.paths)
+        for path, text in texts.items():
             topic = f"endpoint file {path}"
             try:
                 declarations = read_declarations(text, str(path))
+                await self._engine.sync_endpoints(declarations, "directory", str(path))
             except DocumentError as error:
                 self._problems[topic] = f"its last valid text stays: {error}"
                 log.error("endpoint file is invalid", extra=fields(problems=str(error)))  # noqa: TRY400
+            except OSError as error:
+                watch.forget(path)
+                self._endpoint_files.add(path)  # if it is gone, it is looked for once more
+                errors[path] = f"not persisted: {error}"
             else:
                 self._problems.pop(topic, None)
-                await self._engine.sync_endpoints(declarations, "directory", str(path))
                 if f"endpoints in {path}" in self._engine.problems:
                     watch.forget(path)  # what it contradicts may go
-        self._note("endpoint_directory", found.errors)
+        self._note("endpoint_directory", errors)
 
     def _note(self, topic: str, errors: Mapping[Path, str]) -> None:
         """Show what cannot be read, or that everything can."""

@@ -85,6 +85,9 @@ class Roster:
         state_dir: where they are persisted.
         cluster: value of the cluster label that every endpoint gets.
         label_filter: which labels count for the identity.
+
+    Attributes:
+        saved: False = the last write failed, and what is in force is not on the disk.
     """
 
     def __init__(self, state_dir: Path, cluster: str, label_filter: LabelFilter) -> None:
@@ -97,6 +100,7 @@ class Roster:
         self._rows: dict[str, _Kept] = {}
         self._last_id = 0
         self._held = False
+        self.saved = True
 
     def __iter__(self) -> Iterator[Member]:
         """Yield the members by name."""
@@ -239,11 +243,13 @@ class Roster:
             OSError: at the end, they could not be persisted; they are in force all the same.
         """
         self._held = True
+        self.saved = False
         try:
             yield
         finally:
             self._held = False
             self._save(self._members, {})
+            self.saved = True
 
     # --- persistence --------------------------------------------------------------------------
 

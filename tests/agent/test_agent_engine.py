@@ -3,16 +3,14 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+from lone_engine import lone_engine
+
 from firewall.agent import engine as engine_module
-from firewall.agent.bypass import Bypass, Kernel
-from firewall.agent.config import read
 from firewall.agent.declaration import read_declarations
-from firewall.agent.engine import Engine
-from firewall.agent.publisher import Publisher
+from firewall.agent.loading import read
 from firewall.datapath.kernel import KernelError
-from firewall.datapath.ruleset import RulesetConfig
 from firewall.endpoints.lifecycle import EndpointState
-from firewall.identities.registry import NODE_LEASE_S, PREFIX, IdentityRegistry
+from firewall.identities.registry import NODE_LEASE_S, PREFIX
 from firewall.identities.reserved import Reserved
 from firewall.kvstore.sqlite import SqliteStore
 
@@ -28,24 +26,10 @@ class Node:
     def __init__(self, store, path):
         config = read(f"state_dir: {path}\nrun_dir: {path}\n", "test.yaml").config
         self.store = store
-        self.publisher = Publisher(config.snapshot_path)
         self.refuses = False
         self.managed = []
-        nothing = Kernel(lambda *_, **__: None, lambda *_, **__: None)
-        self.engine = Engine(
-            config,
-            IdentityRegistry(store, node="n1", grace_s=10.0),
-            self.publisher,
-            [],
-            self._manage,
-            bypass=Bypass(
-                RulesetConfig(),
-                enabled=False,
-                publisher=self.publisher,
-                workers=[],
-                kernel=nothing,
-            ),
-        )
+        self.engine = lone_engine(config, store, self._manage)
+        self.publisher = self.engine.publisher
 
     def _manage(self, links):
         if self.refuses:
