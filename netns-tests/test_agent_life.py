@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import stat
 from pathlib import Path
@@ -235,6 +236,23 @@ def test_sigusr1_writes_the_state_to_the_log(two):
         return lines and '\\"endpoints\\"' in lines[-1]
 
     eventually(dumped, "the state is in the log", 10)
+
+
+def test_a_node_that_cannot_list_its_links_is_followed_again(two):
+    """Out of descriptors, the agent cannot ask for addresses; it says so, and asks again."""
+    firewall, pid = two.firewall, two.firewall.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    two.node.run(["ip", "address", "add", "192.0.2.77/32", "dev", "lo"])
+    eventually(lambda: "links not followed" in firewall.log(), "the trouble is in the log", 10)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+    def known():
+        return {"prefix": "192.0.2.77/32", "identity": 1} in firewall.get("/v1/ipcache")
+
+    eventually(known, "the new address is the node's own", 10)
+    assert firewall.process.poll() is None
+    assert not firewall.get("/v1/status")["errors"]
 
 
 def test_readiness_is_told_to_the_service_manager(lab, bartizan, tmp_path):

@@ -76,6 +76,9 @@ SIGNALS = frozenset({signal.SIGHUP, signal.SIGUSR2})
 """Held back while one run gives way to the next in the same process, whose handlers are not there
 yet: the default of these is to end it."""
 
+RETRY_S = 1.0
+"""Pause after links and addresses could not be listed."""
+
 SETTLE_S = 0.1
 """Links come in bursts; this long after the first message they are looked at once."""
 
@@ -389,11 +392,19 @@ class Daemon:
             await self._links_changed.wait()
             await asyncio.sleep(SETTLE_S)
             self._links_changed.clear()
-            found = await asyncio.to_thread(local_addresses)
-            if found != self._engine.local_addresses:
-                self._engine.local_addresses = found
-                self._engine.publish()
-            await self._engine.find_links()
+            try:
+                found = await asyncio.to_thread(local_addresses)
+                if found != self._engine.local_addresses:
+                    self._engine.local_addresses = found
+                    self._engine.publish()
+                await self._engine.find_links()
+                self._status.problems.pop("links", None)
+            except OSError as error:
+                if "links" not in self._status.problems:
+                    log.warning("links not followed", extra=fields(error=error))
+                self._status.problems["links"] = f"not followed: {error}"
+                self._links_changed.set()
+                await asyncio.sleep(RETRY_S)
 
     async def _keep_up(self) -> None:
         """Keep rules, store and identities in order."""

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from conntrack.address import is_multicast, parse_address
 
@@ -35,13 +36,9 @@ class AddressMonitor:
 
     def drain(self) -> None:
         """Take the messages; what they say is read anew anyway. An overrun is a change as well."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                with contextlib.suppress(OSError):  # ENOBUFS: messages were lost
-                    if not self._socket.recv(_READ_BYTES):
-                        return
-                    continue
-                return
+        with contextlib.suppress(OSError):  # EAGAIN: that was all; ENOBUFS: some were lost
+            while self._socket.recv(_READ_BYTES):
+                pass
 
     def close(self) -> None:
         """Stop listening."""
@@ -54,8 +51,11 @@ def local_addresses() -> tuple[bytes, ...]:
     Raises:
         OSError: netlink refuses.
     """
-    with IPRoute() as route:
-        found = {address for message in route.get_addr() for address in _addresses(message)}
+    try:
+        with IPRoute() as route:
+            found = {address for message in route.get_addr() for address in _addresses(message)}
+    except NetlinkError as error:
+        raise OSError(error.code, f"addresses of this node: {error}") from error
     return tuple(sorted(found))
 
 

@@ -133,10 +133,13 @@ def interface_named(name: str) -> Interface:
     """Return a link of this node by its name.
 
     Raises:
-        SourceError: there is none.
+        SourceError: there is none, or the kernel refuses.
     """
-    with IPRoute() as netlink:
-        found = list(netlink.link_lookup(ifname=name))
+    try:
+        with IPRoute() as netlink:
+            found = list(netlink.link_lookup(ifname=name))
+    except NetlinkError as error:
+        raise SourceError(f"interface {name!r}: {error}") from error
     if not found:
         raise SourceError(f"this node has no interface {name!r}")
     return Interface(name, int(found[0]))
