@@ -36,7 +36,7 @@ netns-test: setup ## Run the tests with real packets, in namespaces of their own
 
 fuzz: setup ## Attack the proxy for FUZZ_SECONDS (600), through its core and behind TPROXY
 	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)00000} FUZZ_CASES=$${FUZZ_CASES:-100000} \
-		$(BIN)/pytest --timeout 0 tests/l7proxy/test_l7proxy_fuzz.py
+		$(BIN)/pytest --timeout 0 -n auto --dist worksteal tests/l7proxy/test_*_fuzz.py
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} \
 		$(BIN)/python -m lab.enclosure -- $(BIN)/pytest -s netns-tests/test_l7proxy_fuzz.py
 

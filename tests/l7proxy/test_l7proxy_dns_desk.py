@@ -5,14 +5,11 @@ from collections import Counter
 import dns.message
 import dns.rrset
 import pytest
+from dns_realm import CLIENT, OTHER, POLICY, SERVER, TCP, UDP, view
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrack.address import parse_address
-from firewall.identities.labels import LabelSet
-from firewall.policy.readers import read
-from firewall.policy.realm import Actor, make_realm
-from firewall.policy.snapshot import Settings
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy.accesslog import Ends
 from l7proxy.dns_desk import Desk
@@ -20,43 +17,10 @@ from l7proxy.dns_policy import NamePolicy
 from l7proxy.dns_stream import Frames, framed
 from l7proxy.limits import Limits
 
-CLIENT, OTHER, SERVER = map(parse_address, ("10.0.0.1", "10.0.0.2", "203.0.113.53"))
-UDP, TCP = 17, 6
-
-POLICY = """
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: names}
-spec:
-  endpointSelector: {matchLabels: {app: a}}
-  egress:
-  - toEntities: [world]
-    toPorts:
-    - ports: [{port: "53", protocol: ANY}]
-      rules:
-        dns: [{matchName: api.example}, {matchPattern: "*.cdn.example"}]
-"""
-
 VISIBLE = """
   - toEntities: [world]
     toPorts: [{ports: [{port: "53", protocol: ANY}]}]
 """
-
-
-def view(text=POLICY, **settings):
-    labels = {"10.0.0.1": "a", "10.0.0.2": "b"}
-    actors = [
-        Actor(
-            name=app,
-            namespace="default",
-            labels=LabelSet.parse([f"k8s:app={app}", "k8s:io.kubernetes.pod.namespace=default"]),
-            addresses=(parse_address(address),),
-        )
-        for address, app in labels.items()
-    ]
-    result = read(text, "p.yaml")
-    assert not result.errors
-    return make_realm(actors, result.objects, settings=Settings(**settings)).view
 
 
 class Proxy:
