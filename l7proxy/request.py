@@ -54,6 +54,9 @@ _SPECIAL = frozenset(
 _NEVER_NOMINATED = frozenset((_CONTENT_LENGTH, _HOST, _TRANSFER_ENCODING, _EXPECT))
 """Fields that `Connection` must not name: removing them changes where the request goes or ends."""
 
+_READ_AS_FRAMING = frozenset((b"content_length", b"transfer_encoding"))
+"""Names that a server which maps `_` to `-`, as CGI does, takes for framing."""
+
 _NOT_EDITABLE = _SPECIAL
 """Fields that a policy's header action must not touch, for the same reason."""
 
@@ -113,6 +116,8 @@ def admit(head: RequestHead, limits: Limits) -> Request:
     for field in head.fields:
         if field[0] in _SPECIAL:
             special.setdefault(field[0], []).append(field[2])
+        elif field[0] in _READ_AS_FRAMING:
+            raise RequestRefused(refusals.UNDERSCORE)
         else:
             kept.append(field)
     host = _single_host(special.get(_HOST))
