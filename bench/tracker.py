@@ -208,7 +208,7 @@ def expiry() -> dict[str, tuple[float, float]]:
     A million flows, 200,000 of which die at once; a round of expiry between any two packets, as in
     the worker, until they are gone; then as many packets more.
     """
-    from firewall.datapath.worker import EXPIRY_BUDGET_COUNT
+    from firewall.datapath.sweep import BUDGET_COUNT
 
     chance = random.Random(3)
     tracker = Tracker(STRICT, limit_count=2 * ENTRIES, source_limit_count=ENTRIES // _SHARE)
@@ -220,7 +220,7 @@ def expiry() -> dict[str, tuple[float, float]]:
     number = 0
     while tracker.counters.expired < EXPIRING:
         begun = thread_time_ns()
-        tracker.expire(31.0, budget=EXPIRY_BUDGET_COUNT)
+        tracker.expire(31.0, budget=BUDGET_COUNT)
         rounds.note(thread_time_ns() - begun)
         _timed_feed(tracker, segment(0x0C000000 + number, 40_000, _SYN, 7), 31.0, packets)
         number += 1

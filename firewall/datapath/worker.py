@@ -68,6 +68,7 @@ from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLo
 from firewall.datapath.pipeline import Pipeline, PipelineSettings, Resets
 from firewall.datapath.raw import RawSender
 from firewall.datapath.ruleset import passing_count
+from firewall.datapath.sweep import Sweep
 from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, PassOn, Redirect, Report, Reset
 from firewall.flows.event import Event
 from firewall.policy.snapshot import SnapshotError
@@ -82,23 +83,8 @@ FLUSH_S = 0.05
 EVENTS_PER_FLUSH = 1024
 """Events made per FLUSH_S, about 20,000/s: a tenth of a core."""
 
-EXPIRY_S = 0.1
-"""Pause between two rounds of expiry."""
-
-EXPIRY_BEHIND_S = 0.01
-"""The same while many entries are dead: 5,000 of them leave in a second, a tenth of its time."""
-
-EXPIRY_BUDGET_COUNT = 1000
-"""Entries examined per round: well under 1 ms; 262,144 entries are passed in 26 s."""
-
-EXPIRY_MANY_COUNT = 25
-"""Entries removed in one round from which on the next follows at once: half of its budget."""
-
 COLLECTOR_THRESHOLDS = (700, 2, 1_000_000)
 """Of the garbage collector's generations, in objects and rounds; see `main`."""
-
-LAG_S = 60.0
-"""How long the worst lag of the expiry is shown: longer than most scrapers' interval."""
 
 ROWS_PER_TURN = 100
 """Rows of an answer between two looks at the queue: about 1 ms."""
@@ -157,8 +143,7 @@ class Worker:
         self._stop_at: float | None = None
         self._paused_until = 0.0
         self._internal_count = 0
-        self._pause_s = EXPIRY_S
-        self._lag_s = self._lag_at = 0.0
+        self._sweep = Sweep(self._pipeline.tracker, self._now)
         self._complained_at = 0.0
         self._reports: list[tuple[Report, int, bytes]] = []
         self._events: list[Event] = []
@@ -210,7 +195,7 @@ class Worker:
         for number in numbers:
             poll.register(number, select.EPOLLIN)
         packets, channel, signals = numbers
-        flush_at = expire_at = self._now
+        flush_at = self._now
         while self._stop_at is None or not self._finished():
             ready = [number for number, _ in poll.poll(self._patience_s())]
             self._now = now = time.monotonic()
@@ -232,9 +217,8 @@ class Worker:
             if now >= flush_at:
                 self._flush()
                 flush_at = now + FLUSH_S
-            if now >= expire_at:
-                self._expire(now)
-                expire_at = now + self._pause_s
+            if now >= self._sweep.due_at:
+                self._sweep.round(now)
         self._flush()
 
     def close(self) -> None:
@@ -247,7 +231,8 @@ class Worker:
         """Return how long the loop may sleep."""
         if self._questions:
             return 0.0
-        return min(FLUSH_S, self._pause_s) if self._events or self._lost_count else self._pause_s
+        pause_s = self._sweep.pause_s
+        return min(FLUSH_S, pause_s) if self._events or self._lost_count else pause_s
 
     def _finished(self) -> bool:
         """Say whether to stop now: it was asked for, and nothing waits or the time is over."""
@@ -491,7 +476,7 @@ class Worker:
             internal_count=self._internal_count,
             refused_count=self._queue.refused_count,
             lost_event_count=self._channel.lost_total_count + self._lost_count,
-            lag_s=self._lag_s,
+            lag_s=self._sweep.lag_s,
         )
 
     def _status(self) -> Row:
@@ -548,14 +533,6 @@ class Worker:
         self._offloaded.dump_ends(self._now, whole=error is None)
         if error is not None:
             log.warning("the kernel's flows cannot be read: %s", error)
-
-    def _expire(self, now: float) -> None:
-        """Sweep some of the table; keep the worst lag of the last while."""
-        tracker = self._pipeline.tracker
-        many = tracker.expire(now, budget=EXPIRY_BUDGET_COUNT) >= EXPIRY_MANY_COUNT
-        self._pause_s = EXPIRY_BEHIND_S if many else EXPIRY_S
-        if tracker.counters.lag_s >= self._lag_s or now >= self._lag_at + LAG_S:
-            self._lag_s, self._lag_at = tracker.counters.lag_s, now
 
     def _complain(self, what: str, error: Exception) -> None:
         """Log a bug, but not a flood of them."""
