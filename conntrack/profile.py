@@ -16,6 +16,8 @@ class Profile:
         loose: a TCP segment with ACK may open a flow in its middle (`nf_conntrack_tcp_loose`).
         liberal: segments out of the window are let through, resets excepted
             (`nf_conntrack_tcp_be_liberal`).
+        invalid_writes: an INVALID segment, when confirmed, leaves behind what it does in Linux; off
+            in both profiles, because a forged segment can so spoil a handshake. For comparisons.
         retransmissions: after so many equal segments the short timeout holds
             (`nf_conntrack_tcp_max_retrans`).
         timeouts: idle seconds.
@@ -25,6 +27,7 @@ class Profile:
     strict: bool
     loose: bool = False
     liberal: bool = False
+    invalid_writes: bool = False
     retransmissions: int = 3
     timeouts: Timeouts = STRICT_TIMEOUTS
 

@@ -99,6 +99,8 @@ def read_quote(version: int, data: bytes, at: int) -> Quoted | None:
 def _read_transport(
     version: int, protocol: int, addresses: bytes, data: bytes, start: int
 ) -> Quoted | None:
+    if start > len(data):
+        return None  # not even the quoted IP header is whole
     half = len(addresses) // 2
     source, destination = addresses[:half], addresses[half:]
     ports = data[start : start + 4]

@@ -74,7 +74,9 @@ def first(packet: Packet, profile: Profile) -> Judgement:
             memory[0] = packet.sequence
         else:
             memory[1] = packet.sequence
-    return _apply(chunks, packet, Direction.ORIGINAL, profile, state=state, memory=memory)
+    return _apply(
+        chunks, packet, Direction.ORIGINAL, profile, state=state, memory=memory, begins=True
+    )
 
 
 def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Judgement:
@@ -95,6 +97,7 @@ def _apply(
     *,
     state: int,
     memory: list[int],
+    begins: bool = False,
 ) -> Judgement:
     """Compare the tag, then move along the table chunk by chunk."""
     tag = packet.sequence
@@ -113,7 +116,7 @@ def _apply(
         state = LINUX_SCTP_TABLE[direction][chunk.kind][state]
         if state == IV:
             return invalid("this chunk has no place in this state")
-        fault = _announce(chunk, direction, memory)
+        fault = _announce(chunk, direction, memory, begins=begins)
         if fault:
             return invalid(fault)
         assured = assured or (state == SctpState.ESTABLISHED != before)
@@ -138,6 +141,8 @@ def _tag_fault(chunk: Chunk, tag: int, direction: int, memory: list[int]) -> tup
             return fault if tag else ("", False)
         case SctpChunk.ABORT | SctpChunk.SHUTDOWN_COMPLETE:
             return ("", False) if tag == (other if chunk.flags & REFLECTED else own) else fault
+        case SctpChunk.COOKIE_ACK:
+            memory[_INIT_SENT] = memory[_INIT_SENT + 1] = 0  # what was begun has ended
         case SctpChunk.COOKIE_ECHO:
             return ("", False) if tag == own else fault
         case SctpChunk.HEARTBEAT:
@@ -163,7 +168,7 @@ def _tag_fault(chunk: Chunk, tag: int, direction: int, memory: list[int]) -> tup
     return "", False
 
 
-def _announce(chunk: Chunk, direction: int, memory: list[int]) -> str:
+def _announce(chunk: Chunk, direction: int, memory: list[int], *, begins: bool) -> str:
     """Note the tag that INIT and INIT ACK announce; why it cannot be, or empty."""
     if chunk.kind not in (SctpChunk.INIT, SctpChunk.INIT_ACK):
         return ""
@@ -171,9 +176,10 @@ def _announce(chunk: Chunk, direction: int, memory: list[int]) -> str:
         return "INIT announces no tag"
     own, other = _INIT_SENT + direction, _INIT_SENT + 1 - direction
     if chunk.kind == SctpChunk.INIT:
-        if memory[own] and memory[other]:
-            memory[other] = 0
-        memory[own] = 1
+        if begins or memory[1 - direction] != chunk.tag:  # not a repeated one
+            if memory[own] and memory[other]:
+                memory[other] = 0
+            memory[own] = 1
     else:
         known = memory[1 - direction]
         if not memory[other] and known and known != chunk.tag:

@@ -16,7 +16,7 @@ Order of decisions for one segment
 
 from typing import Final
 
-from conntrack.entry import REOPENS, Entry, Judgement, Update, invalid, passes
+from conntrack.entry import REOPENS, Entry, Finding, Judgement, Update, invalid, passes
 from conntrack.flow import Direction
 from conntrack.packet import Packet
 from conntrack.profile import Profile
@@ -34,7 +34,6 @@ from conntrack.tcp_window import (
     UNACKNOWLEDGED,
     UNKNOWN,
     Window,
-    after,
     highest_sack,
     make,
     segment_end,
@@ -58,11 +57,17 @@ _CLOSING: Final = frozenset(
     )
 )
 
+_ENDING: Final = frozenset((TcpEvent.FIN, TcpEvent.RST))
 _OPENING: Final = frozenset((TcpState.SYN_SENT, TcpState.SYN_RECV))
 
 # What the window rules say.
 _INSIDE: Final = 0
 _LET_PASS: Final = 1
+
+
+def _after(first: int, second: int) -> bool:
+    """Whether a sequence number is behind another; in Linux, one exactly half the space away is."""
+    return (second - first) & MODULUS_MASK >= HALF
 
 
 def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
@@ -88,18 +93,20 @@ def first(packet: Packet, profile: Profile, loose: bool) -> Judgement:
 
 
 def _met_in_its_middle(packet: Packet) -> tuple[Window, Window]:
-    """Windows of (sender, receiver): nobody knows the scale, so they are learnt, not enforced."""
+    """Windows of (sender, receiver): nobody knows the scale, so they are learnt, not enforced.
+
+    Nothing is assumed of the receiver, its numbers begin at 0; so the segment is out of the window
+    already and its acknowledgment not remembered, unless it happens to be near 0.
+    """
     end = segment_end(packet.sequence, packet.payload_bytes, packet.tcp_flags)
     window = max(packet.window, 1)
-    acknowledgment = packet.acknowledgment
     flags = LIBERAL | SACK
-    granted = (acknowledgment + packet.window) & MODULUS_MASK
     sender = make(end, (end + window) & MODULUS_MASK, window, 0, 0, flags, end, NO_FIN)
-    receiver = make(acknowledgment, granted, 0, 0, 0, flags, acknowledgment, NO_FIN)
-    if after(highest_sack(packet.options, acknowledgment), acknowledgment):
-        return sender, receiver  # out of the window already, but not refused
-    waiting = UNACKNOWLEDGED if packet.payload_bytes else 0
-    return sender._replace(max_ack=acknowledgment, flags=flags | ACKED | waiting), receiver
+    receiver = UNKNOWN._replace(flags=flags)
+    outcome, *advanced = _windows(
+        packet, Direction.ORIGINAL, end, state=TcpState.NONE, sender=sender, receiver=receiver
+    )
+    return (advanced[0], advanced[1]) if outcome == _INSIDE else (sender, receiver)
 
 
 def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Judgement:
@@ -219,7 +226,7 @@ def _reset(
         sequence = packet.sequence
         if sequence == 0 and not established:
             return None, cell, True  # most likely answers a SYN that was let pass
-        if after(receiver.max_ack, sequence):
+        if _after(receiver.max_ack, sequence):
             return invalid("reset below what was acknowledged"), cell, True
         train = (
             memory[_EVENT] == TcpEvent.ACK
@@ -229,13 +236,13 @@ def _reset(
         if not established or sequence == receiver.max_ack or train:
             return None, cell, True
         cell = state
-    challenged = memory[_EVENT] == TcpEvent.ACK and memory[_DIRECTION] != direction
+    challenged = memory[_EVENT] == TcpEvent.ACK and memory[_DIRECTION] == Direction.REPLY
     if state == TcpState.SYN_SENT and challenged and packet.sequence == memory[_ACKNOWLEDGMENT]:
         return None, cell, False  # RFC 9293 3.5.1: it ends the server's older flow
-    answers_syn = entry.seen_reply and memory[_EVENT] == TcpEvent.SYN
-    answers_ack = not entry.assured and memory[_EVENT] == TcpEvent.ACK
     other = memory[_DIRECTION] != direction
-    if other and (answers_syn or answers_ack) and packet.acknowledgment == memory[_END]:
+    answers_syn = entry.seen_reply and memory[_EVENT] == TcpEvent.SYN and other
+    answers_ack = not entry.assured and memory[_EVENT] == TcpEvent.ACK
+    if (answers_syn or answers_ack) and packet.acknowledgment == memory[_END]:
         return None, cell, False
     return None, cell, True
 
@@ -267,11 +274,13 @@ def _settle(
         lenient = (profile.liberal and event != TcpEvent.RST) or sender.flags & LIBERAL
         if isinstance(outcome, str):
             if not lenient:
-                return invalid(outcome)
+                pair = _pair(direction, sender, receiver)
+                left = (*memory[:_FLAGS], memory[_FLAGS] | flags)
+                return _refuse(entry, direction, event, profile, outcome, pair=pair, memory=left)
         elif outcome == _LET_PASS and not lenient:
             pair = _pair(direction, sender, receiver)
             return passes("passes: old", Update(entry.state, -1, False, True, pair, memory, False))
-        elif event == TcpEvent.ACK:
+        elif outcome == _INSIDE and event == TcpEvent.ACK:
             kept = _count_repeats(packet, direction, end, memory)
     if event == TcpEvent.FIN and cell == TcpState.FIN_WAIT and state != TcpState.FIN_WAIT:
         sender = sender._replace(flags=sender.flags | CLOSED_FIRST)
@@ -290,6 +299,33 @@ def _settle(
         and cell == TcpState.ESTABLISHED
     )
     return Update(cell, timeout_s, assured, True, pair, kept, False)
+
+
+def _refuse(
+    entry: Entry,
+    direction: int,
+    event: int,
+    profile: Profile,
+    reason: str,
+    *,
+    pair: tuple[Window, Window],
+    memory: tuple[int, ...],
+) -> Judgement:
+    """INVALID; where the profile asks for it, with what such a segment leaves behind in Linux.
+
+    That is the sequence space of a side that was unknown, and the kind of a FIN or reset. Of two
+    that contradict each other the second shortens the timer (nf_tcp_handle_invalid).
+    """
+    if not profile.invalid_writes:
+        return invalid(reason)
+    timeout_s = -1.0
+    if entry.assured and event in _ENDING:
+        if memory[_EVENT] in _ENDING and memory[_DIRECTION] != direction:
+            timeout_s = profile.timeouts.tcp_unacknowledged
+        else:
+            memory = (event, direction, *memory[_SEQUENCE:])
+    left = Update(entry.state, timeout_s, False, False, pair, memory, False)
+    return Finding(False, reason, left, False)
 
 
 def _pair(direction: int, sender: Window, receiver: Window) -> tuple[Window, Window]:
@@ -407,7 +443,7 @@ def _windows(
                 receiver = receiver._replace(end=selective, max_end=selective)
             elif selective == (receiver.end + 1) & MODULUS_MASK:
                 receiver = receiver._replace(end=selective)
-    elif flags & 2 and state in _OPENING and after(end, sender.end):
+    elif flags & 2 and state in _OPENING and _after(end, sender.end):
         # RFC 9293 3.4.2: a host that has restarted begins with another number.
         sender, receiver = _begin(packet, direction, end, sender, receiver)
         if direction == Direction.REPLY and not has_ack:
@@ -418,17 +454,17 @@ def _windows(
     if flags & 4 and sequence == 0 and state == TcpState.SYN_SENT:
         sequence = end = sender.end
     lowest_ack = receiver.end - max(ACK_SLACK_BYTES, sender.max_window)
-    fresh = after(end, sender.end - receiver.max_window - 1)
-    current = after(selective, lowest_ack - 1)
-    if after(sequence, sender.max_end):
+    fresh = _after(end, sender.end - receiver.max_window - 1)
+    current = _after(selective, lowest_ack - 1)
+    if _after(sequence, sender.max_end):
         overshoot = (end - sender.max_end + 1) & MODULUS_MASK
-        sane = current and not after(selective, receiver.end)
+        sane = current and not _after(selective, receiver.end)
         if receiver.max_window and fresh and sane and overshoot <= receiver.max_window:
             # The receiver may take it all the same; then it will acknowledge it.
             sender = sender._replace(end=end, flags=sender.flags | UNACKNOWLEDGED)
             return _LET_PASS, sender, receiver
         return "starts behind the window", sender, receiver
-    if after(selective, receiver.end):
+    if _after(selective, receiver.end):
         return "acknowledges data that was not sent", sender, receiver
     if (receiver.max_window and not fresh) or not current:
         return _LET_PASS, sender, receiver
@@ -461,17 +497,17 @@ def _advance(
     if not flags & 2:
         window <<= scale  # RFC 7323 section 2.2: the window of a SYN is never scaled
     s_max_window = max(s_max_window, window + ((selective - acknowledgment) & MODULUS_MASK))
-    if 0 < (end - s_end) & MODULUS_MASK < HALF:
+    if _after(end, s_end):
         s_end = end
         s_flags |= UNACKNOWLEDGED
     if flags & 0x10:
-        if not s_flags & ACKED or 0 < (acknowledgment - s_max_ack) & MODULUS_MASK < HALF:
+        if not s_flags & ACKED or _after(acknowledgment, s_max_ack):
             s_max_ack = acknowledgment
         s_flags |= ACKED
-    if r_max_window and after(end, s_max_end):
+    if r_max_window and _after(end, s_max_end):
         r_max_window += (end - s_max_end) & MODULUS_MASK
     granted = (selective + window) & MODULUS_MASK
-    if after(granted, r_max_end - 1):
+    if _after(granted, r_max_end - 1):
         r_max_end = granted + 1 & MODULUS_MASK if window == 0 else granted
     if acknowledgment == r_end:
         r_flags &= ~UNACKNOWLEDGED

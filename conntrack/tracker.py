@@ -4,7 +4,7 @@ Theory of operation
     `track` only looks. It finds the entry by the packet's key, asks the protocol's machine, and
     returns a `Tracked` that holds the change. `confirm` makes that change; a packet that is dropped
     is simply never confirmed and has left no trace. INVALID cannot be confirmed, so it can
-    never write: this is true by construction, not by care.
+    never write: this is true by construction, not by care (`Profile.invalid_writes` apart).
 
     Between the two, other packets may be confirmed. Every change raises the entry's serial; a
     `Tracked` with an old serial is judged again when it is confirmed.
@@ -162,7 +162,7 @@ class Tracker:
             if reopens:
                 return self._track_first(packet, now, entry)
             if not valid:
-                return self._refused(packet, entry, reason)
+                return self._refused(packet, entry, reason, update)
         ctstate = _CT_REPLY if direction else _CT_ESTABLISHED if entry.seen_reply else _CT_NEW
         way = _REPLY if direction else _ORIGINAL
         return _new(Tracked, (ctstate, way, entry, reason, packet, entry.serial, update, None))
@@ -210,10 +210,12 @@ class Tracker:
         return datagram.first(packet, self.profile)
 
     @staticmethod
-    def _refused(packet: Packet, entry: Entry | None, reason: str) -> Tracked:
+    def _refused(
+        packet: Packet, entry: Entry | None, reason: str, left: Update | None = None
+    ) -> Tracked:
         direction = _REPLY if entry is not None and packet.key != entry.key else _ORIGINAL
         serial = 0 if entry is None else entry.serial
-        return Tracked(CtState.INVALID, direction, entry, reason, packet, serial, None, None)
+        return Tracked(CtState.INVALID, direction, entry, reason, packet, serial, left, None)
 
     # --- ICMP that is not a query ---------------------------------------------------------------
 
@@ -268,6 +270,8 @@ class Tracker:
         """
         ctstate, direction, entry, _, packet, serial, update, _ = tracked
         if ctstate >= _CT_RELATED:
+            if update is not None:
+                self._leave_behind(tracked, update, now)
             return entry if ctstate <= CtState.RELATED_REPLY else None
         if entry is None:
             return self._admit(tracked, now)
@@ -297,6 +301,18 @@ class Tracker:
             if closes:
                 self.remove(entry)
         return entry
+
+    def _leave_behind(self, tracked: Tracked, update: Update, now: float) -> None:
+        """Write what an INVALID segment writes in Linux (`Profile.invalid_writes`)."""
+        entry = tracked.entry
+        if entry is None or entry.serial != tracked.serial:
+            return
+        entry.serial += 1
+        if entry.packed is not None:
+            self._make_ready(entry)
+        entry.windows, entry.memory = update.windows, update.memory
+        if update.timeout_s >= 0:
+            entry.expires_at = min(entry.expires_at, now + update.timeout_s)
 
     def _confirm_again(self, packet: Packet, now: float) -> Entry | None:
         """The entry has changed since the packet was tracked: judge it by what holds now."""

@@ -266,7 +266,9 @@ class SctpDialogue:
 
     def _chunk(self, reply: bool, kind: int, flags: int) -> bytes:
         if kind in (1, 2):
-            body = struct.pack("!IIHHI", self._tags[reply], 65535, 1, 1, 7)
+            other = self._chance.random() < self._liar / 4
+            tag = self._chance.getrandbits(32) if other else self._tags[reply]
+            body = struct.pack("!IIHHI", tag, 65535, 1, 1, 7)
         elif kind in (8, 11, 14):
             body = b""
         elif kind == 7:

@@ -200,6 +200,7 @@ def test_a_quote_names_the_flow_in_its_own_direction() -> None:
         (b"", "nothing quoted"),
         (v4(17, udp())[:19], "half an IP header"),
         (v4(17, udp())[:23], "half the ports"),
+        (b"\x4a" + v4(50, bytes(8))[1:], "options that were not quoted"),
         (v4(17, udp(), frag=0x0002), "a later fragment has no ports"),
         (v4(1, struct.pack("!BBHI", 3, 1, 0, 0) + bytes(28)), "an error about an error"),
         (v6(17, udp()), "another family"),

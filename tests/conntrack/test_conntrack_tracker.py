@@ -1,5 +1,6 @@
 """The tracker as the datapath uses it: what is refused, what is related, what two packets do."""
 
+import dataclasses
 import struct
 from pathlib import Path
 
@@ -130,6 +131,18 @@ def test_crossing_first_packets_are_one_flow() -> None:
     assert first is second
     assert first is not None
     assert first.seen_reply
+
+
+@pytest.mark.parametrize(("writes", "state"), [(False, "SYN_RECV"), (True, "SYN_SENT")])
+def test_a_forged_answer_spoils_a_handshake_only_where_it_does_in_linux(writes, state) -> None:
+    """INVALID leaves numbers behind in nf_conntrack, before which the true answer looks old."""
+    tracker = Tracker(dataclasses.replace(LINUX, invalid_writes=writes))
+    feed(tracker, tcp(A4, B4, 4000, 80, "S 1000 0"))
+    forged = feed(tracker, tcp(B4, A4, 80, 4000, "SA 2147483648 9999999"))
+    assert forged.ctstate == CtState.INVALID
+    feed(tracker, tcp(B4, A4, 80, 4000, "SA 5000 1001"))
+    (entry,) = tracker.entries()
+    assert entry.state_name == state
 
 
 def test_a_removed_flow_is_a_stranger() -> None:
