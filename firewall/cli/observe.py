@@ -31,10 +31,15 @@ _HELP = {
     "ip": "An address or prefix.",
     "verdict": "FORWARDED, DROPPED, AUDIT, REDIRECTED, ...",
     "type": "drop, l7, policy-verdict, trace[:POINT].",
+    "ip-version": "v4, v6 or none; -4 and -6 are short for it.",
     "http-path": "A regular expression on the path.",
     "http-status": 'A status, or a prefix such as "4+".',
     "policy": "NAMESPACE/NAME or NAME of the policy that decided.",
 }
+
+
+_WHOLE = {"-4": ("--ip-version", "v4"), "-6": ("--ip-version", "v6")}
+"""Short options that stand for a filter with its value, as Hubble has them."""
 
 
 class Ordered(click.Command):
@@ -45,7 +50,7 @@ class Ordered(click.Command):
         short = {option: f"--{flag}" for flag, option in _SHORT.items()}
         folded: list[str] = []
         negate = False
-        for argument in args:
+        for argument in (part for given in args for part in _WHOLE.get(given, (given,))):
             if argument == "--not":
                 if negate:
                     raise click.UsageError("--not twice", ctx)
@@ -86,7 +91,7 @@ def filter_options(function: F) -> F:
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(["compact", "dict", "json", "jsonpb", "table"]),
+    type=click.Choice(["compact", "dict", "json", "jsonpb", "table", "tab"]),
     default="compact",
     show_default=True,
 )
@@ -106,6 +111,7 @@ def observe(client: Client, /, **options: Any) -> None:
     """
     ranges = {name: options[name] for name in ("first", "last", "since", "until")}
     follow, everything, output = options["follow"], options["everything"], options["output"]
+    output = "table" if output == "tab" else output
     if options["first"] is not None and (options["last"] is not None or follow or everything):
         raise click.UsageError("--first excludes --last, --all and --follow")
     if options["last"] is not None and everything:

@@ -396,7 +396,9 @@ def _regex(value: str) -> "re2._Regexp":
     try:
         return re2.compile(value, options)
     except re2.error as error:
-        raise ValueError(f"no regular expression (RE2): {error}") from error
+        reason = error.args[0] if error.args else error
+        text = reason.decode() if isinstance(reason, bytes) else reason
+        raise ValueError(f"no regular expression (RE2): {text}") from error
 
 
 def _http_path(value: str) -> Predicate:

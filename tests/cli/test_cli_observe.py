@@ -90,6 +90,14 @@ def test_json_passes_the_lines_through() -> None:
     assert _observe("-o", "json").output.splitlines() == FLOWS.splitlines()
 
 
+def test_the_short_forms_of_hubble_are_taken() -> None:
+    """-4 and -6 for the IP version, negated too, and `tab` for a table."""
+    assert len(_observe("-4").output.splitlines()) == 3
+    assert not _observe("-6").output
+    assert len(_observe("--not", "-6").output.splitlines()) == 3
+    assert _observe("-o", "tab").output == _observe("-o", "table").output != ""
+
+
 def test_a_table_cannot_follow() -> None:
     """Its columns need every row first."""
     assert _observe("-o", "table", "--follow").exit_code == ExitCode.USAGE

@@ -176,7 +176,7 @@ def test_a_header_is_compared_by_name_in_any_case_and_exact_value():
         ("label", "a b", "no label term"),
         ("label", "a=b,,c=d", "no label term"),
         ("label", "nosuch:a=b", "unknown label source"),
-        ("http-path", "(", "no regular expression"),
+        ("http-path", "(", r"\(RE2\): missing \): \("),
         ("http-status", "40", "plus sign"),
         ("http-status", "x+", "three digits"),
         ("http-header", "x-id", "name:value"),
