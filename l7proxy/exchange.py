@@ -260,16 +260,17 @@ class Exchange:
             chunked = current.request.framing.delimiter is _CHUNKED
             self._link.send(chunk(payload) if chunked else payload, self._commands)
         if not current.reader.done:
-            self._set_body_deadline(now)
+            self._set_body_deadline(now, len(payload))
             return not inbox.data and self._client_ended
         if current.request.framing.delimiter is _CHUNKED:
             self._link.send(LAST_CHUNK, self._commands)
         self._end_request(now)
         return False
 
-    def _set_body_deadline(self, now: float) -> None:
-        if self._link.state is not OPENING and not self._link.blocked:
-            self._timer.await_body(now)
+    def _set_body_deadline(self, now: float, size_bytes: int = 0) -> None:
+        current = self._current
+        if current is not None and self._link.state is not OPENING and not self._link.blocked:
+            self._timer.await_body(now, current.head_at, size_bytes)
 
     def _end_request(self, now: float) -> None:
         if self._current is not None:
@@ -325,7 +326,7 @@ class Exchange:
             self._finish_client(now)
         elif request.has_body:
             self._phase = DISCARD
-            self._timer.await_body(now)
+            self._timer.await_body(now, current.head_at)
         else:
             self._next_request(now)
 

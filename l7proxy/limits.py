@@ -114,6 +114,13 @@ class Limits:
     """First to last byte of a request head (slowloris). Envoy: off, recommended at the edge."""
     body_timeout_s: float = 60.0
     """Without any byte of a request body that the client still owes. Advice."""
+    body_rate_bytes: int = 50
+    """Bytes per second that a request body must come with, after a start of `body_timeout_s`: sizes
+    of chunks, extensions and trailers earn nothing. Streams of gRPC are exempt. Advice, below what
+    any upload needs; Apache mod_reqtimeout 500, Kestrel 240, Envoy has none."""
+    request_timeout_s: float = 0.0
+    """Head of a request to the last byte of its body, 0 = as long as it takes. Envoy
+    request_timeout: off, edge 5 min."""
     idle_timeout_s: float = 300.0
     """Between two requests of one connection. Envoy 1 h; Cilium 60 s upstream; advice 60-300 s."""
     stream_idle_timeout_s: float = 300.0
@@ -169,7 +176,8 @@ _CHOICES = {
 def override(limits: Limits, assignments: list[str]) -> Limits:
     """Return the limits with each `name=value` applied, in order.
 
-    Numbers must be positive; booleans are `true` or `false`; name lists are comma separated.
+    Numbers must be positive (0 where it means off); booleans are `true` or `false`; name lists are
+    comma separated.
 
     Raises:
         LimitError: no such name, or not a value for it.
@@ -182,6 +190,10 @@ def override(limits: Limits, assignments: list[str]) -> Limits:
             raise LimitError(f"{assignment!r}: not NAME=VALUE of a setting in docs/l7.md")
         changed[name] = _parse(name, text, defaults[name])
     return replace(limits, **changed)  # type: ignore[arg-type]  # each value has its default's type
+
+
+_MAY_BE_OFF = frozenset(("request_timeout_s",))
+"""Settings that 0 turns off."""
 
 
 def _parse(
@@ -203,6 +215,8 @@ def _parse(
         number = int(text) if isinstance(default, int) else float(text)
     except ValueError:
         raise LimitError(f"{name}={text}: not a number") from None
-    if not 0 < number < float("inf"):
-        raise LimitError(f"{name}={text}: must be positive")
+    lowest = 0 if name in _MAY_BE_OFF else 1e-9
+    if not lowest <= number < float("inf"):
+        must = "be positive, or 0 = off" if name in _MAY_BE_OFF else "be positive"
+        raise LimitError(f"{name}={text}: must {must}")
     return number

@@ -21,6 +21,7 @@ _BY_DETAIL: dict[str, str] = {
     refusals.TOO_MANY_FIELDS.detail: "http_downstream_rq_too_large_total",
     refusals.HEAD_TIMEOUT.detail: "http_downstream_rq_header_timeout_total",
     refusals.BODY_TIMEOUT.detail: "http_downstream_rq_timeout_total",
+    refusals.REQUEST_TIMEOUT.detail: "http_downstream_rq_timeout_total",
     refusals.STREAM_IDLE.detail: "http_downstream_rq_idle_timeout_total",
     refusals.FLUSH_TIMEOUT.detail: "http_downstream_rq_idle_timeout_total",
     refusals.PATH.detail: "http_downstream_rq_failed_path_normalization_total",

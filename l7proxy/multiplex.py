@@ -261,14 +261,19 @@ class Multiplex:
         lane.start(stream, self._commands)
         self._wait_for_answer(stream, lane)
 
-    def _wait_for_answer(self, stream: Stream, lane: Lane) -> None:
+    def _wait_for_answer(self, stream: Stream, lane: Lane, size_bytes: int = 0) -> None:
+        """Set the stream's deadline; so many bytes of the request have just come."""
         spoken = not isinstance(lane, H2Lane) or lane.spoken
+        if stream.pending and stream.head_sent:
+            return  # the client must read, whatever else it does
         if lane.link.state is LinkState.OPENING or not spoken:
             stream.timer.await_connection(self._now)
         elif stream.request_ended or not lane.takes_body(stream):
             stream.timer.await_answer(self._now, begun=stream.head_sent)
+        elif stream.grpc or stream.head_sent:  # both speak when they have something to say
+            stream.timer.await_message(self._now, begun=stream.head_sent)
         else:
-            stream.timer.await_body(self._now)
+            stream.timer.await_body(self._now, stream.ongoing.head_at, size_bytes)
 
     def _take_body(self, stream: Stream | None, event: h2.events.DataReceived) -> None:
         size = event.flow_controlled_length or 0
@@ -281,7 +286,7 @@ class Multiplex:
             stream.ongoing.received_bytes += len(event.data)
             lane.send_body(stream, event.data, self._commands)
         self._give_back(stream, lane)
-        self._wait_for_answer(stream, lane)
+        self._wait_for_answer(stream, lane, len(event.data or b""))
 
     def _give_back(self, stream: Stream, lane: Lane) -> None:
         """Let the client send as much more as the server has taken."""

@@ -114,6 +114,7 @@ MISDIRECTED = Refusal(421, "misdirected_request", "UAEX")
 
 HEAD_TIMEOUT = Refusal(408, "request_header_timeout", "SI")
 BODY_TIMEOUT = Refusal(408, "request_body_timeout", "SI")
+REQUEST_TIMEOUT = Refusal(408, "request_overall_timeout", "SI")
 RESPONSE_TIMEOUT = Refusal(504, "response_timeout", "UT")
 HELLO_TIMEOUT = Refusal(0, "client_hello_timeout", "SI")
 TLS_TIMEOUT = Refusal(0, "tls_handshake_timeout", "SI")

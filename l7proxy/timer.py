@@ -42,10 +42,26 @@ class Timer:
         self.deadline = now + self._limits.tunnel_idle_timeout_s
         self.timeout = refusals.STREAM_IDLE
 
-    def await_body(self, now: float) -> None:
-        """Wait for more of a request body."""
-        self.deadline = now + self._limits.body_timeout_s
+    def await_body(self, now: float, head_at: float, size_bytes: int = 0) -> None:
+        """Wait for more of a request body, of which so many bytes have just come.
+
+        Each byte puts the end off by what `body_rate_bytes` allows for it, and all of them never
+        further than `body_timeout_s`: one that drips does not come to the next.
+        """
+        limits = self._limits
+        latest = now + limits.body_timeout_s
+        if self.timeout is refusals.BODY_TIMEOUT:
+            latest = min(latest, self.deadline + size_bytes / limits.body_rate_bytes)
         self.timeout = refusals.BODY_TIMEOUT
+        if limits.request_timeout_s and head_at + limits.request_timeout_s < latest:
+            latest = head_at + limits.request_timeout_s
+            self.timeout = refusals.REQUEST_TIMEOUT
+        self.deadline = latest
+
+    def await_message(self, now: float, *, begun: bool) -> None:
+        """Wait for either side of a stream on which both may speak; `begun`: the server has."""
+        self.deadline = now + self._limits.stream_idle_timeout_s
+        self.timeout = refusals.STREAM_IDLE if begun else refusals.BODY_TIMEOUT
 
     def await_connection(self, now: float) -> None:
         """Wait for the server to accept."""

@@ -156,7 +156,7 @@ def test_body_that_stops_is_given_up():
         >> wait 59
         >> client "d"
         << upstream "d"
-        >> wait 59
+        >> wait 1
         >> wait 1
         << log response GET /public/a 408 SI request_body_timeout
         << close-upstream reset

@@ -21,6 +21,7 @@ def test_settings_are_parsed_by_the_type_of_their_default():
     )  # fmt: skip
     assert (limits.head_bytes, limits.linger_s, limits.request_id) == (100, 0.5, False)
     assert limits.strip_headers == ("x-a", "x-b")
+    assert override(Limits(), ["request_timeout_s=0"]).request_timeout_s == 0
     assert (limits.escaped_twice, limits.denied_body) == ("keep", "No.")
 
 

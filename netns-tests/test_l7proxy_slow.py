@@ -1,0 +1,104 @@
+"""Clients that drip or do not read, side by side behind a live proxy with short timeouts.
+
+Every form is in tests/l7proxy/test_l7proxy_slow.py; here the clock and the sockets are real.
+"""
+
+import socket
+import threading
+from contextlib import ExitStack, suppress
+
+import pytest
+from l7proxy_live import Live, snapshot
+from traffic import eventually
+
+from conntrack.address import parse_address
+from firewall.policy.snapshot import HttpRuleRow
+from l7proxy.frames import PREFACE
+
+pytestmark = pytest.mark.needs("tproxy", "socket")
+
+PORT = 80
+RULES = (HttpRuleRow(method="POST|GET", path="/public/.*"),)
+SHORT = ("head", "body", "stream_idle", "first_byte", "idle")
+POST = b"POST /public/a HTTP/1.1\r\nHost: s\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+BIG = b"GET /public/big HTTP/1.1\r\nHost: s\r\n\r\n"
+FORMS = {
+    "nothing": (b"", b"", ""),
+    "head": (POST, b"X: y\r\n", "request_header_timeout"),
+    "body": (POST + b"Content-Length: 9999\r\n\r\n", b"x", "request_body_timeout"),
+    "chunk extension": (CHUNKED + b"1", b";a=b", "request_body_timeout"),
+    "trailers": (CHUNKED + b"0\r\n", b"X: y\r\n", "request_body_timeout"),
+    "header block": (PREFACE + b"\0\0\1\1\0\0\0\0\1\x82", b"", "request_header_timeout"),
+    "does not read": (BIG, b"", "client_flush_timeout"),
+}
+
+
+def serve(listener, stack) -> None:
+    """Answer nothing but the big one, whose body does not end."""
+    with suppress(OSError):
+        while True:
+            sock, _ = listener.accept()
+            stack.callback(sock.close)
+            threading.Thread(target=flood, args=(sock,), daemon=True).start()
+
+
+def flood(sock) -> None:
+    with suppress(OSError):
+        if b"big" in sock.recv(65536):
+            sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            while True:
+                sock.sendall(bytes(65536))
+
+
+def ended(sock) -> bool:
+    """Whether the proxy has closed it, after whatever it said."""
+    try:
+        return sock.recv(65536) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
+    world = lab(a="app=a", b="app=b")
+    client, server = world.hosts["a"], world.hosts["b"]
+    source = snapshot(
+        rules=RULES,
+        clients=(parse_address(client.address4),),
+        servers=(parse_address(server.address4),),
+    )
+    options = [part for name in SHORT for part in ("--set", f"{name}_timeout_s=1")]
+    fields = "%RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%"
+    live = Live(world.node, tmp_path, *options, "--access-log-format", fields, source=source)
+    live.redirect(server.address4, PORT)
+    with live, ExitStack() as stack:
+        listener = stack.enter_context(server.listen(PORT))
+        threading.Thread(target=serve, args=(listener, stack), daemon=True).start()
+        slow = {}
+        for form, (at_once, _, _) in FORMS.items():
+            sock = client.open_socket(socket.AF_INET, socket.SOCK_STREAM)
+            slow[form] = stack.enter_context(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.settimeout(10)
+            sock.connect((server.address4, PORT))
+            sock.sendall(at_once)
+        wanted = sorted(detail for _, _, detail in FORMS.values() if detail)
+        sent_count = 0
+
+        def all_given_up():
+            nonlocal sent_count
+            for form, sock in slow.items():
+                drip = FORMS[form][1]
+                with suppress(OSError):  # the proxy has closed it
+                    sock.send(drip[sent_count % len(drip) :][:1] if drip else b"")
+            sent_count += 1
+            lines = live.access_log.read_text(encoding="ascii").split("\n")
+            return sorted(line.removesuffix(" SI") for line in lines if " SI" in line) == wanted
+
+        eventually(all_given_up, "every slow client in the log", 20, every_s=0.05)
+        for form, sock in slow.items():
+            if form != "does not read":
+                eventually(lambda one=sock: ended(one), f"the end of {form}")
+        with client.connect(server.address4, PORT) as sock:
+            sock.sendall(b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 403 ")
