@@ -11,7 +11,6 @@ the header `Bartizan-Enforced: yes|no` tells which.
 
 import asyncio
 import contextlib
-import dataclasses
 import grp
 import json
 import logging
@@ -28,17 +27,23 @@ from conntrack.address import Prefix, format_prefix
 from conntrack.flow import FlowTuple
 from firewall.agent import views
 from firewall.agent.collector import Collector
-from firewall.agent.declaration import (
-    Declaration,
-    in_namespace,
-    parse_declaration,
-    parse_labels,
-)
+from firewall.agent.declaration import Declaration, parse_declaration
 from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, LinkError, reader_settings
 from firewall.agent.explaining import Explainer, UnknownFlowError
 from firewall.agent.loading import Loaded
 from firewall.agent.policies import InvalidPolicyError, Key, key_row
+from firewall.agent.request import (
+    RequestError,
+    body_object,
+    body_question,
+    body_text,
+    fits,
+    is_set,
+    relabelled,
+    selection_of,
+    wait_of,
+)
 from firewall.agent.roster import RosterError, UnknownEndpointError
 from firewall.agent.setting import value
 from firewall.agent.status import Status
@@ -49,9 +54,9 @@ from firewall.datapath.choice import Ends, choose
 from firewall.datapath.kernel_flows import KernelFlow, delete_flows
 from firewall.datapath.marks import Kind
 from firewall.flows.filters import FilterError
-from firewall.identities.labels import ANY, K8S, POD_NAMESPACE, LabelError, parse_label
+from firewall.identities.labels import LabelError
 from firewall.identities.registry import KvStoreError
-from firewall.policy.question import Question, QuestionError
+from firewall.policy.question import QuestionError
 from firewall.policy.readers import read
 from firewall.policy.realm import Asked
 from firewall.policy.remedy import NoRemedyError
@@ -59,22 +64,12 @@ from firewall.policy.remedy import NoRemedyError
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """Largest request body: about 50,000 policies."""
 
-MAX_WAIT_S = 600.0
-"""Longest `?wait=`."""
-
-DEFAULT_WAIT_S = 5.0
-"""How long a change waits for the workers if the request does not say."""
-
 ASK_TIMEOUT_S = 5.0
 """How long a worker may take to answer a question."""
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class RequestError(Exception):
-    """The request itself is wrong; the text says how."""
 
 
 class Api:
@@ -204,24 +199,24 @@ class Api:
         return web.json_response(views.endpoint(self._engine, self._engine.roster.get(name)))
 
     async def _put_endpoint(self, request: web.Request) -> web.Response:
-        wait_s = _wait(request)
+        wait_s = wait_of(request)
         name = request.match_info["name"]
         known = self._engine.roster.find(name)
-        declaration = parse_declaration(await _text(request), "request", name)
+        declaration = parse_declaration(await body_text(request), "request", name)
         await self._engine.put_endpoint(declaration, "api")
         enforced = await self._engine.enforced(wait_s)
         document = views.endpoint(self._engine, self._engine.roster.get(name))
         return _changed(document, enforced=enforced, status=200 if known is not None else 201)
 
     async def _delete_endpoint(self, request: web.Request) -> web.Response:
-        wait_s = _wait(request)
+        wait_s = wait_of(request)
         await self._engine.delete_endpoint(request.match_info["name"], "api")
         return _changed({}, enforced=await self._engine.enforced(wait_s))
 
     async def _patch_labels(self, request: web.Request) -> web.Response:
-        wait_s = _wait(request)
+        wait_s = wait_of(request)
         member = self._engine.roster.get(request.match_info["name"])
-        declaration = _relabelled(member.declaration, await _json(request))
+        declaration = relabelled(member.declaration, await body_object(request))
         await self._engine.put_endpoint(declaration, "api")
         enforced = await self._engine.enforced(wait_s)
         member = self._engine.roster.get(member.endpoint.name)
@@ -241,7 +236,10 @@ class Api:
 
     async def _get_ipcache(self, _: web.Request) -> web.Response:
         rows = [
-            {"prefix": _prefix(row.network, row.length), "identity": row.identity}
+            {
+                "prefix": format_prefix(Prefix(row.network, row.length)),
+                "identity": row.identity,
+            }
             for row in self._engine.publisher.snapshot.ipcache
         ]
         return web.json_response(rows)
@@ -253,7 +251,7 @@ class Api:
         return web.json_response(views.names(entries))
 
     async def _delete_names(self, request: web.Request) -> web.Response:
-        wait_s = _wait(request)
+        wait_s = wait_of(request)
         pattern, endpoint = self._names_meant(request)
         count = self._engine.names.forget(pattern, endpoint)
         self._engine.publish()
@@ -276,7 +274,7 @@ class Api:
 
     async def _get_policy(self, request: web.Request) -> web.Response:
         book = self._engine.book
-        selection = _selection(request)
+        selection = selection_of(request)
         objects = book.repository.select(**selection)
         resources = [book.resources[key] for key in self._resource_keys(selection)]
         return web.json_response(body=_encode(views.policies(objects, resources, book.repository)))
@@ -285,20 +283,19 @@ class Api:
         """Return what is no policy and fits, in order; rule labels are something policies have."""
         if "labels" in selection:
             return []
-        return sorted(key for key in self._engine.book.resources if _fits(key, selection))
+        return sorted(key for key in self._engine.book.resources if fits(key, selection))
 
     async def _put_policy(self, request: web.Request) -> web.Response:
-        wait_s = _wait(request)
+        wait_s = wait_of(request)
         file = request.query.get("file", "request")
-        change = await self._engine.apply_policy(await _text(request), file)
+        change = await self._engine.apply_policy(await body_text(request), file)
         enforced = await self._engine.enforced(wait_s)
         return _changed(views.applied(change), enforced=enforced)
 
     async def _delete_policy(self, request: web.Request) -> web.Response:
-        wait_s = _wait(request)
-        selection = _selection(request)
-        everything = request.query.get("all", "") in ("1", "true", "yes")
-        if not everything and not selection:
+        wait_s = wait_of(request)
+        selection = selection_of(request)
+        if not selection and not is_set(request, "all"):
             raise RequestError("say which policies: kind, namespace, name, labels, or all=1")
         keys = [key_row(one.key) for one in self._engine.book.repository.select(**selection)]
         keys += self._resource_keys(selection)
@@ -308,7 +305,7 @@ class Api:
 
     async def _validate_policy(self, request: web.Request) -> web.Response:
         file = request.query.get("file", "request")
-        result = read(await _text(request), file, settings=reader_settings(self._engine.config))
+        result = read(await body_text(request), file, settings=reader_settings(self._engine.config))
         document = {
             "valid": not result.errors,
             "objects": len(result.objects) + len(result.resources),
@@ -320,7 +317,7 @@ class Api:
         return web.json_response(self._explainer.selectors())
 
     async def _trace_policy(self, request: web.Request) -> web.Response:
-        asked = self._explainer.ask(await _question(request))
+        asked = self._explainer.ask(await body_question(request))
         return web.json_response(self._explainer.trace(asked))
 
     async def _get_why(self, request: web.Request) -> web.Response:
@@ -328,7 +325,7 @@ class Api:
         return web.json_response(body=msgspec.json.encode(self._explainer.why(flow)))
 
     async def _suggest_policy(self, request: web.Request) -> web.Response:
-        return await self._suggestion(self._explainer.ask(await _question(request)))
+        return await self._suggestion(self._explainer.ask(await body_question(request)))
 
     async def _get_suggestion(self, request: web.Request) -> web.Response:
         asked = self._explainer.ask_again(self._explainer.find(request.match_info["uuid"]))
@@ -359,8 +356,7 @@ class Api:
         What the kernel holds goes too, or a worker that starts would take it over from there.
         """
         sources, destinations = self._ends(request)
-        everything = request.query.get("all", "") in ("1", "true", "yes")
-        if sources is None and destinations is None and not everything:
+        if sources is None and destinations is None and not is_set(request, "all"):
             raise RequestError("say which flows: from, to, or all=1")
         answers = await asyncio.gather(
             *(ch.forget(sources, destinations, ASK_TIMEOUT_S) for ch in self._trackers())
@@ -398,8 +394,9 @@ class Api:
         """Stream packets as they are decided, with their flows; `drops=1`: dropped ones only."""
         keys = dict.fromkeys(key for key in request.query if key != "drops")
         query = self._collector.query(keys, request.query.getall)
-        drops_only = request.query.get("drops", "") in ("1", "true", "yes")
-        stream = self._collector.monitor.stream(query.matches, self._ending, drops_only=drops_only)
+        stream = self._collector.monitor.stream(
+            query.matches, self._ending, drops_only=is_set(request, "drops")
+        )
         return await _streamed(request, stream)
 
 
@@ -497,109 +494,3 @@ def _plain(thing: object) -> object:
     if isinstance(thing, Declaration):
         return thing.name
     return str(thing)
-
-
-async def _text(request: web.Request) -> str:
-    """Return the body as text.
-
-    Raises:
-        RequestError: it is not UTF-8.
-    """
-    try:
-        return (await request.read()).decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not UTF-8: {error.reason}") from error
-
-
-async def _json(request: web.Request) -> dict[str, Any]:
-    """Return the body as a JSON object.
-
-    Raises:
-        RequestError: it is none.
-    """
-    try:
-        document = json.loads(await _text(request))
-    except ValueError as error:
-        raise RequestError(f"the body is no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise RequestError("the body is no JSON object")
-    return document
-
-
-async def _question(request: web.Request) -> Question:
-    """Return the question that the body asks.
-
-    Raises:
-        RequestError: it is none.
-    """
-    try:
-        return msgspec.json.decode(await request.read(), type=Question)
-    except msgspec.MsgspecError as error:
-        raise RequestError(f"the body is no question: {error}") from error
-
-
-def _wait(request: web.Request) -> float:
-    """Return how long a change shall wait.
-
-    Raises:
-        RequestError: `wait` is no number of seconds.
-    """
-    text = request.query.get("wait")
-    if text is None:
-        return DEFAULT_WAIT_S
-    try:
-        wait_s = float(text)
-    except ValueError:
-        wait_s = -1.0
-    if not 0 <= wait_s <= MAX_WAIT_S:
-        raise RequestError(f"wait={text}: expected seconds, 0-{MAX_WAIT_S:g}")
-    return wait_s
-
-
-def _selection(request: web.Request) -> dict[str, Any]:
-    """Return what `Repository.select` needs to find the objects of a query."""
-    chosen: dict[str, Any] = {
-        name: request.query[name] for name in ("kind", "namespace", "name") if name in request.query
-    }
-    labels = [
-        str(parse_label(text, ANY))
-        for given in request.query.getall("labels", [])
-        for text in given.split(",")
-        if text
-    ]
-    if labels:
-        chosen["labels"] = labels
-    return chosen
-
-
-def _fits(key: tuple[str, str, str], selection: dict[str, Any]) -> bool:
-    wanted = (selection.get("kind"), selection.get("namespace"), selection.get("name"))
-    return all(want in (None, have) for want, have in zip(wanted, key, strict=True))
-
-
-def _relabelled(declaration: Declaration, document: dict[str, Any]) -> Declaration:
-    """Return a declaration with labels set and removed as `{"set": ..., "remove": [...]}` says.
-
-    Raises:
-        RequestError: the document has another shape. LabelError: a label is wrong.
-    """
-    unknown = set(document) - {"set", "remove"}
-    if unknown:
-        raise RequestError(f"unknown key {unknown.pop()!r}; expected set and remove")
-    given = document.get("set", [])
-    if isinstance(given, dict):
-        given = [f"{key}={text}" for key, text in given.items()]
-    removed = document.get("remove", [])
-    if not isinstance(given, list) or not isinstance(removed, list):
-        raise RequestError("set is a list or an object of labels, remove a list of keys")
-    names = [parse_label(str(key), K8S).name for key in removed]
-    protected = f"{K8S}:{POD_NAMESPACE}"
-    added = parse_labels(map(str, given))
-    if protected in names or added.get(K8S, POD_NAMESPACE) not in (None, declaration.namespace):
-        raise RequestError("the namespace of an endpoint cannot change; delete it and add it again")
-    labels = declaration.labels.without(names).with_labels(added)
-    return dataclasses.replace(declaration, labels=in_namespace(labels, declaration.namespace))
-
-
-def _prefix(network: bytes, length: int) -> str:
-    return format_prefix(Prefix(network, length))
