@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -34,24 +34,19 @@ ASK_TIMEOUT_S = 5.0
 """How long a worker may take to answer."""
 
 _LEVELS = ("debug", "info", "warning", "error")
-_HELP = {
-    "/": "this list",
-    "/ready": "200 LIVE if every worker serves, else 503",
-    "/server_info": "version, state, workers",
-    "/stats": "counters; ?filter=REGEX&usedonly&format=text|json|prometheus",
-    "/stats/prometheus": "the same as ?format=prometheus",
-    "/config_dump": "the policy in force, with the revision that each worker enforces",
-    "/listeners": "where connections are accepted; ?format=json",
-    "/clusters": "towards the servers; ?format=json",
-    "/drain_listeners": "(POST) let every worker finish what it serves; fresh ones accept",
-    "/logging": "(POST) ?level=debug|info|warning|error, of the workers",
-    "/reset_counters": "(POST) count from zero again",
-}
-_CHANGES = frozenset({"/drain_listeners", "/logging", "/reset_counters"})
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Page(NamedTuple):
+    """One of Envoy's paths; what changes something is POST."""
+
+    path: str
+    text: str
+    serve: Handler
+    changes: bool = False
 
 
 def admin_path(run_dir: Path) -> Path:
@@ -84,14 +79,13 @@ class ProxyAdmin:
             host, _, port = where.rpartition(":")
             family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
             bound = socket.create_server((host.strip("[]"), int(port)), family=family)
-        application = web.Application(middlewares=[_for_this_host if not self._path else _as_is])
-        for path in _HELP:
-            handler = getattr(self, "_help" if path == "/" else "_" + path[1:].replace("/", "_"))
-            if path in _CHANGES:
-                application.router.add_post(path, handler)
-                application.router.add_get(path, _post_required)
+        application = web.Application(middlewares=[] if self._path else [_for_this_host])
+        for page in self._pages():
+            if page.changes:
+                application.router.add_post(page.path, page.serve)
+                application.router.add_get(page.path, _post_required)
             else:
-                application.router.add_get(path, handler)
+                application.router.add_get(page.path, page.serve)
         application.router.add_get("/help", self._help)
         self._runner = web.AppRunner(application, handle_signals=False, access_log=None)
         await self._runner.setup()
@@ -103,6 +97,26 @@ class ProxyAdmin:
             await self._runner.cleanup()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    def _pages(self) -> tuple[_Page, ...]:
+        form = "?filter=REGEX&usedonly&format=text|json|prometheus"
+        level = "(POST) ?level=debug|info|warning|error, of the workers"
+        drain = "(POST) let every worker finish what it serves; fresh ones accept"
+        return (
+            _Page("/", "this list", self._help),
+            _Page("/ready", "200 LIVE if every worker serves, else 503", self._ready),
+            _Page("/server_info", "version, state, workers", self._server_info),
+            _Page("/stats", f"counters; {form}", self._stats),
+            _Page("/stats/prometheus", "the same as ?format=prometheus", self._stats_prometheus),
+            _Page("/config_dump", "the policy in force, with the revision that each worker"
+                  " enforces", self._config_dump),
+            _Page("/listeners", "where connections are accepted; ?format=json", self._listeners),
+            _Page("/clusters", "towards the servers; ?format=json", self._clusters),
+            _Page("/drain_listeners", drain, self._drain_listeners, changes=True),
+            _Page("/logging", level, self._logging, changes=True),
+            _Page("/reset_counters", "(POST) count from zero again", self._reset_counters,
+                  changes=True),
+        )  # fmt: skip
 
     # --- workers ------------------------------------------------------------------------------
 
@@ -137,8 +151,9 @@ class ProxyAdmin:
     # --- pages --------------------------------------------------------------------------------
 
     async def _help(self, _: web.Request) -> web.Response:
-        width = max(map(len, _HELP))
-        return _text("".join(f"{path:<{width}}  {text}\n" for path, text in _HELP.items()))
+        pages = self._pages()
+        width = max(len(page.path) for page in pages)
+        return _text("".join(f"{page.path:<{width}}  {page.text}\n" for page in pages))
 
     async def _ready(self, _: web.Request) -> web.Response:
         return web.Response(text=f"{self._state}\n", status=200 if self._state == "LIVE" else 503)
@@ -306,11 +321,6 @@ async def _post_required(request: web.Request) -> web.Response:
     allow = {"Allow": "POST"}
     text = f"Method {request.method} not allowed, POST required.\n"
     return web.Response(text=text, status=405, headers=allow)
-
-
-@web.middleware
-async def _as_is(request: web.Request, handler: Handler) -> web.StreamResponse:
-    return await handler(request)
 
 
 @web.middleware
