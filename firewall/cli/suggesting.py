@@ -1,8 +1,6 @@
 """`bartizan policy suggest`: the smallest change that lets refused traffic pass, as a patch."""
 
-import json
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +8,13 @@ import click
 
 from firewall.cli.client import Client
 from firewall.cli.exits import ExitCode
+from firewall.cli.learning import learnt
 from firewall.cli.output import as_yaml
 from firewall.cli.tracing import question_of, question_options
 
 if TYPE_CHECKING:
-    from firewall.policy.learn import Seen
     from firewall.policy.plan import ObjectPlan, Plan
     from firewall.policy.question import Question
-
-
-_ALL = 1_048_575
-"""More than the agent can remember (`flows.ring`)."""
 
 
 @click.command()
@@ -39,7 +33,7 @@ _ALL = 1_048_575
 @click.option("--from-flows", metavar="FILE", help='With --l7: flows as JSON lines, or "live".')
 @click.option("--exact", is_flag=True, help="With --l7: numbers and identifiers stay as they are.")
 @click.pass_obj
-def suggest(client: Client, /, uuid: str | None, last_drop: bool, output: str, l7: bool, from_flows: str | None, exact: bool, **options: Any) -> None:  # noqa: E501  # fmt: skip
+def suggest(client: Client, /, **options: Any) -> None:
     """Print the smallest change of policy that lets refused traffic pass.
 
     It has been tried: with the change, the same question is answered by "allowed". A policy whose
@@ -56,82 +50,45 @@ def suggest(client: Client, /, uuid: str | None, last_drop: bool, output: str, l
     \b
       bartizan policy suggest --l7 --from-flows live > rules.yaml
     """
-    import msgspec
-
-    if l7 or from_flows or exact:
-        if not (l7 and from_flows):
+    if options["l7"] or options["from_flows"] or options["exact"]:
+        if not (options["l7"] and options["from_flows"]):
             raise click.UsageError("http rules are written with --l7 --from-flows FILE, or live")
-        click.echo(_learnt(client, from_flows, exact=exact), nl=False)
-        return
+        click.echo(learnt(client, options["from_flows"], exact=options["exact"]), nl=False)
+    else:
+        _print(_plan(client, options), options["output"])
+
+
+def _plan(client: Client, options: dict[str, Any]) -> "Plan":
+    """Return what would let the traffic pass that the options name."""
+    import msgspec
 
     from firewall.policy.plan import Plan
 
+    uuid, last_drop = options["uuid"], options["last_drop"]
     named = any(options[name] for name in ("source", "source_labels", "destination"))
     if sum(map(bool, (uuid, last_drop, named))) > 1:
         raise click.UsageError("say which traffic once: FLOW-UUID, --last-drop, or --from and --to")
     if uuid or last_drop:
         document = client.get("flows", uuid or "last-drop", "suggest")
-        plan = msgspec.convert(document, Plan)
-    else:
-        question = question_of(options)
-        if options["paths"]:
-            plan = _offline(question, options)
-        else:
-            asked = msgspec.to_builtins(question)
-            document = client.change("POST", "policy", "suggest", document=asked)
-            plan = msgspec.convert(document, Plan)
+        return msgspec.convert(document, Plan)
+    question = question_of(options)
+    if options["paths"]:
+        return _offline(question, options)
+    asked = msgspec.to_builtins(question)
+    document = client.change("POST", "policy", "suggest", document=asked)
+    return msgspec.convert(document, Plan)
+
+
+def _print(plan: "Plan", output: str) -> None:
+    """Print a plan as patch, yaml or json."""
+    import msgspec
+
     if output == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(plan), indent=2).decode())
-        return
-    if not plan.objects:
+    elif not plan.objects:
         click.echo(f"# nothing to change: the traffic is {plan.before.verdict}")
-        return
-    click.echo("".join(_texts(plan, patches=output == "patch")), nl=False)
-
-
-def _learnt(client: Client, source: str, *, exact: bool) -> str:
-    """Return policies as YAML for the requests of flows in a file, or those remembered."""
-    from firewall.policy.learn import policies
-
-    if source == "live":
-        lines = client.lines("flows", query={"last": str(_ALL), "type": "l7"})
     else:
-        try:
-            lines = iter(Path(source).read_bytes().splitlines())
-        except OSError as error:
-            raise click.UsageError(f"{source}: {error.strerror}") from error
-    found = policies(_requests(lines, source), exact=exact)
-    if not found:
-        raise click.ClickException(f"{source}: no http request that was allowed")
-    return "".join(f"---\n{as_yaml(document)}" for document in found)
-
-
-def _requests(lines: Iterable[bytes], source: str) -> "Iterator[Seen]":
-    """Yield the http requests among flows that were not refused."""
-    from firewall.policy.learn import Party, Seen
-
-    def party(end: dict[str, Any]) -> Party:
-        return Party(tuple(end.get("labels", ())), end.get("namespace", ""))
-
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            flow = json.loads(line).get("flow", {})
-        except (ValueError, AttributeError):
-            raise click.UsageError(f"{source}:{number}: not a flow as JSON") from None
-        http = flow.get("l7", {}).get("http")
-        asked = flow.get("l7", {}).get("type") == "REQUEST" and flow.get("verdict") != "DROPPED"
-        if not http or not asked:
-            continue
-        target = http.get("url", "").partition("://")[2] or http.get("url", "")
-        yield Seen(
-            party(flow.get("source", {})),
-            party(flow.get("destination", {})),
-            flow["l4"]["TCP"]["destination_port"],
-            http["method"],
-            f"/{target.partition('/')[2]}",
-        )
+        click.echo("".join(_texts(plan, patches=output == "patch")), nl=False)
 
 
 def _texts(plan: "Plan", *, patches: bool) -> list[str]:
