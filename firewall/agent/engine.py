@@ -589,9 +589,9 @@ class Engine:
     def _ipcache(self) -> dict[Prefix, int]:
         """Return the identity of every prefix that is known.
 
-        Of several that speak about one prefix the later here counts, in the order of
-        `identities.ipcache.Source`: generated, custom-resource, kvstore, local. An address that a
-        selected name leads to is generated too; its labels say more than those of a prefix.
+        Of several that speak about one prefix the later here counts, in Cilium's order of sources
+        (pkg/source): generated, custom-resource, kvstore, local. An address that a selected name
+        leads to is generated too; its labels say more than those of a prefix.
         """
         known = dict(self._prefixes.items())
         known.update(self.names.items())

@@ -25,7 +25,7 @@ from firewall.control.messages import (
     Pause,
     ToWorker,
 )
-from firewall.control.unix import ChannelClosedError, ChannelError, peer_pid, receive, widen
+from firewall.control.unix import ChannelClosedError, ChannelError, receive, widen
 
 CONNECT_INTERVAL_S = 0.01
 """Pause between attempts to reach a worker that does not listen yet: what it decides before we are
@@ -42,13 +42,11 @@ class AgentChannel:
 
     Attributes:
         hello: what the worker said of itself when the connection was made.
-        peer_pid: the worker's process by the kernel's word (SO_PEERCRED), not by its own.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.hello: Hello | None = None
-        self.peer_pid = 0
         self._socket: socket.socket | None = None
         self._asked: dict[int, tuple[list[dict[str, object]], asyncio.Future[None]]] = {}
         self._borrowing: asyncio.Future[dict[str, socket.socket]] | None = None
@@ -86,7 +84,6 @@ class AgentChannel:
             connection.connect(str(self.path))
             widen(connection)
             self._socket = connection
-            self.peer_pid = peer_pid(connection)
             greeting = await self._receive()
         except BaseException:
             self._socket = None

@@ -4,15 +4,10 @@
 integer without its host bits. A lookup tries the lengths that occur, longest first: with the few
 lengths that real policies use this is a handful of dictionary hits, and the two families cannot
 meet (an IPv4-mapped IPv6 address is an IPv6 address).
-
-`Ipcache` decides between several sources that speak about one prefix. Cilium keeps one entry and
-lets only an equal or stronger source overwrite it (pkg/source); here every source keeps what it
-said and the strongest one counts, so that the weaker one comes back when the stronger one leaves.
 """
 
 from collections.abc import Iterator
-from enum import IntEnum
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from conntrack.address import Prefix
 
@@ -139,86 +134,3 @@ class LongestPrefixMap(Generic[T]):
 
     def __len__(self) -> int:
         return sum(len(t) for f in (self._ipv4, self._ipv6) for t in f.tables.values())
-
-
-class Source(IntEnum):
-    """Who says which identity an address has; the higher number wins (Cilium pkg/source)."""
-
-    UNSPEC = 0
-    RESTORED = 1
-    GENERATED = 2
-    API = 3
-    DIRECTORY = 4
-    CLUSTERMESH = 5
-    K8S = 6
-    CUSTOM_RESOURCE = 7
-    KVSTORE = 8
-    LOCAL = 9
-    KUBE_APISERVER = 10
-
-    @property
-    def word(self) -> str:
-        """The source as Cilium writes it: "kube-apiserver"."""
-        return self.name.lower().replace("_", "-")
-
-
-class IpcacheEntry(NamedTuple):
-    """What counts for a prefix, and who said it."""
-
-    identity: int
-    source: Source
-
-
-class Ipcache:
-    """Prefix to identity number, from several sources."""
-
-    __slots__ = ("_effective", "_said")
-
-    def __init__(self) -> None:
-        self._said: dict[Prefix, dict[Source, int]] = {}
-        self._effective: LongestPrefixMap[IpcacheEntry] = LongestPrefixMap()
-
-    def upsert(self, prefix: Prefix, identity: int, source: Source) -> bool:
-        """Note what a source says; return whether what counts for the prefix has changed."""
-        self._said.setdefault(prefix, {})[source] = identity
-        return self._settle(prefix)
-
-    def remove(self, prefix: Prefix, source: Source) -> bool:
-        """Forget what a source said; return whether what counts for the prefix has changed."""
-        said = self._said.get(prefix)
-        if said is None or said.pop(source, None) is None:
-            return False
-        if not said:
-            del self._said[prefix]
-        return self._settle(prefix)
-
-    def remove_source(self, source: Source) -> tuple[Prefix, ...]:
-        """Forget everything a source said; return the prefixes for which something changed."""
-        named = [prefix for prefix, said in self._said.items() if source in said]
-        return tuple(prefix for prefix in named if self.remove(prefix, source))
-
-    def _settle(self, prefix: Prefix) -> bool:
-        before = self._effective.get(prefix)
-        said = self._said.get(prefix)
-        if not said:
-            self._effective.remove(prefix)
-            return before is not None
-        strongest = max(said)
-        now = IpcacheEntry(said[strongest], strongest)
-        self._effective.insert(prefix, now)
-        return before is None or before.identity != now.identity
-
-    def lookup(self, address: bytes) -> int | None:
-        """Return the identity of an address, None if no prefix holds it (then it is world)."""
-        entry = self._effective.lookup(address)
-        return None if entry is None else entry.identity
-
-    def get(self, prefix: Prefix) -> IpcacheEntry | None:
-        """Return what counts for exactly this prefix."""
-        return self._effective.get(prefix)
-
-    def __iter__(self) -> Iterator[tuple[Prefix, IpcacheEntry]]:
-        return iter(self._effective)
-
-    def __len__(self) -> int:
-        return len(self._effective)

@@ -100,11 +100,6 @@ def _compiled(patterns: list[bytes]) -> "re2.Set | None":
     return together
 
 
-def pattern_error(text: str) -> str | None:
-    """Say why RE2 refuses a pattern, or None when it accepts it."""
-    return Pattern(text).broken or None
-
-
 def _options() -> "re2.Options":
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1

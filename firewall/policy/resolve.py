@@ -168,14 +168,6 @@ class Resolver:
 
     # --- what is known ------------------------------------------------------------------------
 
-    def set_identities(self, identities: Mapping[int, LabelSet]) -> None:
-        """Replace all identities but the reserved ones by these."""
-        for number in tuple(self._peers.identities()):
-            if number not in identities and number not in RESERVED_LABELS:
-                self.remove_identity(number)
-        for number, labels in identities.items():
-            self.upsert_identity(number, labels)
-
     def upsert_identity(self, number: int, labels: LabelSet) -> None:
         """Add an identity, or replace the labels of a reserved one."""
         self._peers.upsert_identity(number, labels)

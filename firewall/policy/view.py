@@ -123,7 +123,6 @@ class View:
         self._by_interface = {
             row.interface_index: row for row in snapshot.endpoints if row.interface_index
         }
-        self._by_id = {row.id: row for row in snapshot.endpoints}
         self._policies = {row.identity: row for row in snapshot.policies}
         # An address of our own needs no row: what the endpoint and host rows say is local knowledge
         # (Cilium's source "local"), and it must not fall into a wider CIDR row.
@@ -221,10 +220,6 @@ class View:
     def endpoint_on(self, interface_index: int) -> EndpointRow | None:
         """Return the managed endpoint behind one of the node's interfaces."""
         return self._by_interface.get(interface_index)
-
-    def endpoint_by_id(self, number: int) -> EndpointRow | None:
-        """Return the managed endpoint with this id."""
-        return self._by_id.get(number)
 
     def policy_of(self, identity: int) -> PolicyRow | None:
         """Return the policy of an identity, None if it has none here."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrack.address import Prefix, address_in, mask, parse_address, parse_prefix
-from firewall.identities.ipcache import Ipcache, LongestPrefixMap, Source
+from firewall.identities.ipcache import LongestPrefixMap
 
 
 def prefixes(pairs):
@@ -80,42 +80,3 @@ def test_a_lookup_finds_what_a_search_of_all_prefixes_finds(entries, data):
     expected = entries[max(holding, key=lambda p: p.length)] if holding else None
     assert found.lookup(address) == expected
     assert dict(found) == entries
-
-
-def test_the_strongest_source_counts():
-    """pkg/source: an entry is overwritten only by an equal or stronger source."""
-    cache, prefix = Ipcache(), parse_prefix("10.0.0.1")
-    assert cache.upsert(prefix, 300, Source.GENERATED)
-    assert cache.upsert(prefix, 400, Source.LOCAL)
-    assert not cache.upsert(prefix, 500, Source.KVSTORE)
-    assert cache.lookup(parse_address("10.0.0.1")) == 400
-    assert cache.upsert(prefix, 7, Source.KUBE_APISERVER)
-    assert cache.lookup(parse_address("10.0.0.1")) == 7
-
-
-def test_a_weaker_source_comes_back_when_the_stronger_leaves():
-    cache, prefix = Ipcache(), parse_prefix("10.0.0.1")
-    cache.upsert(prefix, 300, Source.GENERATED)
-    cache.upsert(prefix, 400, Source.LOCAL)
-    assert cache.remove(prefix, Source.LOCAL)
-    assert cache.lookup(parse_address("10.0.0.1")) == 300
-    assert cache.remove(prefix, Source.GENERATED)
-    assert not cache.remove(prefix, Source.GENERATED)
-    assert cache.lookup(parse_address("10.0.0.1")) is None
-    assert len(cache) == 0
-
-
-def test_everything_restored_can_be_forgotten_at_once():
-    cache = Ipcache()
-    cache.upsert(parse_prefix("10.0.0.1"), 300, Source.RESTORED)
-    cache.upsert(parse_prefix("10.0.0.2"), 301, Source.RESTORED)
-    cache.upsert(parse_prefix("10.0.0.2"), 302, Source.LOCAL)
-    assert cache.remove_source(Source.RESTORED) == (parse_prefix("10.0.0.1"),)
-
-
-def test_the_order_of_sources_is_ciliums():
-    """Research f: strongest first."""
-    assert [source.word for source in sorted(Source, reverse=True)] == [
-        "kube-apiserver", "local", "kvstore", "custom-resource", "k8s", "clustermesh",
-        "directory", "api", "generated", "restored", "unspec",
-    ]  # fmt: skip

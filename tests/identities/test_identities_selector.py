@@ -7,10 +7,9 @@ from firewall.identities.selector import (
     EVERYTHING,
     Key,
     Operator,
-    SelectorError,
+    Selector,
     from_labels,
     parse_key,
-    parse_selector,
     require,
     reserved,
 )
@@ -45,33 +44,6 @@ def test_a_key_that_names_nothing_is_refused(text):
 def test_the_empty_selector_matches_every_label_set():
     assert EVERYTHING.matches(DEATHSTAR)
     assert EVERYTHING.matches(LabelSet())
-    assert parse_selector({}) == EVERYTHING
-
-
-@pytest.mark.parametrize(
-    ("document", "matches"),
-    [
-        ({"matchLabels": {"class": "deathstar"}}, True),
-        ({"matchLabels": {"k8s:class": "deathstar"}}, True),
-        ({"matchLabels": {"container:class": "deathstar"}}, False),
-        ({"matchLabels": {"class": "deathstar", "org": "alliance"}}, False),
-        ({"matchLabels": {"class": ""}}, False),
-        ({"matchExpressions": [{"key": "org", "operator": "In", "values": ["a", "empire"]}]}, True),
-        ({"matchExpressions": [{"key": "org", "operator": "NotIn", "values": ["empire"]}]}, False),
-        ({"matchExpressions": [{"key": "none", "operator": "NotIn", "values": ["x"]}]}, True),
-        ({"matchExpressions": [{"key": "container:org", "operator": "NotIn",
-                                "values": ["empire"]}]}, True),
-        ({"matchExpressions": [{"key": "org", "operator": "Exists"}]}, True),
-        ({"matchExpressions": [{"key": "none", "operator": "Exists"}]}, False),
-        ({"matchExpressions": [{"key": "none", "operator": "DoesNotExist"}]}, True),
-        ({"matchExpressions": [{"key": "k8s:org", "operator": "DoesNotExist"}]}, False),
-        ({"matchLabels": {"class": "deathstar"},
-          "matchExpressions": [{"key": "org", "operator": "NotIn", "values": ["empire"]}]}, False),
-    ],
-)  # fmt: skip
-def test_labels_and_expressions_must_all_hold(document, matches):
-    """Kubernetes LabelSelector; NotIn is true for a missing key."""
-    assert parse_selector(document).matches(DEATHSTAR) is matches
 
 
 def test_a_reserved_selector_matches_only_the_reserved_label():
@@ -82,11 +54,11 @@ def test_a_reserved_selector_matches_only_the_reserved_label():
 def test_both_notations_of_one_meaning_are_one_selector():
     """Equal selectors share one number in the snapshot."""
     one = from_labels({"org": "empire", "class": "deathstar"})
-    two = parse_selector(
-        {
-            "matchLabels": {"any:class": "deathstar"},
-            "matchExpressions": [{"key": "org", "operator": "In", "values": ["empire", "empire"]}],
-        }
+    two = Selector(
+        (
+            require("any:class", Operator.IN, ["deathstar"]),
+            require("org", Operator.IN, ["empire", "empire"]),
+        )
     )
     assert one == two
     assert hash(one) == hash(two)
@@ -95,14 +67,13 @@ def test_both_notations_of_one_meaning_are_one_selector():
 
 def test_the_text_is_what_cilium_prints():
     """The form of `cilium-dbg policy selectors`."""
-    selector = parse_selector(
-        {
-            "matchLabels": {"org": "empire", "k8s:class": "deathstar"},
-            "matchExpressions": [
-                {"key": "tier", "operator": "NotIn", "values": ["b", "a"]},
-                {"key": "x", "operator": "Exists"},
-            ],
-        }
+    selector = Selector(
+        (
+            require("org", Operator.IN, ["empire"]),
+            require("k8s:class", Operator.IN, ["deathstar"]),
+            require("tier", Operator.NOT_IN, ["b", "a"]),
+            require("x", Operator.EXISTS),
+        )
     )
     assert str(selector) == (
         "&LabelSelector{MatchLabels:map[string]string{any.org: empire,k8s.class: deathstar,},"
@@ -140,22 +111,3 @@ def test_a_selector_tells_which_keys_it_speaks_of():
     assert selector.has_source("reserved")
     assert not selector.has_key("host")
     assert selector.has_key("host", ("reserved",))
-
-
-@pytest.mark.parametrize(
-    ("document", "message"),
-    [
-        ({"matchLabel": {}}, "unknown field 'matchLabel'"),
-        ({"matchLabels": ["a"]}, "expected a mapping"),
-        ({"matchLabels": {"a": 1}}, "strings, got 1"),
-        ({"matchExpressions": {"key": "a"}}, "expected a list"),
-        ({"matchExpressions": [{"key": "a", "operator": "in", "values": ["x"]}]}, "'in' is none"),
-        ({"matchExpressions": [{"key": "a", "operator": "In"}]}, "needs at least one value"),
-        ({"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}, "no values"),
-        ({"matchExpressions": [{"operator": "Exists"}]}, r"matchExpressions\[0\].key"),
-        ({"matchExpressions": [{"key": "a", "operator": "Exists", "x": 1}]}, "unknown field 'x'"),
-    ],
-)
-def test_a_malformed_selector_is_refused_with_its_place(document, message):
-    with pytest.raises(SelectorError, match=message):
-        parse_selector(document)

@@ -199,13 +199,6 @@ def test_an_endpoint_needs_a_known_identity():
         Resolver().set_endpoints([EndpointRow(1, "e", "", 300, ())])
 
 
-def test_identities_can_be_replaced_as_a_whole(made):
-    made.snapshot()
-    made.resolver.set_identities({300: made.identities[256]})
-    numbers = [row.number for row in made.resolver.snapshot().identities]
-    assert numbers == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 300]
-
-
 def test_l7_of_every_kind_survives_the_disk(made):
     made.apply(
         policy(
