@@ -50,9 +50,12 @@ def _packed(address: str) -> bytes:
     return parse_address(address.partition("%")[0])
 
 
-def ends_of(client: SocketAddress, server: SocketAddress) -> Ends:
+def ends_of(
+    client: SocketAddress, server: SocketAddress, connection_id: int = 0, begun_at: float = 0.0
+) -> Ends:
     """Return the ends of a connection from the addresses that its socket gives."""
-    return Ends(_packed(client[0]), client[1], _packed(server[0]), server[1])
+    source, destination = _packed(client[0]), _packed(server[0])
+    return Ends(source, client[1], destination, server[1], 0, connection_id, begun_at)
 
 
 def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
