@@ -8,13 +8,14 @@ list at hand is done. Nothing is decided here.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, assert_never
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from conntrack.address import format_address
-from firewall.policy.course import CLEAR, HTTP, Course
+from firewall.policy.course import CLEAR, HTTP
 from l7proxy import refusals
 from l7proxy.accesslog import Ends, SocketAddress
 from l7proxy.certificates import CertificateError, Certificates
@@ -47,7 +48,6 @@ from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
 from l7proxy.metrics import Metrics
 from l7proxy.multiplex import Multiplex
-from l7proxy.ongoing import Ongoing
 from l7proxy.passage import Passage
 from l7proxy.poller import Poller
 from l7proxy.refusals import Refusal
@@ -249,79 +249,77 @@ class ClientConnection(asyncio.Protocol):
             self._queue.extend(commands)
             return
         self._performing = True
+        table = self.PERFORM
         try:
             while commands:
                 for command in commands:
-                    # Those of every request by class: a pattern takes twice as long.
-                    if isinstance(command, SendClient):
-                        assert self._transport is not None
-                        self._transport.write(command.data)
-                    elif isinstance(command, SendUpstream):
-                        if (connection := self._upstreams.get(command.link)) is not None:
-                            connection.write(command.data)
-                    elif isinstance(command, Log):
-                        record = command.record
-                        if self._course is not HTTP:
-                            record = self._completed(record)
-                        self._host.report(record, self.ends)
-                    else:
-                        self._perform(command)
+                    table[type(command)](self, command)
                 commands = self._queue
                 if commands:
                     self._queue = []
         finally:
             self._performing = False
 
-    def _perform(self, command: Command) -> None:
-        """Do what is asked for now and then; `perform` does the rest."""
-        assert not isinstance(command, SendClient | SendUpstream | Log)
-        transport = self._transport
-        assert transport is not None
-        match command:
-            case OpenUpstream(link, http2):
-                self._open_upstream(link, http2=http2)
-            case CloseUpstream(reset, link):
-                self._close_upstream(link, reset=reset)
-            case ShutdownClient():
-                if not transport.is_closing():
-                    transport.write_eof()
-            case CloseClient(reset):
-                self._close(reset=reset)
-            case PauseClient():
-                if not transport.is_closing():
-                    transport.pause_reading()
-            case ResumeClient():
-                if not transport.is_closing():
-                    transport.resume_reading()
-            case PauseUpstream(link):
-                if (connection := self._upstreams.get(link)) is not None:
-                    connection.pause()
-            case ResumeUpstream(link):
-                if (connection := self._upstreams.get(link)) is not None:
-                    connection.resume()
-            case HandOver(ongoing, head, early):
-                self._hand_over(ongoing, head, early)
-            case Enter(course, hello, data):
-                self._enter(course, hello, data)
-            case ShutdownUpstream(link):
-                if (connection := self._upstreams.get(link)) is not None:
-                    connection.shutdown()
-            case Count(name):
-                self._host.metrics.add(name)
-            case _:
-                assert_never(command)
+    def _send_client(self, command: SendClient) -> None:
+        assert self._transport is not None
+        self._transport.write(command.data)
 
-    def _hand_over(self, ongoing: Ongoing, head: bytes, early: bytes) -> None:
+    def _send_upstream(self, command: SendUpstream) -> None:
+        if (connection := self._upstreams.get(command.link)) is not None:
+            connection.write(command.data)
+
+    def _log(self, command: Log) -> None:
+        record = command.record
+        if self._course is not HTTP:
+            record = self._completed(record)
+        self._host.report(record, self.ends)
+
+    def _shutdown_client(self, _: ShutdownClient) -> None:
+        assert self._transport is not None
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+
+    def _close_client(self, command: CloseClient) -> None:
+        self._close(reset=command.reset)
+
+    def _pause_client(self, _: PauseClient) -> None:
+        assert self._transport is not None
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def _resume_client(self, _: ResumeClient) -> None:
+        assert self._transport is not None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _pause_upstream(self, command: PauseUpstream) -> None:
+        if (connection := self._upstreams.get(command.link)) is not None:
+            connection.pause()
+
+    def _resume_upstream(self, command: ResumeUpstream) -> None:
+        if (connection := self._upstreams.get(command.link)) is not None:
+            connection.resume()
+
+    def _shutdown_upstream(self, command: ShutdownUpstream) -> None:
+        if (connection := self._upstreams.get(command.link)) is not None:
+            connection.shutdown()
+
+    def _count(self, command: Count) -> None:
+        self._host.metrics.add(command.name)
+
+    def _hand_over(self, command: HandOver) -> None:
         assert self._judge is not None
         now = time.monotonic()
+        ongoing, early = command.ongoing, command.early
         self.exchange = tunnel = Tunnel(self._judge, self._host.limits, ongoing, early, now)
-        self._queue.extend(tunnel.start(head, now))
+        self._queue.extend(tunnel.start(command.head, now))
 
     # --- TLS -------------------------------------------------------------------------------------
 
-    def _enter(self, course: Course, hello: ClientHello | None, data: bytes) -> None:
+    def _enter(self, command: Enter) -> None:
         """Go on as a greeting says: at once, or once TLS with the client stands."""
-        self._course = course
+        self._course = course = command.course
+        hello, data = command.hello, command.data
         self._sni = None if hello is None else hello.server_name
         if course.terminate is None:
             self._serve(hello, data, "")
@@ -405,7 +403,8 @@ class ClientConnection(asyncio.Protocol):
             # close() waits until everything was sent; a client that reads nothing must not keep it.
             self._close_at = time.monotonic() + self._host.limits.stream_idle_timeout_s
 
-    def _open_upstream(self, link: int, *, http2: bool) -> None:
+    def _open_upstream(self, command: OpenUpstream) -> None:
+        link, http2 = command.link, command.http2
         self._upstreams[link] = connection = UpstreamConnection(self, link)
         secure: TowardsServer | None = None
         if (row := self._course.originate) is not None:
@@ -424,7 +423,8 @@ class ClientConnection(asyncio.Protocol):
 
     def upstream_opened(self, connection: UpstreamConnection) -> None:
         """Use a connection to the server."""
-        self.ends = self.ends._replace(upstream_port=connection.local_port)
+        ends = self.ends  # not _replace, which takes three times as long
+        self.ends = Ends(*ends[:4], connection.local_port, ends.connection_id, ends.begun_at)
         self._host.metrics.upstream_opened()
         if connection.secure:
             self._host.metrics.add("upstream_ssl_handshake")
@@ -444,12 +444,32 @@ class ClientConnection(asyncio.Protocol):
         assert self.exchange is not None
         self.perform(self.exchange.upstream_failed(failure, time.monotonic(), connection.link))
 
-    def _close_upstream(self, link: int, *, reset: bool) -> None:
-        connection = self._upstreams.pop(link, None)
+    def _close_upstream(self, command: CloseUpstream) -> None:
+        connection = self._upstreams.pop(command.link, None)
         if connection is not None:
             if connection.opened:
                 self._host.metrics.upstream_closed()
-            connection.close(reset=reset)
+            connection.close(reset=command.reset)
+
+    PERFORM: ClassVar[dict[type[Command], Callable[["ClientConnection", Any], None]]] = {
+        SendClient: _send_client,
+        SendUpstream: _send_upstream,
+        Log: _log,
+        OpenUpstream: _open_upstream,
+        CloseUpstream: _close_upstream,
+        ShutdownUpstream: _shutdown_upstream,
+        ShutdownClient: _shutdown_client,
+        CloseClient: _close_client,
+        PauseClient: _pause_client,
+        ResumeClient: _resume_client,
+        PauseUpstream: _pause_upstream,
+        ResumeUpstream: _resume_upstream,
+        HandOver: _hand_over,
+        Enter: _enter,
+        Count: _count,
+    }
+    """How each command is performed. A table, because a request makes four: asked in turn, each
+    class would take 0.1 us to say no (msgspec's metaclass does not take Python's short way)."""
 
 
 def _because(refusal: Refusal, reason: str) -> Refusal:

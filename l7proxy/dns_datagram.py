@@ -252,7 +252,7 @@ def _voice(family: int, mark: int) -> socket.socket:
     )
     try:
         _deafen(sock)
-        make_transparent(sock)
+        make_transparent(sock, family)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_CHECKSUM, _CHECKSUM_AT)
         if mark:
@@ -282,7 +282,7 @@ def _question_socket(client: SocketAddress, mark: int) -> socket.socket:
                 family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             )
             try:
-                make_transparent(sock)
+                make_transparent(sock, family)
                 if mark:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
                 sock.bind(where)

@@ -48,13 +48,13 @@ class ListenError(Exception):
     """The proxy cannot listen; the text says why and what it needs."""
 
 
-def make_transparent(sock: socket.socket) -> None:
-    """Let a socket have addresses that are not the machine's.
+def make_transparent(sock: socket.socket, family: int) -> None:
+    """Let a socket of a family have addresses that are not the machine's.
 
     Raises:
         PermissionError: CAP_NET_ADMIN is missing.
     """
-    if sock.family == socket.AF_INET6:
+    if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
@@ -109,7 +109,7 @@ def _listen(family: int, kind: int, wildcard: str, port: int, mark: int) -> sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        make_transparent(sock)
+        make_transparent(sock, family)
         if mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         if kind == _DATAGRAM:

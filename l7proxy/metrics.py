@@ -73,7 +73,7 @@ class Metrics:
     """Counters of one worker since its start."""
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._counts: Counter[str] = Counter()
         self._told: Counter[_Told] = Counter()
         self.active_connection_count = 0
         self.active_upstream_count = 0
@@ -84,17 +84,17 @@ class Metrics:
 
     def add(self, name: str, count: int = 1) -> None:
         """Count something that no record implies; `name` without `_total`."""
-        self._counts[f"{name}_total", "", ""] += count
+        self._counts[name] += count
 
     def opened(self) -> None:
         """Count a client connection."""
         self.active_connection_count += 1
-        self.add("http_downstream_cx")
+        self._counts["http_downstream_cx"] += 1
 
     def closed(self, lasted_s: float) -> None:
         """Count its end, so many seconds later."""
         self.active_connection_count -= 1
-        self.add("http_downstream_cx_destroy")
+        self._counts["http_downstream_cx_destroy"] += 1
         self._connection_times.add(lasted_s)
 
     def reset(self) -> None:
@@ -119,7 +119,7 @@ class Metrics:
     def upstream_opened(self) -> None:
         """Count a connection to a server."""
         self.active_upstream_count += 1
-        self.add("upstream_cx")
+        self._counts["upstream_cx"] += 1
 
     def upstream_closed(self) -> None:
         """Count its end."""
@@ -140,7 +140,9 @@ class Metrics:
 
     def _counted(self) -> Counter[tuple[str, str, str]]:
         """Return all counters, by name, label and value."""
-        counts = self._counts.copy()
+        counts: Counter[tuple[str, str, str]] = Counter()
+        for name, count in self._counts.items():
+            counts[f"{name}_total", "", ""] += count
         for (asked, status, detail, flag, malformed, protocol), count in self._told.items():
             if protocol in _UNREAD:
                 if detail:
@@ -160,9 +162,9 @@ class Metrics:
             if detail and detail != "via_upstream":
                 short = detail.partition("{")[0]
                 counts["http_response_details_total", "detail", short] += count
-                name = _BY_DETAIL.get(detail)
-                if name is not None:
-                    counts[name, "", ""] += count
+                envoys = _BY_DETAIL.get(detail)
+                if envoys is not None:
+                    counts[envoys, "", ""] += count
                 elif malformed and flag == "DPE":
                     counts["http_downstream_cx_protocol_error_total", "", ""] += count
         return counts

@@ -41,6 +41,16 @@ _MEMO_COUNT = 4096  # answers remembered per list of rules, at most 2 MB with th
 _MEMO_KEY_BYTES = 256  # longer targets are matched each time, or a client could fill the memory
 
 
+_NO_SNAPSHOT = Judgement(
+    allowed=False,
+    connected=False,
+    direction=TrafficDirection.INGRESS,
+    drop_reason=DropReason.DROP_EP_NOT_READY,
+    revision=0,
+    detail="no snapshot",
+)
+
+
 class _Rules:
     """A compiled list of http rules, with the answers that depend on nothing but the key."""
 
@@ -92,13 +102,15 @@ class _Side(NamedTuple):
 class _Plan(NamedTuple):
     """What the snapshot in force makes of a pair of ends, a port and a form.
 
-    `restrictions` of the sides that have a policy, `course` and `sides` as for the form,
-    `uses_headers` and `redacted` as in a judgement. `memo`: what was answered to a method, target
-    and authority, where nothing else matters.
+    `connection` as a judge answers; `looks` and `passes_unread` of the sides that have a policy;
+    `course` and `sides` as for the form, `uses_headers` and `redacted` as in a judgement. `memo`:
+    what was answered to a method, target and authority, where nothing else matters.
     """
 
     decision: Decision
-    restrictions: list[Restriction]
+    connection: Judgement
+    looks: bool
+    passes_unread: bool
     course: Course | None
     sides: list[_Side]
     uses_headers: bool
@@ -159,7 +171,31 @@ class Policy:
         redacted = frozenset[bytes]().union(
             *(side.rules.secret_headers for side in sides if side.rules is not None)
         )
-        return _Plan(decision, restrictions, found, sides, uses_headers, redacted, {})
+        return _Plan(
+            decision,
+            self._connection(decision),
+            course.looks(restrictions),
+            course.passes_unread(restrictions),
+            found,
+            sides,
+            uses_headers,
+            redacted,
+            {},
+        )
+
+    def _connection(self, decision: Decision) -> Judgement:
+        allowed = decision.verdict is not Verdict.DROP
+        side = _deciding_side(decision)
+        return self._judgement(
+            decision,
+            allowed=allowed,
+            connected=allowed,
+            direction=decision.direction or TrafficDirection.INGRESS,
+            drop_reason=decision.reason or 0,
+            allowed_by=side.allowed_by if side else (),
+            denied_by=side.denied_by if side else (),
+            isolated_by=side.isolated_by if side else (),
+        )
 
     def _side(
         self,
@@ -190,202 +226,8 @@ class Policy:
             self._rules[rows] = rules = _Rules(rows, self._secrets)
         return rules
 
-
-class ConnectionJudge:
-    """Policy for the connection of `source` to `destination`, a `judgement.Judge`.
-
-    Args:
-        policy: the worker's policy; a later snapshot counts from the next question on.
-        source: the client's packed address.
-        destination: packed address the client connected to.
-        port: destination port.
-    """
-
-    __slots__ = (
-        "_course", "_decision", "_destination", "_form", "_memo", "_plan_memo", "_policy", "_port",
-        "_redacted", "_restrictions", "_server_name", "_sides", "_source", "_taken",
-        "_uses_headers", "_view",
-    )  # fmt: skip
-
-    def __init__(self, policy: Policy, source: bytes, destination: bytes, port: int) -> None:
-        self._policy = policy
-        self._source = source
-        self._destination = destination
-        self._port = port
-        self._view: View | None = None
-        self._decision: Decision | None = None
-        self._form = CLEAR
-        self._course: Course | None = None
-        self._taken: Course | None = None
-        self._server_name = ""
-        self._restrictions: list[Restriction] = []
-        self._sides: list[_Side] = []
-        self._plan_memo: dict[tuple[bytes, bytes, bytes], Judgement] = {}
-        self._memo: dict[tuple[bytes, bytes, bytes], Judgement] | None = None
-        self._uses_headers = False
-        self._redacted: frozenset[bytes] = frozenset()
-
-    # --- the connection --------------------------------------------------------------------------
-
-    @property
-    def looks(self) -> bool:
-        """Whether it must be known how the connection begins before it can be served."""
-        return self._current() is not None and course.looks(self._restrictions)
-
-    @property
-    def passes_unread(self) -> bool:
-        """Whether the connection may pass unread whatever it begins with."""
-        return self._current() is not None and course.passes_unread(self._restrictions)
-
-    @property
-    def server_name(self) -> str:
-        """What a server that TLS is spoken to must prove to be; "": it has the right address.
-
-        The name in the client's hello, or without one the host of the first request allowed.
-        """
-        return self._server_name
-
-    def take(self, form: Form) -> Course | None:
-        """Judge the connection in the form in which it began; None: nothing allows it."""
-        if form != self._form:
-            self._form = form
-            self._view = None
-        self._server_name = form.server_name
-        self._memo = None
-        self._current()
-        self._taken = self._course
-        return self._course
-
-    def opening(self) -> Judgement:
-        """Say who allows or refuses the form taken."""
-        decision = self._current()
-        if decision is None or decision.verdict is Verdict.DROP or not self._sides:
-            return self.connection()
-        if self._course is None:
-            return self._denied(decision, self._sides[-1])
-        asked = [side for side in self._sides if side.verdict.l7 is not None]
-        answer = self._allowed(decision, (asked or self._sides)[-1], None)
-        audited = any(side.leg.audited for side in self._sides)
-        return answer._replace(detail="audited") if audited else answer
-
-    def connection(self) -> Judgement:
-        """Say whether the connection itself is allowed now."""
-        decision = self._current()
-        if decision is None:
-            return Judgement(
-                allowed=False,
-                connected=False,
-                direction=TrafficDirection.INGRESS,
-                drop_reason=DropReason.DROP_EP_NOT_READY,
-                revision=0,
-                detail="no snapshot",
-            )
-        allowed = decision.verdict is not Verdict.DROP
-        if allowed and self._astray:
-            return self._denied(decision, self._sides[-1])._replace(connected=False)
-        side = _deciding_side(decision)
-        return self._judgement(
-            decision,
-            allowed=allowed,
-            connected=allowed,
-            direction=decision.direction or TrafficDirection.INGRESS,
-            drop_reason=decision.reason or 0,
-            allowed_by=side.allowed_by if side else (),
-            denied_by=side.denied_by if side else (),
-            isolated_by=side.isolated_by if side else (),
-        )
-
-    @property
-    def _astray(self) -> bool:
-        """Whether the snapshot in force asks for more than what was begun with the form taken."""
-        begun, wanted = self._taken, self._course
-        if begun is None:
-            return False
-        return (
-            wanted is None
-            or (wanted.http and not begun.http)
-            or wanted.terminate not in (None, begun.terminate)
-            or wanted.originate not in (None, begun.originate)
-        )
-
-    # --- a request -------------------------------------------------------------------------------
-
-    def request(self, request: Request) -> Judgement:
-        """Say whether this request is allowed now: the connection, then each side's rules."""
-        target = request.target
-        key = request.method, target.wire, target.authority
-        if self._memo is not None and self._policy.view is self._view:
-            known = self._memo.get(key)
-            if known is not None:
-                return known
-        decision = self._current()
-        if decision is None or decision.verdict is Verdict.DROP or self._astray:
-            return self.connection()
-        taken = self._taken
-        host = ""
-        tls = taken is not None and (taken.terminate or taken.originate)
-        if tls:
-            host = host_name(target.authority)
-            if self._server_name not in ("", host):
-                return self.connection()._replace(allowed=False, misdirected=True)
-        judgement: Judgement | None = None
-        edits: list[HeaderEdit] = []
-        for side in self._sides:
-            if side.rules is None:
-                continue
-            found = side.rules.evaluate(request)
-            judgement = self._answer(decision, side, found.rule)
-            if not judgement.allowed:
-                break
-            edits += found.edits
-        if judgement is None:
-            judgement = self.connection()
-        if not tls and not self._uses_headers:
-            self._remember(key, judgement)
-        if not judgement.allowed:
-            return judgement
-        if host:
-            self._server_name = host
-        return judgement._replace(edits=tuple(edits)) if edits else judgement
-
-    def _remember(self, key: tuple[bytes, bytes, bytes], judgement: Judgement) -> None:
-        """Keep an answer that will be the same until the next snapshot."""
-        self._memo = memo = self._plan_memo
-        if sum(map(len, key)) <= _MEMO_KEY_BYTES:
-            if len(memo) >= _PLAN_MEMO_COUNT:
-                memo.clear()
-            memo[key] = judgement
-
-    def _answer(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:
-        """Return one side's answer to a request that `rule` (None: no rule) matched."""
-        answer = side.answers.get(rule)
-        if answer is None:
-            if rule is not None or side.leg.unread:
-                answer = self._allowed(decision, side, rule)
-            else:
-                answer = self._denied(decision, side)
-                if side.audit:
-                    answer = answer._replace(allowed=True, drop_reason=0, detail="audited")
-            answer = answer._replace(uses_headers=self._uses_headers, redacted=self._redacted)
-            side.answers[rule] = answer
-        return answer
-
-    def _current(self) -> Decision | None:
-        view = self._policy.view
-        if view is not self._view:
-            self._view = view
-            self._memo = None
-            plan = self._policy.plan(self._source, self._destination, self._port, self._form)
-            if plan is None:
-                self._decision = None
-            else:
-                self._decision, self._restrictions, self._course, self._sides = plan[:4]
-                self._uses_headers = plan.uses_headers
-                self._redacted = plan.redacted
-                self._plan_memo = plan.memo
-        return self._decision
-
-    def _allowed(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:
+    def allowed(self, decision: Decision, side: _Side, rule: HttpRuleRow | None) -> Judgement:
+        """Name the rules that allow a request, or without one the connection."""
         by = side.verdict.allowed_by if rule is None else side.written.get(rule)
         return self._judgement(
             decision,
@@ -396,7 +238,7 @@ class ConnectionJudge:
             allowed_by=by or side.verdict.allowed_by,
         )
 
-    def _denied(self, decision: Decision, side: _Side) -> Judgement:
+    def denied(self, decision: Decision, side: _Side) -> Judgement:
         """Name as deniers the rules that let the connection in but not this request."""
         return self._judgement(
             decision,
@@ -426,7 +268,7 @@ class ConnectionJudge:
             connected=connected,
             direction=direction,
             drop_reason=int(drop_reason),
-            revision=self._policy.policy_revision,
+            revision=self.policy_revision,
             source_identity=source.identity,
             destination_identity=destination.identity,
             source_endpoint=0 if source.endpoint is None else source.endpoint.id,
@@ -435,6 +277,170 @@ class ConnectionJudge:
             denied_by=denied_by,
             isolated_by=isolated_by,
         )
+
+
+class ConnectionJudge:
+    """Policy for the connection of `source` to `destination`, a `judgement.Judge`.
+
+    Args:
+        policy: the worker's policy; a later snapshot counts from the next question on.
+        source: the client's packed address.
+        destination: packed address the client connected to.
+        port: destination port.
+    """
+
+    __slots__ = (
+        "_destination", "_form", "_memo", "_plan", "_policy", "_port", "_server_name", "_source",
+        "_taken", "_view",
+    )  # fmt: skip
+
+    def __init__(self, policy: Policy, source: bytes, destination: bytes, port: int) -> None:
+        self._policy = policy
+        self._source = source
+        self._destination = destination
+        self._port = port
+        self._view: View | None = None
+        self._plan: _Plan | None = None
+        self._form = CLEAR
+        self._taken: Course | None = None
+        self._server_name = ""
+        self._memo: dict[tuple[bytes, bytes, bytes], Judgement] | None = None
+
+    # --- the connection --------------------------------------------------------------------------
+
+    @property
+    def looks(self) -> bool:
+        """Whether it must be known how the connection begins before it can be served."""
+        plan = self._current()
+        return plan is not None and plan.looks
+
+    @property
+    def passes_unread(self) -> bool:
+        """Whether the connection may pass unread whatever it begins with."""
+        plan = self._current()
+        return plan is not None and plan.passes_unread
+
+    @property
+    def server_name(self) -> str:
+        """What a server that TLS is spoken to must prove to be; "": it has the right address.
+
+        The name in the client's hello, or without one the host of the first request allowed.
+        """
+        return self._server_name
+
+    def take(self, form: Form) -> Course | None:
+        """Judge the connection in the form in which it began; None: nothing allows it."""
+        if form != self._form:
+            self._form = form
+            self._view = None
+        self._server_name = form.server_name
+        self._memo = None
+        plan = self._current()
+        self._taken = None if plan is None else plan.course
+        return self._taken
+
+    def opening(self) -> Judgement:
+        """Say who allows or refuses the form taken."""
+        plan = self._current()
+        if plan is None or plan.decision.verdict is Verdict.DROP or not plan.sides:
+            return self.connection()
+        if plan.course is None:
+            return self._policy.denied(plan.decision, plan.sides[-1])
+        asked = [side for side in plan.sides if side.verdict.l7 is not None]
+        answer = self._policy.allowed(plan.decision, (asked or plan.sides)[-1], None)
+        audited = any(side.leg.audited for side in plan.sides)
+        return answer._replace(detail="audited") if audited else answer
+
+    def connection(self) -> Judgement:
+        """Say whether the connection itself is allowed now."""
+        plan = self._current()
+        if plan is None:
+            return _NO_SNAPSHOT
+        if plan.connection.allowed and self._is_astray(plan):
+            return self._policy.denied(plan.decision, plan.sides[-1])._replace(connected=False)
+        return plan.connection
+
+    def _is_astray(self, plan: _Plan) -> bool:
+        """Whether the snapshot in force asks for more than what was begun with the form taken."""
+        begun, wanted = self._taken, plan.course
+        if begun is None or begun is wanted:
+            return False
+        return (
+            wanted is None
+            or (wanted.http and not begun.http)
+            or wanted.terminate not in (None, begun.terminate)
+            or wanted.originate not in (None, begun.originate)
+        )
+
+    # --- a request -------------------------------------------------------------------------------
+
+    def request(self, request: Request) -> Judgement:
+        """Say whether this request is allowed now: the connection, then each side's rules."""
+        target = request.target
+        key = request.method, target.wire, target.authority
+        if self._memo is not None and self._policy.view is self._view:
+            known = self._memo.get(key)
+            if known is not None:
+                return known
+        plan = self._current()
+        if plan is None or plan.decision.verdict is Verdict.DROP or self._is_astray(plan):
+            return self.connection()
+        taken = self._taken
+        host = ""
+        tls = taken is not None and (taken.terminate or taken.originate)
+        if tls:
+            host = host_name(target.authority)
+            if self._server_name not in ("", host):
+                return self.connection()._replace(allowed=False, misdirected=True)
+        judgement: Judgement | None = None
+        edits: list[HeaderEdit] = []
+        for side in plan.sides:
+            if side.rules is None:
+                continue
+            found = side.rules.evaluate(request)
+            judgement = self._answer(plan, side, found.rule)
+            if not judgement.allowed:
+                break
+            edits += found.edits
+        if judgement is None:
+            judgement = self.connection()
+        if not tls and not plan.uses_headers:
+            self._remember(plan, key, judgement)
+        if not judgement.allowed:
+            return judgement
+        if host:
+            self._server_name = host
+        return judgement._replace(edits=tuple(edits)) if edits else judgement
+
+    def _remember(self, plan: _Plan, key: tuple[bytes, bytes, bytes], judgement: Judgement) -> None:
+        """Keep an answer that will be the same until the next snapshot."""
+        self._memo = memo = plan.memo
+        if sum(map(len, key)) <= _MEMO_KEY_BYTES:
+            if len(memo) >= _PLAN_MEMO_COUNT:
+                memo.clear()
+            memo[key] = judgement
+
+    def _answer(self, plan: _Plan, side: _Side, rule: HttpRuleRow | None) -> Judgement:
+        """Return one side's answer to a request that `rule` (None: no rule) matched."""
+        answer = side.answers.get(rule)
+        if answer is None:
+            if rule is not None or side.leg.unread:
+                answer = self._policy.allowed(plan.decision, side, rule)
+            else:
+                answer = self._policy.denied(plan.decision, side)
+                if side.audit:
+                    answer = answer._replace(allowed=True, drop_reason=0, detail="audited")
+            answer = answer._replace(uses_headers=plan.uses_headers, redacted=plan.redacted)
+            side.answers[rule] = answer
+        return answer
+
+    def _current(self) -> _Plan | None:
+        view = self._policy.view
+        if view is not self._view:
+            self._view = view
+            self._memo = None
+            self._plan = self._policy.plan(self._source, self._destination, self._port, self._form)
+        return self._plan
 
 
 def _audits(view: View, subject: Peer) -> bool:

@@ -55,7 +55,7 @@ def _any_port(client: SocketAddress) -> SocketAddress:
 def _make_socket(family: int, mark: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        make_transparent(sock)
+        make_transparent(sock, family)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
