@@ -79,7 +79,10 @@ def test_a_secret_that_is_missing_is_an_error_of_the_status_until_it_is_there(ru
             rules={"http": [{"method": method}]},
         )
 
-    firewall.apply(inside("GET"))
+    warnings = firewall.apply(inside("GET"))["problems"]
+    assert ["secret web/inside: " in warnings[0], "secret web/outside: " in warnings[1]] == [
+        True
+    ] * 2
     assert curl(running, f"https://{NAME}/") == (35, "000")
     status = firewall.cli("status")
     assert status.returncode == 1
@@ -87,7 +90,7 @@ def test_a_secret_that_is_missing_is_an_error_of_the_status_until_it_is_there(ru
     assert "secret web/outside: there is no folder" in status.stdout
     running.authority.secret(running.secrets / "web" / "inside", NAME)
     running.authority.secret(running.secrets / "web" / "outside", ca=True)
-    firewall.apply(inside("GET|HEAD"))
+    assert firewall.apply(inside("GET|HEAD"))["problems"] == []
     assert curl(running, f"https://{NAME}/") == (0, "200")
     assert curl(running, f"https://{NAME}/", "-X", "PUT") == (0, "403")
     assert firewall.cli("status").returncode == 0

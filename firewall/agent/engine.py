@@ -32,6 +32,7 @@ from firewall.agent.numbers import PrefixNumbers
 from firewall.agent.policies import BookChange, Key, PolicyBook
 from firewall.agent.publisher import Publisher, enforced_by_all
 from firewall.agent.roster import Member, Origin, Roster, RosterError
+from firewall.agent.secrets import secret_problems
 from firewall.agent.setting import value
 from firewall.agent.worker import Worker
 from firewall.control.journal import fields
@@ -360,7 +361,8 @@ class Engine:
         """
         change = self.book.apply(text, file)
         await self._adopt(change)
-        return change
+        missing = secret_problems(change.applied, self.config.proxy.secrets_dir)
+        return change._replace(warnings=(*change.warnings, *missing))
 
     async def follow_file(self, path: Path, text: str | None) -> BookChange | None:
         """Follow a file of the policy directory; `text` None = it is gone.

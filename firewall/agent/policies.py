@@ -59,11 +59,13 @@ class BookChange(NamedTuple):
         policies: to the repository.
         resources: to the other objects, by key.
         warnings: what the reader thinks of the text.
+        applied: the policies of the text.
     """
 
     policies: RepositoryChange
     resources: dict[Key, ChangeKind]
     warnings: tuple[Problem, ...] = ()
+    applied: tuple[PolicyObject, ...] = ()
 
     @property
     def changed(self) -> bool:
@@ -136,7 +138,9 @@ class PolicyBook:
         result = self._read(text, file)
         self._adopt("api", file, text, result)
         change = self.repository.apply(result.objects)
-        return self._commit(change, result.resources)._replace(warnings=result.problems)
+        return self._commit(change, result.resources)._replace(
+            warnings=result.problems, applied=tuple(result.objects)
+        )
 
     def follow(self, path: Path, text: str) -> BookChange | None:
         """Bring the objects of a file of the policy directory in line with its content.

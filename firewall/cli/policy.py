@@ -1,7 +1,6 @@
 """`bartizan policy`: apply, show, check and delete policies."""
 
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,7 @@ from firewall.cli.suggesting import suggest
 from firewall.cli.tracing import trace
 
 if TYPE_CHECKING:
-    from firewall.policy.model import PolicyObject
-    from firewall.policy.problem import Problem
+    pass
 
 
 @click.group()
@@ -136,7 +134,7 @@ def selectors(client: Client, output: str) -> None:
 @click.option(
     "--secrets-dir",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
-    help="Where the daemon finds secrets (proxy.secrets_dir), to find TLS contexts without one.",
+    help="Where the daemon finds secrets (proxy.secrets_dir), to find rules without one.",
 )
 @output_option
 def validate(
@@ -146,6 +144,7 @@ def validate(
 
     All files are judged together: an object that two of them give differently is an error.
     """
+    from firewall.agent.secrets import secret_problems
     from firewall.cli.offline import labels_of, read_endpoints
     from firewall.policy.files import read_paths
     from firewall.policy.lint import lint
@@ -161,7 +160,7 @@ def validate(
         known = [labels_of(one, result.resources) for one in read_endpoints(endpoints)]
     problems = [*result.problems, *lint(result.objects, endpoints=known)]
     if secrets_dir is not None:
-        problems += _secret_problems(result.objects, secrets_dir)
+        problems += secret_problems(result.objects, secrets_dir)
     count = len(result.objects) + len(result.resources)
     errors = [problem for problem in problems if problem.severity == "error"]
     document = [
@@ -183,22 +182,6 @@ def validate(
     )
     if errors:
         sys.exit(ExitCode.INVALID)
-
-
-def _secret_problems(objects: "Iterable[PolicyObject]", folder: Path) -> "Iterator[Problem]":
-    """Find TLS contexts whose secret is missing or broken: their connections would end."""
-    from firewall.policy.compile import make_l7_row
-    from firewall.policy.problem import Problem
-    from firewall.policy.snapshot import Snapshot
-    from l7proxy.certificates import Certificates
-
-    certificates = Certificates(folder)
-    for entry in (entry for one in objects for entry in one.entries):
-        row = make_l7_row(entry)
-        if row is not None:
-            place = entry.origin
-            for text in certificates.install(Snapshot(l7=(row,))):
-                yield Problem.warning(place.file, place.line, place.column, place.path, text)
 
 
 def _selector_table(rows: list[dict[str, Any]]) -> str:

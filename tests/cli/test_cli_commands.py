@@ -92,6 +92,25 @@ spec:
     assert "secret" not in _run(*arguments, text=text).output
 
 
+def test_validate_finds_secrets_of_headers_that_are_missing(tmp_path: Path) -> None:
+    text = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p}
+spec:
+  endpointSelector: {}
+  ingress:
+  - toPorts:
+    - ports: [{port: "80", protocol: TCP}]
+      rules: {http: [{headerMatches: [{name: X-Token, secret: {namespace: web, name: code}}]}]}
+"""
+    arguments = ("policy", "validate", "-f", "-", "--secrets-dir", str(tmp_path))
+    assert "secret web/code: there is no such file" in _run(*arguments, text=text).output
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "code").write_text("x")
+    assert "secret" not in _run(*arguments, text=text).output
+
+
 def test_validate_answers_in_json() -> None:
     """Every problem is an object with its place."""
     broken = VALID.replace("ingress", "ingres")
