@@ -13,8 +13,10 @@ when a snapshot is loaded; a context is made again only if one of its files is a
 missing or wrong makes no context: its connections end.
 """
 
+import contextlib
 import re
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,6 +101,18 @@ class Certificates:
         current = {key[0] for key in self._known}
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] in current}
         return list(problems)
+
+    def files(self, snapshot: Snapshot) -> Iterator[tuple[Path | None, Path | None]]:
+        """Yield (certificates, authorities) of each secret that serves, as paths of PEM files."""
+        seen = set()
+        for row in snapshot.l7:
+            for context, server_side in ((row.terminating_tls, True), (row.originating_tls, False)):
+                if context is None or (context, server_side) in seen:
+                    continue
+                seen.add((context, server_side))
+                with contextlib.suppress(CertificateError):
+                    found = self._files(context, server_side=server_side)
+                    yield found.certificate, found.ca
 
     def _get(
         self, row: TlsContextRow, protocols: tuple[str, ...], *, server_side: bool

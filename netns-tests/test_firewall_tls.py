@@ -94,4 +94,10 @@ def test_a_secret_that_is_missing_is_an_error_of_the_status_until_it_is_there(ru
     assert curl(running, f"https://{NAME}/") == (0, "200")
     assert curl(running, f"https://{NAME}/", "-X", "PUT") == (0, "403")
     assert firewall.cli("status").returncode == 0
+    socket = firewall.run_dir / "proxy-admin.sock"
+    certs = running.node.run(["curl", "-s", "--unix-socket", socket, "http://localhost/certs"])
+    chains = [row["cert_chain"] for row in json.loads(certs.stdout)["certificates"]]
+    (shown,) = [one for chain in chains for one in chain]
+    assert shown["subject_alt_names"] == [{"dns": NAME}]
+    assert shown["days_until_expiration"] == "29"
     flow(firewall, matches=lambda record: "https://" in str(record.get("l7")), verdict="DROPPED")

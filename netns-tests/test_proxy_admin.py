@@ -72,6 +72,8 @@ def test_the_admin_page_shows_and_changes_what_envoys_does(served):
 
     assert "l7proxy-0::0.0.0.0:15006\n" in ask("/listeners")[1]
     assert "original_dst::upstream_cx_total::1\n" in ask("/clusters")[1]
+    assert json.loads(ask("/certs")[1]) == {"certificates": []}
+    assert int(json.loads(ask("/memory")[1])["total_physical_bytes"]) > 1_000_000
     assert json.loads(ask("/server_info")[1])["state"] == "LIVE"
 
     for change in ("/drain_listeners", "/logging?level=debug", "/reset_counters"):

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from firewall.agent.engine import Engine
 from firewall.agent.proxying import admin_problem
+from firewall.agent.secrets import inventory
 from firewall.agent.supervisor import Supervisor
 from firewall.agent.worker import VERSION, Worker, WorkerState, ask_each
 from firewall.control.messages import Instruct
@@ -111,6 +112,8 @@ class ProxyAdmin:
             _Page("/config_dump", "the policy in force, with the revision that each worker"
                   " enforces", self._config_dump),
             _Page("/listeners", "where connections are accepted; ?format=json", self._listeners),
+            _Page("/certs", "certificates in use, with names and dates", self._certs),
+            _Page("/memory", "resident bytes of the workers", self._memory),
             _Page("/clusters", "towards the servers; ?format=json", self._clusters),
             _Page("/drain_listeners", drain, self._drain_listeners, changes=True),
             _Page("/logging", level, self._logging, changes=True),
@@ -233,6 +236,15 @@ class ProxyAdmin:
             ]
             return _json({"listener_statuses": rows})
         return _text("".join(f"{name}::{_host(host)}:{port}\n" for name, host, port in found))
+
+    async def _certs(self, _: web.Request) -> web.Response:
+        folder = self._engine.config.proxy.secrets_dir
+        return _json({"certificates": inventory(self._engine.publisher.snapshot, folder)})
+
+    async def _memory(self, _: web.Request) -> web.Response:
+        rows = [row for answer in await self._ask("status") for row in answer]
+        held = {f"l7proxy-{row['number']}": int(str(row["memory_bytes"])) for row in rows}
+        return _json({"total_physical_bytes": str(sum(held.values())), "workers": held})
 
     async def _clusters(self, request: web.Request) -> web.Response:
         found, _ = stats.gather(await self._ask("stats"))

@@ -90,6 +90,10 @@ spec:
     assert "warning: <stdin>:9:7: spec.ingress[0].toPorts[0]: secret web/inside: " in answer.output
     Authority().secret(tmp_path / "web" / "inside", "a.example")
     assert "secret" not in _run(*arguments, text=text).output
+    Authority().secret(tmp_path / "web" / "inside", "a.example", days=(-9, -2))
+    assert (
+        "tls.crt: a certificate is valid no longer, since 20" in _run(*arguments, text=text).output
+    )
 
 
 def test_validate_finds_secrets_of_headers_that_are_missing(tmp_path: Path) -> None:
