@@ -38,7 +38,7 @@ from firewall.agent.worker import Worker
 from firewall.control.journal import fields
 from firewall.control.messages import Acknowledged, Hello
 from firewall.datapath.kernel import KernelError
-from firewall.datapath.ruleset import EndpointLink, RulesetError
+from firewall.datapath.sets import EndpointLink, RulesetError
 from firewall.endpoints.endpoint import Endpoint, Step
 from firewall.endpoints.lifecycle import EndpointState
 from firewall.endpoints.sources import (

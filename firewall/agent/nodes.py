@@ -2,7 +2,7 @@
 
 With `host_firewall` on, the node itself is an endpoint: its addresses, the identity `host`, and the
 labels that `nodeSelector` asks about; its packets are queued as any endpoint's, because its
-addresses join the set of managed ones (`firewall.datapath.ruleset`). It is no member of the roster,
+addresses join the set of managed ones (`firewall.datapath.sets`). It is no member of the roster,
 because nobody declares it and nobody can take it away. Without a policy that selects it, it is not
 isolated, whatever the enforcement mode, and `allow_localhost` never concerns it (Cilium: host
 firewall).

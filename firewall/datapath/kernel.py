@@ -22,10 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from firewall.datapath import ruleset
+from firewall.datapath import ruleset, sets
 from firewall.datapath.kernel_flows import clear_marks
 from firewall.datapath.marks import Kind, MaskedMark
-from firewall.datapath.ruleset import EndpointLink, Family, RulesetConfig
+from firewall.datapath.ruleset import RulesetConfig
+from firewall.datapath.sets import EndpointLink, Family
 
 _TIMEOUT_S = 30.0
 _LOCK_WAIT_S = 5  # of the xtables lock, which the legacy backend takes
@@ -88,7 +89,7 @@ def install(config: RulesetConfig, *, keep_generation: bool = False) -> None:
     Raises:
         KernelError: a command failed; what came before it stays (call `remove` or repeat).
     """
-    _ipset_restore(ruleset.create_sets_text(_read_sets()))
+    _ipset_restore(sets.create_sets_text(_read_sets()))
     for family in _families():
         _install_routing(config, family)
         text = ruleset.install_text(config, family, _save(family), keep_generation=keep_generation)
@@ -124,12 +125,12 @@ def update_endpoints(links: Iterable[EndpointLink]) -> None:
 
     Raises:
         KernelError: ipset failed, or packets within a bridge cannot be seen.
-        ruleset.RulesetError: an endpoint cannot be expressed.
+        sets.RulesetError: an endpoint cannot be expressed.
     """
     listed = tuple(links)
     if any(link.bridge for link in listed):
         _see_bridged()
-    _ipset_restore(ruleset.update_sets_text(_read_sets(), listed))
+    _ipset_restore(sets.update_sets_text(_read_sets(), listed))
 
 
 def remove(config: RulesetConfig) -> None:
@@ -148,7 +149,7 @@ def remove(config: RulesetConfig) -> None:
             _ip(family, arguments)
         if _ip(family, ["route", "show", "table", str(config.route_table)], quiet=True):
             _ip(family, ["route", "flush", "table", str(config.route_table)])
-    _ipset_restore(ruleset.remove_sets_text(_read_sets()))
+    _ipset_restore(sets.remove_sets_text(_read_sets()))
     _clear(config, config.marks.any_of(Kind.OFFLOAD))
 
 
@@ -255,13 +256,13 @@ def _restore(family: Family, text: str) -> None:
     _run(command, text)
 
 
-def _read_sets() -> ruleset.SetState:
+def _read_sets() -> sets.SetState:
     """Read our sets. Other people's are not read if there are any: they may be very large."""
     names = _run(["ipset", "list", "-name"]).split()
-    ours = [name for name in names if name.startswith(ruleset.SET_PREFIX)]
+    ours = [name for name in names if name.startswith(sets.SET_PREFIX)]
     if len(ours) == len(names):
-        return ruleset.read_sets(_run(["ipset", "save"]))
-    return ruleset.read_sets("".join(_run(["ipset", "save", name]) for name in ours))
+        return sets.read_sets(_run(["ipset", "save"]))
+    return sets.read_sets("".join(_run(["ipset", "save", name]) for name in ours))
 
 
 def _ipset_restore(text: str) -> None:

@@ -8,9 +8,7 @@ network namespace (nf_queue flushes on hook removal).
 
 PREROUTING sees forwarded packets and those for the node, once each; OUTPUT the node's own.
 A packet is queued when it touches a managed address or crosses an endpoint's interface; both are
-ipsets, so that adding an endpoint changes no rule. hash:net,iface holds at most 64 interfaces of
-one network (ipset(8)); the endpoints' interfaces, all under 0/0 and ::/0, are therefore spread over
-as many sets as needed, gathered in one list:set.
+ipsets (`sets`), so that adding an endpoint changes no rule.
 
     a packet in PREROUTING, the node's or forwarded     rule
     loopback, unless on its way to the proxy            RETURN
@@ -82,20 +80,22 @@ whole datagrams. They are therefore rendered even when there is no proxy. `-m co
 the kernel's own tracking, whose verdicts are not asked but whose table outlives a worker.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import NamedTuple
 
-from conntrack.address import format_address
 from firewall.datapath.marks import Kind, Marks
+from firewall.datapath.sets import (
+    INTERFACES,
+    Family,
+    RulesetError,
+    bound_set,
+    homed_set,
+    managed_set,
+)
 
 CHAIN_PREFIX = "BARTIZAN-"
-SET_PREFIX = "bartizan-"
 HOOKS = ("PREROUTING", "OUTPUT", "FORWARD", "INPUT", "POSTROUTING")
-INTERFACES_PER_SET = 64
-"""Elements of one network that hash:net,iface accepts (ipset(8); seen on Linux 6.18)."""
-
 _SOCKET = f"{CHAIN_PREFIX}SOCKET"
 _LOCAL = f"{CHAIN_PREFIX}LOCAL"
 _OFFLOAD = f"{CHAIN_PREFIX}OFFLOAD"
@@ -108,29 +108,6 @@ _CHAINS = (
 )
 _DNAT = "-m conntrack --ctstate DNAT"
 _SNAT_REPLY = "-m conntrack --ctstate SNAT --ctdir REPLY"
-_MAX_ELEMENTS = 1 << 20  # a bound against mistakes; ipset allocates as it fills
-_LIST_SIZE = 1024  # sets in the list: 512 * 64 interfaces per family
-
-
-class Family(IntEnum):
-    """The two families, by the number that `ip -4` and `ip -6` take."""
-
-    IPV4 = 4
-    IPV6 = 6
-
-    @property
-    def address_bytes(self) -> int:
-        """Length of a packed address."""
-        return 4 if self is Family.IPV4 else 16
-
-    @property
-    def ipset_name(self) -> str:
-        """What ipset calls the family."""
-        return "inet" if self is Family.IPV4 else "inet6"
-
-
-class RulesetError(ValueError):
-    """A setting or an endpoint cannot be expressed as rules; the text says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,20 +141,6 @@ class RulesetConfig:
             raise RulesetError("queues must be numbered within 0..65535, and at least one")
         if not 0 <= self.http_proxy_port <= 65535:
             raise RulesetError(f"proxy port {self.http_proxy_port} is not a port")
-
-
-class EndpointLink(NamedTuple):
-    """Where an endpoint is.
-
-    Attributes:
-        addresses: packed.
-        interface: the node's side of its link, "" = unknown.
-        bridge: the bridge that the interface is a port of, "" = none.
-    """
-
-    addresses: tuple[bytes, ...]
-    interface: str
-    bridge: str = ""
 
 
 class RoutingRule(NamedTuple):
@@ -310,9 +273,9 @@ def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
 def _queued(config: RulesetConfig, family: Family, rule: str) -> Iterator[str]:
     """Yield what queues a packet that arrived, if it concerns an endpoint."""
     queue = _queue(config)
-    yield f"{rule} -m set --match-set {_managed_set(family)} src -j {queue}"
-    yield f"{rule} -m set --match-set {_managed_set(family)} dst -j {queue}"
-    yield f"{rule} -m set --match-set {_INTERFACES} src,src -j {queue}"
+    yield f"{rule} -m set --match-set {managed_set(family)} src -j {queue}"
+    yield f"{rule} -m set --match-set {managed_set(family)} dst -j {queue}"
+    yield f"{rule} -m set --match-set {INTERFACES} src,src -j {queue}"
 
 
 def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
@@ -356,9 +319,9 @@ def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
     yield from _offloaded(config, rule)
     yield f"{rule} {_DNAT} --ctdir ORIGINAL -j RETURN"
     queue = _queue(config)
-    yield f"{rule} -m set --match-set {_managed_set(family)} dst -j {queue}"
-    yield f"{rule} -m set --match-set {_managed_set(family)} src -j {queue}"
-    yield f"{rule} -m set --match-set {_INTERFACES} dst,dst -j {queue}"
+    yield f"{rule} -m set --match-set {managed_set(family)} dst -j {queue}"
+    yield f"{rule} -m set --match-set {managed_set(family)} src -j {queue}"
+    yield f"{rule} -m set --match-set {INTERFACES} dst,dst -j {queue}"
 
 
 def _socket_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
@@ -367,9 +330,9 @@ def _socket_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
     A managed source counts only on its own interface; otherwise the worker shall see the packet,
     and drop it as spoofed or, where the interface is not known, send it to the proxy.
     """
-    yield f"-A {_SOCKET} -m set --match-set {_bound_set(family)} src,src -g {_LOCAL}"
-    yield f"-A {_SOCKET} -m set --match-set {_INTERFACES} src,src -j RETURN"
-    yield f"-A {_SOCKET} -m set --match-set {_managed_set(family)} src -j RETURN"
+    yield f"-A {_SOCKET} -m set --match-set {bound_set(family)} src,src -g {_LOCAL}"
+    yield f"-A {_SOCKET} -m set --match-set {INTERFACES} src,src -j RETURN"
+    yield f"-A {_SOCKET} -m set --match-set {managed_set(family)} src -j RETURN"
     yield f"-A {_SOCKET} -g {_LOCAL}"
     yield f"-A {_LOCAL} -j MARK --set-xmark {config.marks.of(Kind.LOCAL)}"
     yield f"-A {_LOCAL} -j ACCEPT"
@@ -408,9 +371,9 @@ def _generation_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
         unusual = f"-A {_BYPASS} -p tcp -m tcp ! --tcp-flags SYN,FIN,RST NONE"
         yield f"{unusual} -j CONNMARK --set-xmark {nothing}"
         yield f"{unusual} -j RETURN"
-        yield f"-A {_BYPASS} -m set --match-set {_bound_set(family)} src,src -j ACCEPT"
-        yield f"-A {_BYPASS} -m set --match-set {_INTERFACES} src,src -j RETURN"
-        yield f"-A {_BYPASS} -m set --match-set {_homed_set(family)} src -j RETURN"
+        yield f"-A {_BYPASS} -m set --match-set {bound_set(family)} src,src -j ACCEPT"
+        yield f"-A {_BYPASS} -m set --match-set {INTERFACES} src,src -j RETURN"
+        yield f"-A {_BYPASS} -m set --match-set {homed_set(family)} src -j RETURN"
         yield f"-A {_BYPASS} -j ACCEPT"
     yield f"-A {_OFFLOAD} -j MARK --set-xmark {nothing}"
     yield f"-A {_OFFLOAD} -j ACCEPT"
@@ -465,169 +428,3 @@ def routing_rules(config: RulesetConfig) -> tuple[RoutingRule, ...]:
 def local_route(config: RulesetConfig) -> list[str]:
     """Return the arguments of `ip`, after the family, that deliver every address on this host."""
     return ["route", "replace", "local", "default", "dev", "lo", "table", str(config.route_table)]
-
-
-# --- ipset ------------------------------------------------------------------------------------
-
-_INTERFACES = f"{SET_PREFIX}interfaces"
-
-
-def _managed_set(family: Family) -> str:
-    """Name the set of every address of every endpoint."""
-    return f"{SET_PREFIX}managed-{family:d}"
-
-
-def _bound_set(family: Family) -> str:
-    """Name the set of (address, interface) pairs, for endpoints whose interface is known."""
-    return f"{SET_PREFIX}bound-{family:d}"
-
-
-def _homed_set(family: Family) -> str:
-    """Name the set of the addresses in those pairs: elsewhere, they are spoofed."""
-    return f"{SET_PREFIX}homed-{family:d}"
-
-
-def _interface_set(family: Family, index: int) -> str:
-    """Name one of the sets that the endpoints' interfaces are spread over."""
-    return f"{SET_PREFIX}if-{family:d}-{index}"
-
-
-class SetState(NamedTuple):
-    """The sets as they are: name -> its elements, as `ipset save` writes them."""
-
-    elements: dict[str, set[str]]
-
-
-def read_sets(saved: str) -> SetState:
-    """Read our sets out of what `ipset save` printed; other people's are left out."""
-    elements: dict[str, set[str]] = {}
-    for line in saved.splitlines():
-        verb, _, rest = line.partition(" ")
-        name, _, tail = rest.partition(" ")
-        if not name.startswith(SET_PREFIX):
-            continue
-        if verb == "create":
-            elements.setdefault(name, set())
-        elif verb == "add":
-            elements.setdefault(name, set()).add(tail.strip())
-    return SetState(elements)
-
-
-def create_sets_text(state: SetState) -> str:
-    """Return the input of `ipset restore` that makes the sets our rules name, if missing."""
-    lines = [
-        f"create {name} {definition}"
-        for name, definition in _definitions()
-        if name not in state.elements
-    ]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def update_sets_text(state: SetState, links: Iterable[EndpointLink]) -> str:
-    """Return the input of `ipset restore` that makes the sets hold exactly these endpoints.
-
-    Additions come first: at no moment is an endpoint that stays left unguarded.
-
-    Raises:
-        RulesetError: an address is not 4 or 16 bytes, or an interface name cannot be one.
-    """
-    wanted = _wanted(tuple(links), state)
-    lines: list[str] = []
-    for name, elements in wanted.items():
-        if name not in state.elements:
-            lines += _create_interface_set(name)
-        lines += [
-            f"add {name} {item}" for item in sorted(elements - state.elements.get(name, set()))
-        ]
-    for name, elements in wanted.items():
-        lines += [
-            f"del {name} {item}" for item in sorted(state.elements.get(name, set()) - elements)
-        ]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def remove_sets_text(state: SetState) -> str:
-    """Return the input of `ipset restore` that destroys our sets; the rules must be gone."""
-    # The list refers to the other sets, so it goes first.
-    names = sorted(state.elements, key=lambda name: (name != _INTERFACES, name))
-    return "".join(f"destroy {name}\n" for name in names)
-
-
-def _definitions() -> Iterator[tuple[str, str]]:
-    """Yield the sets that exist always, with how `ipset create` makes them."""
-    for family in Family:
-        tail = f"family {family.ipset_name} maxelem {_MAX_ELEMENTS}"
-        yield _managed_set(family), f"hash:ip {tail}"
-        yield _bound_set(family), f"hash:net,iface {tail}"
-        yield _homed_set(family), f"hash:ip {tail}"
-    yield _INTERFACES, f"list:set size {_LIST_SIZE}"
-
-
-def _create_interface_set(name: str) -> list[str]:
-    """Return the lines that make one more set of interfaces and put it on the list."""
-    if not name.startswith(f"{SET_PREFIX}if-"):
-        return []
-    family = Family.IPV4 if name.startswith(f"{SET_PREFIX}if-4-") else Family.IPV6
-    return [
-        f"create {name} hash:net,iface family {family.ipset_name}",
-        f"add {_INTERFACES} {name}",
-    ]
-
-
-def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[str]]:
-    """Return the elements that each set of ours shall hold."""
-    wanted: dict[str, set[str]] = {}
-    interfaces = sorted(
-        {_interface(link.bridge or link.interface) for link in links if link.interface}
-    )
-    for family in Family:
-        managed: set[str] = set()
-        bound: set[str] = set()
-        homed: set[str] = set()
-        for link in links:
-            texts = [
-                format_address(address) for address in link.addresses if _is_of(address, family)
-            ]
-            managed.update(texts)
-            if link.interface:
-                homed.update(texts)
-            if link.interface and not link.bridge:
-                bound.update(f"{text},{link.interface}" for text in texts)
-        wanted[_managed_set(family)] = managed
-        wanted[_bound_set(family)] = bound
-        wanted[_homed_set(family)] = homed
-        everything = "0.0.0.0/0" if family is Family.IPV4 else "::/0"
-        wanted |= _spread([f"{everything},{name}" for name in interfaces], family, state)
-    return wanted
-
-
-def _spread(items: list[str], family: Family, state: SetState) -> dict[str, set[str]]:
-    """Assign interfaces to sets of limited size; those that have a place keep it."""
-    prefix = f"{SET_PREFIX}if-{family:d}-"
-    existing = [name for name in state.elements if name.startswith(prefix)]
-    places = {name: state.elements[name] & set(items) for name in existing}
-    homeless = sorted(set(items).difference(*places.values()))
-    index = 0
-    while homeless:
-        name = _interface_set(family, index)
-        place = places.setdefault(name, set())
-        # What is deleted in the same run still takes room while the additions are made.
-        free = max(0, INTERFACES_PER_SET - len(place | state.elements.get(name, set())))
-        place.update(homeless[:free])
-        del homeless[:free]
-        index += 1
-    return places
-
-
-def _is_of(address: bytes, family: Family) -> bool:
-    """Say whether an address belongs to the family; neither family is an error."""
-    if len(address) not in (4, 16):
-        raise RulesetError(f"address {address.hex()} is neither 4 nor 16 bytes long")
-    return len(address) == family.address_bytes
-
-
-def _interface(name: str) -> str:
-    """Refuse what ipset would read as something else, or the kernel would not take as a name."""
-    if len(name) > 15 or not name.isprintable() or any(char in " ,/:\"'" for char in name):
-        raise RulesetError(f"{name!r} is not the name of an interface")
-    return name

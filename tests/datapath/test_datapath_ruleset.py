@@ -8,22 +8,24 @@ from conntrack.address import parse_address
 from firewall.datapath.marks import Marks
 from firewall.datapath.ruleset import (
     HOOKS,
-    INTERFACES_PER_SET,
-    EndpointLink,
-    Family,
     RulesetConfig,
-    RulesetError,
-    SetState,
-    create_sets_text,
     first_queue,
     install_text,
     jumps_installed,
     local_route,
     passing_count,
-    read_sets,
-    remove_sets_text,
     remove_text,
     routing_rules,
+)
+from firewall.datapath.sets import (
+    INTERFACES_PER_SET,
+    EndpointLink,
+    Family,
+    RulesetError,
+    SetState,
+    create_sets_text,
+    read_sets,
+    remove_sets_text,
     update_sets_text,
 )
 
