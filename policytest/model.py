@@ -20,8 +20,9 @@ from firewall.identities.reserved import (
     reserved_number,
 )
 from firewall.policy.course import CLEAR, Form
-from firewall.policy.explain import Request as AskedRequest
-from firewall.policy.explain import explain, render
+from firewall.policy.explain import explain
+from firewall.policy.explanation import Request as AskedRequest
+from firewall.policy.explanation import render
 from firewall.policy.name_match import NameMatcher
 from firewall.policy.objects import Resource, resource_key
 from firewall.policy.repository import Repository

@@ -21,7 +21,8 @@ from firewall.flows.asked import question_of
 from firewall.flows.flow import EVENT_DROP, Extensions, Flow, parse_time
 from firewall.flows.flow import Explanation as Recorded
 from firewall.identities.labels import LabelFilter
-from firewall.policy.explain import Explanation, explain
+from firewall.policy.explain import explain
+from firewall.policy.explanation import Explanation
 from firewall.policy.model import ObjectKey, Peer
 from firewall.policy.name_match import NameMatcher
 from firewall.policy.plan import Plan, Source, make_plan

@@ -222,7 +222,7 @@ def _print_why(response: Response) -> None:
         return
     import msgspec
 
-    from firewall.policy.explain import Explanation, render
+    from firewall.policy.explanation import Explanation, render
 
     explanation = msgspec.convert(extensions.value.explanation, Explanation)
     for row in render(explanation).splitlines()[1:]:

@@ -16,7 +16,7 @@ from firewall.cli.exits import ExitCode
 from firewall.cli.output import as_yaml
 
 if TYPE_CHECKING:
-    from firewall.policy.explain import Explanation
+    from firewall.policy.explanation import Explanation
     from firewall.policy.question import Question
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -128,7 +128,7 @@ def print_explanation(
     explanation: "Explanation", *, verbose: bool, heading: tuple[str, ...] = ()
 ) -> None:
     """Print an explanation for people."""
-    from firewall.policy.explain import render
+    from firewall.policy.explanation import render
 
     for text in heading:
         click.echo(text)
@@ -151,7 +151,7 @@ def trace(client: Client, /, verbose: bool, output: str, **options: Any) -> None
     """
     import msgspec
 
-    from firewall.policy.explain import Explanation
+    from firewall.policy.explanation import Explanation
 
     question = question_of(options)
     if options["paths"]:

@@ -33,7 +33,7 @@ def why(client: Client, uuid: str | None, last_drop: bool, verbose: bool, output
 
     from firewall.flows.compact import line
     from firewall.flows.flow import Flow
-    from firewall.policy.explain import Explanation
+    from firewall.policy.explanation import Explanation
 
     flow = msgspec.convert(document["flow"], Flow)
     heading = [line(flow), *(f"note: {note}" for note in document.get("notes", ()))]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from conntrack.address import parse_address
 from firewall.flows.flow import Flow, Layer4
 from firewall.policy.course import CLEAR, Form
-from firewall.policy.explain import Request
+from firewall.policy.explanation import Request
 
 TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 """IANA protocol numbers."""

@@ -189,7 +189,7 @@ class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `why` is one sentence; `rules` decided; `isolated_by` switched default deny on.
     `policy_revision` decided, 0 = not known. `explanation` only on request: the whole walk
-    (`firewall.policy.explain.Explanation`). `server_name`: what the client's TLS asks for.
+    (`firewall.policy.explanation.Explanation`). `server_name`: what the client's TLS asks for.
     `layer7`: "TLS" or "TCP" for a connection that the proxy lets pass unread; Hubble has no word.
     """
 

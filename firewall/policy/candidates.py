@@ -15,7 +15,7 @@ from firewall.identities.labels import CLUSTER, K8S, POD_NAMESPACE, RESERVED, La
 from firewall.identities.workload import METADATA_NAME
 from firewall.policy.advice import literally
 from firewall.policy.edits import Append, Edit, EditError, Path, Put, Take, parse_path, place
-from firewall.policy.explain import Request, Step, Walk, Written
+from firewall.policy.explanation import Request, Step, Walk, Written
 from firewall.policy.http_match import split_header_rule
 from firewall.policy.model import ObjectKey, PolicyObject
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from firewall.policy.explain import Explanation
+from firewall.policy.explanation import Explanation
 from firewall.policy.model import ObjectKey
 from firewall.policy.patch import patched
 from firewall.policy.readers import ReaderSettings

@@ -15,7 +15,7 @@ import msgspec
 
 from conntrack.address import parse_address
 from firewall.policy.course import Form, host_name
-from firewall.policy.explain import Request
+from firewall.policy.explanation import Request
 from firewall.policy.readers.ports import (
     EXTENDED_PROTOCOLS,
     HIGHEST_PORT,

@@ -31,7 +31,8 @@ from firewall.identities.local import prefix_labels
 from firewall.identities.reserved import CLUSTER_MIN, LOCAL_MIN, RESERVED_LABELS, Reserved
 from firewall.identities.workload import workload_labels
 from firewall.policy.course import Form
-from firewall.policy.explain import Explanation, Request, explain
+from firewall.policy.explain import explain
+from firewall.policy.explanation import Explanation, Request
 from firewall.policy.model import Peer, PolicyObject
 from firewall.policy.name_match import normalise
 from firewall.policy.objects import NamespaceObject, Resource

@@ -14,7 +14,7 @@ from conntrack.address import Prefix
 from firewall.identities.labels import LabelSet
 from firewall.policy.candidates import Candidate, Case, candidates
 from firewall.policy.edits import Edit, EditError, applied
-from firewall.policy.explain import Explanation, Walk
+from firewall.policy.explanation import Explanation, Walk
 from firewall.policy.model import ObjectKey, PolicyObject
 from firewall.policy.patch import written
 from firewall.policy.readers import SWITCHED, ReaderSettings, read

@@ -5,7 +5,8 @@ import pytest
 import yaml
 from policy.stage import PROTOCOLS, Stage
 
-from firewall.policy.explain import Request, explain, render
+from firewall.policy.explain import explain
+from firewall.policy.explanation import Request, render
 from firewall.policy.http_match import HttpMatcher
 from firewall.policy.readers import CAPABILITIES, ReaderSettings, read
 from firewall.policy.snapshot import HttpRuleRow, Settings

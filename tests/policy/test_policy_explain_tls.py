@@ -4,7 +4,7 @@ import pytest
 
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.policy.course import CLEAR, Form
-from firewall.policy.explain import render
+from firewall.policy.explanation import render
 from firewall.policy.patch import unified
 from firewall.policy.plan import Source, make_plan
 from firewall.policy.question import Question, QuestionError, form_of
