@@ -139,6 +139,14 @@ def test_lists_of_objects(kind):
     assert str(found.key) == "CiliumNetworkPolicy/default/a"
 
 
+def test_lists_in_lists_are_read_to_the_bottom():
+    """As kubectl does; a policy that is skipped would be believed in."""
+    text = cnp("endpointSelector: {}\ningress: [{}]")
+    for _ in range(3):
+        text = "apiVersion: v1\nkind: List\nitems:\n- " + text.strip().replace("\n", "\n  ")
+    assert accept(text).key.kind == "CiliumNetworkPolicy"
+
+
 def test_bare_rules_are_named_by_their_labels():
     """`cilium policy import` took a JSON list of rules."""
     text = """[

@@ -140,7 +140,10 @@ def _objects_of(root: Value) -> Iterator[Value]:
         return
     fields = root.fields(("apiVersion", "kind", "metadata", "items"))
     for item in fields["items"].items() if "items" in fields else ():
-        yield _typed(item, item_kind, root.child("apiVersion")) if item_kind else item
+        if item_kind:
+            yield _typed(item, item_kind, root.child("apiVersion"))
+        else:
+            yield from _objects_of(item) if item.is_mapping else iter((item,))
 
 
 def _typed(item: Value, kind: str, version: Value | None) -> Value:
