@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import NamedTuple
 
-from conntrack.address import prefix_contains
 from firewall.identities.labels import (
     ANY,
     K8S,
@@ -20,6 +19,7 @@ from firewall.identities.labels import (
     LabelSet,
 )
 from firewall.identities.selector import Operator, Requirement, Selector
+from firewall.policy.covering import Covers, peers_cover, selector_covers
 from firewall.policy.lint_http import lint_http
 from firewall.policy.model import (
     Action,
@@ -28,10 +28,8 @@ from firewall.policy.model import (
     FqdnPeer,
     LabelPeer,
     Origin,
-    Peer,
     PolicyEntry,
     PolicyObject,
-    PortRange,
 )
 from firewall.policy.problem import Problem
 from firewall.policy.readers.ports import UDP
@@ -164,7 +162,7 @@ def _quic(scene: _Scene) -> Iterator[Problem]:
             if (
                 allow is not entry
                 and allow.direction is entry.direction
-                and _selector_covers(allow.subject, entry.subject)
+                and selector_covers(allow.subject, entry.subject)
                 and _lets_names_out(allow, entry)
             ):
                 place = f"{entry.origin.file}:{entry.origin.line}"
@@ -186,7 +184,7 @@ def _lets_names_out(allow: PolicyEntry, entry: PolicyEntry) -> bool:
     """Say whether an entry opens to UDP what another opens to some names only."""
     if entry.server_names:
         at_https = any(port.low <= _HTTPS_PORT <= port.high for port in entry.ports or ())
-        wider = _peers_cover(allow.peers, entry.peers) or _peers_cover(entry.peers, allow.peers)
+        wider = peers_cover(allow.peers, entry.peers) or peers_cover(entry.peers, allow.peers)
         return at_https and wider
     addresses = (CidrPeer, EntityPeer)
     return allow.peers is None or any(isinstance(peer, addresses) for peer in allow.peers)
@@ -215,15 +213,16 @@ def _shadowed(scene: _Scene) -> Iterator[Problem]:
 
     Denies of an earlier tier are left out: a pass may lead past them.
     """
-    denies: dict[tuple[TrafficDirection, bool, int], list[PolicyEntry]] = {}
+    denies: dict[tuple[TrafficDirection, bool, int], Covers] = {}
     for entry in scene.entries:
         if entry.action is Action.DENY and entry.peers != ():
-            denies.setdefault(_rank(entry), []).append(entry)
+            denies.setdefault(_rank(entry), Covers()).add(entry)
     for entry in scene.entries:
-        if entry.action is not Action.ALLOW or entry.peers == ():
+        known = denies.get(_rank(entry))
+        if entry.action is not Action.ALLOW or entry.peers == () or known is None:
             continue
-        for deny in denies.get(_rank(entry), ()):
-            if deny.priority <= entry.priority and _covers(deny, entry):
+        for deny in known.of(entry):
+            if deny.priority <= entry.priority:
                 place = f"{deny.origin.name} {deny.origin.path}"
                 if deny.origin.line:
                     place += f" ({deny.origin.file}:{deny.origin.line})"
@@ -233,67 +232,6 @@ def _shadowed(scene: _Scene) -> Iterator[Problem]:
 
 def _rank(entry: PolicyEntry) -> tuple[TrafficDirection, bool, int]:
     return entry.direction, entry.subject_is_node, entry.tier
-
-
-def _covers(outer: PolicyEntry, inner: PolicyEntry) -> bool:
-    return (
-        _selector_covers(outer.subject, inner.subject)
-        and _peers_cover(outer.peers, inner.peers)
-        and _ports_cover(outer.ports, inner.ports)
-    )
-
-
-def _selector_covers(outer: Selector, inner: Selector) -> bool:
-    return set(outer.requirements) <= set(inner.requirements)
-
-
-def _peers_cover(outer: tuple[Peer, ...] | None, inner: tuple[Peer, ...] | None) -> bool:
-    if outer is None or EntityPeer("all") in outer:
-        return True
-    if inner is None:
-        return False
-    return all(any(_peer_covers(one, peer) for one in outer) for peer in inner)
-
-
-def _peer_covers(outer: Peer, inner: Peer) -> bool:
-    match outer, inner:
-        case LabelPeer(wide), LabelPeer(narrow):
-            return _selector_covers(wide, narrow)
-        case EntityPeer("world"), CidrPeer(match_endpoints=False):
-            return True
-        case CidrPeer() as wide, CidrPeer() as narrow:
-            return (
-                (wide.match_endpoints or not narrow.match_endpoints)
-                and prefix_contains(wide.prefix, narrow.prefix)
-                and all(
-                    any(prefix_contains(own, hole) for own in narrow.excepts)
-                    or (
-                        not prefix_contains(narrow.prefix, hole)
-                        and not prefix_contains(hole, narrow.prefix)
-                    )
-                    for hole in wide.excepts
-                )
-            )
-        case _:
-            return outer == inner
-
-
-def _ports_cover(outer: tuple[PortRange, ...] | None, inner: tuple[PortRange, ...] | None) -> bool:
-    if outer is None:
-        return True
-    if inner is None:
-        return False
-    return all(any(_port_covers(one, port) for one in outer) for port in inner)
-
-
-def _port_covers(outer: PortRange, inner: PortRange) -> bool:
-    if outer == inner:
-        return True
-    if outer.protocol != inner.protocol or outer.name is not None:
-        return False
-    if inner.name is not None:
-        return (outer.low, outer.high) == (0, 65535)
-    return outer.low <= inner.low and inner.high <= outer.high
 
 
 def _selects_nothing(scene: _Scene) -> Iterator[Problem]:
