@@ -34,7 +34,13 @@ _IPTABLES = {
 }
 """Feature -> rule of mangle/PREROUTING that the kernel must take."""
 
-_PROGRAMS = {"curl": "curl", "conntrack-tool": "conntrack", "nft": "nft", "iperf3": "iperf3"}
+_PROGRAMS = {
+    "curl": "curl",
+    "conntrack-tool": "conntrack",
+    "nft": "nft",
+    "iperf3": "iperf3",
+    "nginx": "nginx",
+}
 
 FEATURES = (
     *_IPTABLES,
