@@ -53,8 +53,17 @@ class Pattern:
         return self._program is not None and self._program.fullmatch(value) is not None
 
 
+_ANYTHING = b"(?s:.*)"
+"""The last pattern of each set: if it does not match, nothing was matched, for want of memory."""
+
+
 class PatternSet:
-    """Which of many patterns a value matches."""
+    """Which of many patterns a value matches.
+
+    A set that cannot be built, or has no memory left for a value (it says so by matching nothing,
+    not even what matches everything), is replaced by one pattern after another: slower, never
+    another answer.
+    """
 
     __slots__ = ("_always", "_literals", "_numbers", "_set", "_single")
 
@@ -71,15 +80,16 @@ class PatternSet:
                 self._single.append((number, pattern))
         self._numbers = [number for number, _ in self._single]
         self._set = _compiled([pattern.raw for _, pattern in self._single])
-        if self._set is not None:
-            self._single = []
 
     def matches(self, value: bytes) -> list[int]:
         """Return the numbers of the patterns that the whole value matches, ascending."""
         found = [*self._always, *self._literals.get(value, ())]
-        if self._set is not None:
-            found += [self._numbers[index] for index in self._set.Match(value) or ()]
-        found += [number for number, pattern in self._single if pattern.accepts(value)]
+        hits = (self._set.Match(value) or ()) if self._set is not None else ()
+        last = len(self._numbers)
+        if last in hits:
+            found += [self._numbers[index] for index in hits if index < last]
+        else:
+            found += [number for number, pattern in self._single if pattern.accepts(value)]
         found.sort()
         return found
 
@@ -92,7 +102,7 @@ def _compiled(patterns: list[bytes]) -> "re2.Set | None":
     options.max_mem = _SET_BYTES
     together = re2.Set.FullMatchSet(options)
     try:
-        for pattern in patterns:
+        for pattern in (*patterns, _ANYTHING):
             together.Add(pattern)
         together.Compile()
     except re2.error:

@@ -35,3 +35,18 @@ def test_patterns_too_large_for_one_automaton_are_tried_one_by_one(monkeypatch):
 def test_why_a_pattern_is_refused_is_said(text):
     assert Pattern(text).broken
     assert not Pattern(text).accepts(text.encode())
+
+
+class Exhausted:
+    """A set that has no memory left: RE2 says so by matching nothing."""
+
+    def Match(self, _value):  # noqa: N802 - google-re2's name
+        return []
+
+
+def test_a_set_without_memory_for_a_value_gives_the_same_answer():
+    patterns = [Pattern("/a.*"), Pattern("/b+"), Pattern(".*b"), Pattern("(")]
+    together = PatternSet(patterns)
+    together._set = Exhausted()
+    assert together.matches(b"/ab") == [0, 2]
+    assert together.matches(b"/c") == []
