@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from header_corpus import HEADER_RULES, NOT_EXPRESSIBLE
 from http_transcript import Script, snapshot
 
-from firewall.policy.snapshot import HeaderMatchRow, HttpRuleRow
 from l7proxy.commands import (
     CloseClient,
     CloseUpstream,
@@ -130,28 +130,6 @@ def test_server_never_reads_what_the_policy_denies(case):
     if isinstance(case["expect"], list):
         for wanted, got in zip(case["expect"], played.classes, strict=False):
             assert not (wanted == "403" and got == "forward")
-
-
-HEADER_RULES = (
-    HttpRuleRow(
-        method="GET",
-        path="/public/.*",
-        host=r"svc\.local",
-        header_matches=(
-            HeaderMatchRow(
-                "X-Token",
-                value=None,
-                secret_namespace="default",
-                secret_name="token",
-            ),
-            HeaderMatchRow("X-Env", mismatch="REPLACE", value="prod"),
-        ),
-    ),
-)
-"""Those rules of the header corpus that a CiliumNetworkPolicy can express."""
-
-NOT_EXPRESSIBLE = {"hdr-role-user-plus-admin"}
-"""It wants a rule that fails on a header's presence; `headerMatches` has no such item."""
 
 
 @needs_corpus
