@@ -41,6 +41,7 @@ from firewall.policy.model import (
 )
 from firewall.policy.objects import Resource
 from firewall.policy.repository import RepositoryChange, order_of
+from firewall.policy.rows import Rows
 from firewall.policy.selectors import Moved, SelectorCache
 from firewall.policy.snapshot import (
     DirectionRow,
@@ -151,11 +152,9 @@ class Resolver:
         self._endpoints: tuple[EndpointRow, ...] = ()
         self._named_ports: dict[int, tuple[NamedPortRow, ...]] = {}
         self._moved_ports: set[int] = set()
-        self._identity_rows: dict[int, IdentityRow] = {}
-        self._identity_table: tuple[IdentityRow, ...] = ()
+        self._identity_rows: Rows[int, IdentityRow] = Rows()
         self._known: dict[Prefix, int] = {}
-        self._address_rows: dict[PrefixKey, IpcacheRow] = {}
-        self._address_table: tuple[IpcacheRow, ...] = ()
+        self._address_rows: Rows[PrefixKey, IpcacheRow] = Rows()
         self._uses = Uses()
         self._enforcement = "default"
         self._policy_revision = 1
@@ -420,25 +419,16 @@ class Resolver:
     def _identities(self, moved: set[int]) -> tuple[IdentityRow, ...]:
         """Make the rows of these identities again, and of those whose named ports changed."""
         rows = self._identity_rows
-        changed, unordered = False, False
         for number in moved | self._moved_ports:
             labels = self._peers.labels(number)
             if labels is None:
-                changed |= rows.pop(number, None) is not None
+                rows.drop(number)
                 continue
             matched = tuple(sorted(self._peers.matched(number)))
             ports = self._named_ports.get(number, ())
-            row = IdentityRow(number, labels.strings(), matched, ports)
-            unordered |= number not in rows
-            if rows.get(number) != row:
-                rows[number] = row
-                changed = True
-        if unordered:
-            self._identity_rows = rows = {number: rows[number] for number in sorted(rows)}
-        if changed:
-            self._identity_table = tuple(rows.values())
+            rows.put(number, IdentityRow(number, labels.strings(), matched, ports))
         self._moved_ports.clear()
-        return self._identity_table
+        return rows.table()
 
     def _addresses(
         self, ipcache: Iterable[tuple[Prefix, int]], settings: Settings, moved: Moved
@@ -450,24 +440,15 @@ class Resolver:
         world = Reserved.WORLD_IPV6 if settings.dual_stack else Reserved.WORLD
         known.setdefault(Prefix(bytes(16), 0), int(world))
         before, rows = self._known, self._address_rows
-        gone = before.keys() - known.keys()
-        for prefix in gone:
-            rows.pop(_prefix_key(prefix), None)
-        changed, unordered = bool(gone), False
+        for prefix in before.keys() - known.keys():
+            rows.drop(_prefix_key(prefix))
         for prefix in _touched(before, known, moved):
-            number, key = known[prefix], _prefix_key(prefix)
+            number = known[prefix]
             matched = self._peers.matched_by_row(prefix, number)
             row = IpcacheRow(prefix.network, prefix.length, number, matched)
-            unordered |= key not in rows
-            if rows.get(key) != row:
-                rows[key] = row
-                changed = True
-        if unordered:
-            self._address_rows = rows = {key: rows[key] for key in sorted(rows)}
-        if changed:
-            self._address_table = tuple(rows.values())
+            rows.put(_prefix_key(prefix), row)
         self._known = known
-        return self._address_table
+        return rows.table()
 
     def _sights(self, sights: Iterable[tuple[int, bytes, tuple[str, ...]]]) -> tuple[SightRow, ...]:
         rows = (
