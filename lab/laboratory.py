@@ -24,10 +24,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from lab import enclosure, namespaces, topology
+from lab.closing import Closing
 from lab.namespaces import Namespace
 from lab.topology import HostPlan, Topology
 from lab.wire import Capture, Link, frame
@@ -273,7 +273,7 @@ class Host(Machine):
             self._raw = None
 
 
-class Lab:
+class Lab(Closing):
     """The node and its hosts; a context manager, which leaves nothing behind.
 
     Attributes:
@@ -312,17 +312,6 @@ class Lab:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def host(self, name: str) -> Host:
         """The host of this name; raises KeyError naming those that exist."""

@@ -12,8 +12,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
+
+from lab.closing import Closing
 
 ETH_P_ALL = 0x0003
 ETH_P_IP = 0x0800
@@ -54,7 +55,7 @@ def frame(link: Link, packet: bytes, ethertype: int | None = None) -> bytes:
     return _ETHERNET.pack(link.node_mac, link.host_mac, ethertype) + packet
 
 
-class Capture:
+class Capture(Closing):
     """Every IP packet that arrives at a host from now on, in order.
 
     `packets` holds those that were read so far. Its own socket sees packets before the host's
@@ -73,17 +74,6 @@ class Capture:
         tap.bind((interface, ETH_P_ALL))
         tap.setblocking(False)
         self._poll.register(tap, select.POLLIN)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop listening."""

@@ -12,13 +12,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from conntrack.address import format_address, parse_address
 from firewall.identities.labels import POD_NAMESPACE
 from firewall.policy.objects import NamespaceObject
 from lab import enclosure
+from lab.closing import Closing
 from lab.daemon import ApiRefused, Bartizan, missing_programs
 from lab.laboratory import Host, Lab, LabError, Machine
 from lab.topology import HostPlan, Topology
@@ -94,7 +94,7 @@ def _merged(sets: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
     return list(dict.fromkeys(map(tuple, home.values())))
 
 
-class Field:
+class Field(Closing):
     """The lab of some cases; a context manager. `begin` and `perform` take it through a case.
 
     Raises:
@@ -133,17 +133,6 @@ class Field:
         self._raw: dict[int, socket.socket] = {}
         self.stream: FlowStream | None = None
         self.servers = Servers()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the daemon and the lab."""

@@ -6,14 +6,14 @@ to a flow that is known already, or no endpoint is part of it) is seen where it 
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from conntrack.address import format_address, parse_address
 from conntrack.packet import Packet, PacketError, parse, policy_port
 from firewall.flows.compact import line
 from firewall.flows.flow import Flow
+from lab.closing import Closing
 from lab.wire import Capture, NothingArrivedError
 from policytest.answer import Answer
 from policytest.case import ICMP, ICMPV6, Case, HttpRequest, Step
@@ -101,7 +101,7 @@ class HttpVerdict(NamedTuple):
         return "allow" if self.allowed else "deny"
 
 
-class PacketLab:
+class PacketLab(Closing):
     """The lab of a test file; a context manager.
 
     Attributes:
@@ -126,17 +126,6 @@ class PacketLab:
             raise
         self._courier = Courier(self.field, fresh_port)
         self._next = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End daemon and hosts."""
