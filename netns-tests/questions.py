@@ -39,6 +39,30 @@ while True:
 """A server that sends four forged answers before the right one."""
 
 
+ODD = """
+import socket, sys
+import dns.message, dns.rcode, dns.rrset
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind((sys.argv[2], int(sys.argv[1])))
+print("odd server listens", flush=True)
+while True:
+    wire, client = sock.recvfrom(65535)
+    query = dns.message.from_wire(wire)
+    name = query.question[0].name
+    word = name.labels[0].decode()
+    print("asked for", name, flush=True)
+    if word == "silent":
+        continue
+    made = dns.message.make_response(query)
+    made.answer = [dns.rrset.from_text(name, 60, "IN", "A", *sys.argv[3:])]
+    if word in ("nxdomain", "servfail", "refused"):
+        made.set_rcode(dns.rcode.from_text(word))
+    sock.sendto(made.to_wire(), client)
+"""
+"""A server that answers what the first label says: an error, with addresses all the same; nothing;
+or the addresses."""
+
+
 def query(name: str, kind: str = "A", **options: Any) -> dns.message.Message:
     """A question."""
     return dns.message.make_query(name, kind, **options)

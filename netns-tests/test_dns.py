@@ -55,7 +55,7 @@ spec:
 class World:
     """Endpoints a and b, and outside a name server and web servers at many addresses."""
 
-    def __init__(self) -> None:
+    def __init__(self, **config) -> None:
         plan = topology.assigned(
             Topology(
                 hosts=(
@@ -74,12 +74,12 @@ class World:
         self.world.start([sys.executable, "-m", "http.server", str(WEB), "--bind", "::"])
         self.echo = Echo(self.world, 7)
         eventually(lambda: "serving" in self.world.log(), "the name server serves", 15)
-        config = {
+        usual = {
             "workers": 2,
             "log": {"level": "info"},
             "fqdn": {"gc_interval_s": 0.5, "proxy_response_max_delay_s": 5},
         }
-        self.firewall = daemon.start(self.lab, config)
+        self.firewall = daemon.start(self.lab, usual | config)
         self.firewall.apply(NAMES)
 
     def add(self, *records: str) -> None:

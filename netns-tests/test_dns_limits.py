@@ -1,0 +1,103 @@
+"""DNS that fails, is silent or is asked too much: what a client hears, and what stays shut."""
+
+import socket
+import sys
+
+import dns.rcode
+import pytest
+import questions
+from questions import addresses, query
+from test_dns import DNS4, V4S, World
+from traffic import eventually
+
+pytestmark = pytest.mark.needs("tproxy", "tproxy6", "socket", "connmark")
+
+ODD_PORT = 5353
+LIMITS = {"dns_timeout_s": 1, "dns_idle_timeout_s": 1, "dns_pending_count_per_source": 4}
+
+
+@pytest.fixture(scope="module")
+def world():
+    made = World(
+        proxy={"limits": LIMITS},
+        fqdn={
+            "endpoint_max_ip_per_hostname": 2,
+            "gc_interval_s": 0.5,
+            "proxy_response_max_delay_s": 5,
+        },
+    )
+    made.world.start([sys.executable, "-c", questions.ODD, str(ODD_PORT), DNS4, V4S[5]])
+    eventually(lambda: "odd server listens" in made.asked(), "the odd server listens", 15)
+    yield made
+    made.echo.__exit__()
+    made.lab.close()
+
+
+@pytest.mark.parametrize("word", ["nxdomain", "servfail", "refused"])
+def test_an_error_is_passed_on_and_what_stands_in_it_is_not_learnt(world, word):
+    answer = questions.udp(world.a, DNS4, query(f"{word}.example"), ODD_PORT)
+    assert answer.rcode() == dns.rcode.from_text(word)
+    assert addresses(answer) == {V4S[5]}
+    assert world.cache(f"{word}.example") == []
+    assert not world.opens(V4S[5])
+
+
+def test_a_name_that_nobody_has_is_nxdomain_by_both_protocols(world):
+    asked = query("nobody.example")
+    assert questions.udp(world.a, DNS4, asked).rcode() == dns.rcode.NXDOMAIN
+    (answer,) = questions.tcp(world.a, DNS4, query("nobody.example"))
+    assert answer.rcode() == dns.rcode.NXDOMAIN
+
+
+def test_silence_of_the_server_is_silence_and_counted(world):
+    before = world.counter("dns_timeouts")
+    with pytest.raises(TimeoutError):
+        questions.udp(world.a, DNS4, query("silent.example"), ODD_PORT, within_s=2.5)
+    eventually(lambda: world.counter("dns_timeouts") == before + 1, "the timeout is counted", 15)
+
+
+def test_where_nobody_listens_the_answer_is_servfail(world):
+    """The ICMP error comes back to the proxy's socket."""
+    answer = questions.udp(world.a, V4S[0], query("any.example"), ODD_PORT)
+    assert answer.rcode() == dns.rcode.SERVFAIL
+    assert world.counter("dns_upstream_failures") >= 1
+
+
+def test_open_questions_of_a_source_are_bounded_and_others_are_served_again(world):
+    before = world.counter("dns_overflow")
+    with world.a.datagram(family=socket.AF_INET) as sock:
+        sock.settimeout(10)
+        sock.connect((DNS4, ODD_PORT))
+        for number in range(6):
+            sock.send(query("silent.example", id=number).to_wire())
+        refused = [dns.message.from_wire(sock.recv(65_535)) for _ in range(2)]
+    assert {answer.rcode() for answer in refused} == {dns.rcode.REFUSED}
+    assert world.counter("dns_overflow") == before + 2
+    name = world.name("after.example", 12)
+    eventually(
+        lambda: addresses(questions.udp(world.a, DNS4, query(name))) == {V4S[12]},
+        "the open ones are given up", 15,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [b"", b"\0", b"\0\x30abc"], ids=["nothing", "length", "message"])
+def test_a_connection_that_asks_nothing_is_closed(world, said):
+    with world.a.connect(DNS4, 53) as sock:
+        sock.settimeout(10)
+        sock.sendall(said)
+        assert sock.recv(1) == b""
+
+
+def test_a_name_has_so_many_addresses_and_no_more(world):
+    """Those that expire first give way: they close, although their answer was passed on."""
+    name = "capped.example"
+    for number, ttl in ((13, 100), (14, 200), (15, 300)):
+        world.records = [row for row in world.records if not row.startswith(name)]
+        world.add(f"{name} {ttl} A {V4S[number]}")
+        found = lambda n=number: addresses(questions.udp(world.a, DNS4, query(name))) == {V4S[n]}  # noqa: E731
+        eventually(found, "the zone is read again", 15)
+    kept = lambda: {row["ips"][0] for row in world.cache(name)}  # noqa: E731
+    eventually(lambda: kept() == {V4S[14], V4S[15]}, "the first has given way", 10)
+    eventually(lambda: not world.opens(V4S[13]), "the first is closed", 10)
+    assert world.opens(V4S[14])
+    assert world.opens(V4S[15])
