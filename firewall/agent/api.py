@@ -32,11 +32,11 @@ from firewall.agent.document import DocumentError
 from firewall.agent.engine import Engine, LinkError, reader_settings
 from firewall.agent.explaining import Explainer, UnknownFlowError
 from firewall.agent.loading import Loaded
-from firewall.agent.policies import InvalidPolicyError, Key, key_row
+from firewall.agent.policies import InvalidPolicyError, Key, PolicyText, key_row
 from firewall.agent.request import (
     RequestError,
+    body_as,
     body_object,
-    body_question,
     body_text,
     fits,
     is_set,
@@ -56,7 +56,7 @@ from firewall.datapath.marks import Kind
 from firewall.flows.filters import FilterError
 from firewall.identities.labels import LabelError
 from firewall.identities.registry import KvStoreError
-from firewall.policy.question import QuestionError
+from firewall.policy.question import Question, QuestionError
 from firewall.policy.readers import read
 from firewall.policy.realm import Asked
 from firewall.policy.remedy import NoRemedyError
@@ -140,6 +140,7 @@ class Api:
                 web.get("/v1/fqdn/names", self._get_name_selectors),
                 web.get("/v1/policy", self._get_policy),
                 web.put("/v1/policy", self._put_policy),
+                web.put("/v1/policy/files", self._put_policies),
                 web.delete("/v1/policy", self._delete_policy),
                 web.post("/v1/policy/validate", self._validate_policy),
                 web.get("/v1/policy/selectors", self._get_selectors),
@@ -196,26 +197,28 @@ class Api:
             host = views.host_endpoint(self._engine)
             if host is not None:
                 return web.json_response(host)
-        return web.json_response(views.endpoint(self._engine, self._engine.roster.get(name)))
+        return web.json_response(views.endpoint(self._engine, self._engine.roster.meant(name)))
 
     async def _put_endpoint(self, request: web.Request) -> web.Response:
+        """Add or replace an endpoint; `new=1`: one that is there with other settings stays."""
         wait_s = wait_of(request)
         name = request.match_info["name"]
         known = self._engine.roster.find(name)
-        declaration = parse_declaration(await body_text(request), "request", name)
-        await self._engine.put_endpoint(declaration, "api")
+        declaration = parse_declaration(await body_text(request), f"endpoint {name}", name)
+        await self._engine.put_endpoint(declaration, "api", new=is_set(request, "new"))
         enforced = await self._engine.enforced(wait_s)
         document = views.endpoint(self._engine, self._engine.roster.get(name))
         return _changed(document, enforced=enforced, status=200 if known is not None else 201)
 
     async def _delete_endpoint(self, request: web.Request) -> web.Response:
         wait_s = wait_of(request)
-        await self._engine.delete_endpoint(request.match_info["name"], "api")
+        member = self._engine.roster.meant(request.match_info["name"])
+        await self._engine.delete_endpoint(member.endpoint.name, "api")
         return _changed({}, enforced=await self._engine.enforced(wait_s))
 
     async def _patch_labels(self, request: web.Request) -> web.Response:
         wait_s = wait_of(request)
-        member = self._engine.roster.get(request.match_info["name"])
+        member = self._engine.roster.meant(request.match_info["name"])
         declaration = relabelled(member.declaration, await body_object(request))
         await self._engine.put_endpoint(declaration, "api")
         enforced = await self._engine.enforced(wait_s)
@@ -264,11 +267,8 @@ class Api:
     def _names_meant(self, request: web.Request) -> tuple[str, int | None]:
         """Return the pattern and the endpoint's id that a request about names gives."""
         endpoint = request.query.get("endpoint", "")
-        if not endpoint:
-            return request.query.get("matchpattern", ""), None
-        if endpoint.isdecimal():
-            return request.query.get("matchpattern", ""), int(endpoint)
-        return request.query.get("matchpattern", ""), self._engine.roster.get(endpoint).endpoint.id
+        number = self._engine.roster.meant(endpoint).endpoint.id if endpoint else None
+        return request.query.get("matchpattern", ""), number
 
     # --- policies -----------------------------------------------------------------------------
 
@@ -286,9 +286,16 @@ class Api:
         return sorted(key for key in self._engine.book.resources if fits(key, selection))
 
     async def _put_policy(self, request: web.Request) -> web.Response:
-        wait_s = wait_of(request)
         file = request.query.get("file", "request")
-        change = await self._engine.apply_policy(await body_text(request), file)
+        return await self._apply(request, [PolicyText(file, await body_text(request))])
+
+    async def _put_policies(self, request: web.Request) -> web.Response:
+        return await self._apply(request, await body_as(request, list[PolicyText]))
+
+    async def _apply(self, request: web.Request, texts: list[PolicyText]) -> web.Response:
+        """Apply all texts or none."""
+        wait_s = wait_of(request)
+        change = await self._engine.apply_policy(texts)
         enforced = await self._engine.enforced(wait_s)
         return _changed(views.applied(change), enforced=enforced)
 
@@ -299,9 +306,10 @@ class Api:
             raise RequestError("say which policies: kind, namespace, name, labels, or all=1")
         keys = [key_row(one.key) for one in self._engine.book.repository.select(**selection)]
         keys += self._resource_keys(selection)
+        files = self._engine.book.files_of(keys)
         change = await self._engine.delete_policy(keys)
         enforced = await self._engine.enforced(wait_s)
-        return _changed(views.deleted(change), enforced=enforced)
+        return _changed(views.deleted(change, files), enforced=enforced)
 
     async def _validate_policy(self, request: web.Request) -> web.Response:
         file = request.query.get("file", "request")
@@ -317,17 +325,19 @@ class Api:
         return web.json_response(self._explainer.selectors())
 
     async def _trace_policy(self, request: web.Request) -> web.Response:
-        asked = self._explainer.ask(await body_question(request))
+        asked = self._explainer.ask(await body_as(request, Question))
         return web.json_response(self._explainer.trace(asked))
 
     async def _get_why(self, request: web.Request) -> web.Response:
+        await self._collector.catch_up()
         flow = self._explainer.find(request.match_info["uuid"])
         return web.json_response(body=msgspec.json.encode(self._explainer.why(flow)))
 
     async def _suggest_policy(self, request: web.Request) -> web.Response:
-        return await self._suggestion(self._explainer.ask(await body_question(request)))
+        return await self._suggestion(self._explainer.ask(await body_as(request, Question)))
 
     async def _get_suggestion(self, request: web.Request) -> web.Response:
+        await self._collector.catch_up()
         asked = self._explainer.ask_again(self._explainer.find(request.match_info["uuid"]))
         if asked is None:
             raise NoRemedyError("no policy decided this flow, so none can change it")
@@ -467,8 +477,15 @@ def _message(error: Exception) -> str:
 
 
 def _problems(error: Exception) -> list[str]:
-    if isinstance(error, (DocumentError, InvalidPolicyError)):
-        return [str(problem) for problem in error.problems]
+    """Return the lines of a refusal; what is only told says that it is.
+
+    Nobody sees the text of a request, so lines in it are not named.
+    """
+    if isinstance(error, DocumentError):
+        return [str(one._replace(place=one.place._replace(line=0))) for one in error.problems]
+    if isinstance(error, InvalidPolicyError):
+        said = {"error": "", "warning": "warning: "}
+        return [f"{said[problem.severity]}{problem}" for problem in error.problems]
     return []
 
 

@@ -13,7 +13,7 @@ A declaration is what is wanted; `roster` makes an endpoint of it. Written as YA
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
@@ -76,6 +76,10 @@ class Declaration:
     ports: tuple[NamedPortRow, ...] = ()
     audit: bool = False
     place: Place = NOWHERE
+
+    def says_as(self, other: "Declaration") -> bool:
+        """Whether both want the same, wherever they were written."""
+        return replace(self, place=NOWHERE) == replace(other, place=NOWHERE)
 
 
 def read_declarations(text: str, file: str, *, parts: bool = False) -> tuple[Declaration, ...]:

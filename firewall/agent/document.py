@@ -77,7 +77,7 @@ class Reader:
             DocumentError: something was.
         """
         if self.problems:
-            raise DocumentError(self.problems)
+            raise DocumentError(sorted(self.problems, key=lambda problem: problem.place[:3]))
 
     def compose(self, text: str, file: str) -> list[Value]:
         """Return the documents of a YAML text; empty ones are left out."""

@@ -29,7 +29,7 @@ from firewall.agent.declaration import Declaration
 from firewall.agent.names import NameBook
 from firewall.agent.nodes import NodeNumbers, host_labels, host_row
 from firewall.agent.numbers import PrefixNumbers
-from firewall.agent.policies import BookChange, Key, PolicyBook
+from firewall.agent.policies import BookChange, Key, PolicyBook, PolicyText
 from firewall.agent.publisher import Publisher, enforced_by_all
 from firewall.agent.roster import Member, Origin, Roster, RosterError
 from firewall.agent.secrets import secret_problems
@@ -164,8 +164,10 @@ class Engine:
 
     # --- endpoints ----------------------------------------------------------------------------
 
-    async def put_endpoint(self, declaration: Declaration, origin: Origin) -> Member:
-        """Add or change an endpoint.
+    async def put_endpoint(
+        self, declaration: Declaration, origin: Origin, *, new: bool = False
+    ) -> Member:
+        """Add or change an endpoint; `new`: add, and change none.
 
         An endpoint from a file is enforced by its address until its interface comes.
 
@@ -174,6 +176,7 @@ class Engine:
             LinkError: its interface is not there (from the API only).
         """
         async with self._changing:
+            self.roster.check(declaration, origin, new=new)
             return await self._put(declaration, origin)
 
     async def _put(self, declaration: Declaration, origin: Origin) -> Member:
@@ -353,13 +356,13 @@ class Engine:
 
     # --- policies -----------------------------------------------------------------------------
 
-    async def apply_policy(self, text: str, file: str) -> BookChange:
-        """Apply a text.
+    async def apply_policy(self, texts: Iterable[PolicyText]) -> BookChange:
+        """Apply texts, all or none.
 
         Raises:
-            InvalidPolicyError: it is refused as a whole. OSError: it could not be persisted.
+            InvalidPolicyError: they are refused. OSError: they could not be persisted.
         """
-        change = self.book.apply(text, file)
+        change = self.book.apply(texts)
         await self._adopt(change)
         missing = secret_problems(change.applied, self.config.proxy.secrets_dir)
         return change._replace(warnings=(*change.warnings, *missing))

@@ -21,7 +21,7 @@ from firewall.agent.statefile import StateError
 from firewall.policy.model import ObjectKey, PolicyObject
 from firewall.policy.objects import NamespaceObject, Resource, resource_key
 from firewall.policy.problem import Problem
-from firewall.policy.readers import SWITCHED, ReaderSettings, ReadResult, read
+from firewall.policy.readers import SWITCHED, ReaderSettings, ReadResult, merge, read
 from firewall.policy.repository import ChangeKind, Repository, RepositoryChange
 
 Source = Literal["api", "directory"]
@@ -33,8 +33,15 @@ _FILE = "policies"
 _MEND = "start with no policy but that of the policy directory (endpoints are then open)"
 
 
+class PolicyText(NamedTuple):
+    """A text as its author knows it: the name of its file, and what is in it."""
+
+    file: str
+    text: str
+
+
 class InvalidPolicyError(Exception):
-    """Policies were refused; nothing of the text was applied."""
+    """Policies were refused; nothing of the texts was applied."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -128,15 +135,22 @@ class PolicyBook:
             self.repository.revision -= 1
         return self._commit(self.repository.apply(objects), resources)
 
-    def apply(self, text: str, file: str) -> BookChange:
-        """Apply all objects of a text; an object is replaced by one with the same key.
+    def apply(self, texts: Iterable[PolicyText]) -> BookChange:
+        """Apply all objects of some texts as one change; each replaces the one with its key.
 
         Raises:
-            InvalidPolicyError: something in it is wrong; nothing changed.
-            OSError: it could not be persisted; nothing changed.
+            InvalidPolicyError: something in one of them is wrong, or two of them give one object;
+                nothing changed.
+            OSError: they could not be persisted; nothing changed.
         """
-        result = self._read(text, file)
-        self._adopt("api", file, text, result)
+        given = [(one, read(one.text, one.file, settings=self._settings)) for one in texts]
+        result = merge(each for _, each in given)
+        if result.errors:
+            raise InvalidPolicyError(result.problems)
+        kept = self._texts
+        for (file, text), each in given:
+            kept = _with(kept, "api", file, text, each)
+        self._save(kept)
         change = self.repository.apply(result.objects)
         return self._commit(change, result.resources)._replace(
             warnings=result.problems, applied=tuple(result.objects)
@@ -159,7 +173,7 @@ class PolicyBook:
             return None
         self.refused.pop(file, None)
         old = self._keys_of_file(file)
-        self._adopt("directory", file, text, result)
+        self._save(_with(self._texts, "directory", file, text, result))
         change = self.repository.replace(result.objects, within=lambda one: key_row(one.key) in old)
         return self._commit(change, result.resources, gone=old - _keys(result))
 
@@ -188,6 +202,13 @@ class PolicyBook:
     def text_of(self, key: Key) -> StoredText | None:
         """Return the text that an object in force comes from."""
         return next((text for text in self._texts if key in text.keys), None)
+
+    def files_of(self, keys: Iterable[Key]) -> dict[Key, str]:
+        """Return the file of the policy directory that each object comes from, if one does."""
+        found = ((key, self.text_of(key)) for key in keys)
+        return {
+            key: text.file for key, text in found if text is not None and text.source == "directory"
+        }
 
     def namespaces(self) -> dict[str, NamespaceObject]:
         """Return the namespaces that were declared, by name."""
@@ -228,16 +249,6 @@ class PolicyBook:
             for key in text.keys
         }
 
-    def _adopt(self, source: Source, file: str, text: str, result: ReadResult) -> None:
-        """Remember a text as the origin of its objects, in place of their earlier origins."""
-        keys = _keys(result)
-        kept = _without(self._texts, keys)
-        if source == "directory":
-            kept = [one for one in kept if (one.source, one.file) != (source, file)]
-        if keys:
-            kept.append(StoredText(source=source, file=file, text=text, keys=tuple(sorted(keys))))
-        self._save(kept)
-
     def _save(self, texts: list[StoredText]) -> None:
         """Persist, then believe it."""
         if texts != self._texts:
@@ -253,6 +264,19 @@ def key_row(key: ObjectKey) -> Key:
 def _keys(result: ReadResult) -> set[Key]:
     """Return the keys of everything that was read."""
     return {key_row(one.key) for one in result.objects} | set(map(resource_key, result.resources))
+
+
+def _with(
+    texts: Iterable[StoredText], source: Source, file: str, text: str, result: ReadResult
+) -> list[StoredText]:
+    """Return the texts and one more, which is the origin of its objects from now on."""
+    keys = _keys(result)
+    kept = _without(texts, keys)
+    if source == "directory":
+        kept = [one for one in kept if (one.source, one.file) != (source, file)]
+    if keys:
+        kept.append(StoredText(source=source, file=file, text=text, keys=tuple(sorted(keys))))
+    return kept
 
 
 def _without(texts: Iterable[StoredText], keys: set[Key]) -> list[StoredText]:

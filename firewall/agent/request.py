@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -10,13 +10,14 @@ from aiohttp import web
 from firewall.agent.declaration import Declaration, in_namespace, parse_labels
 from firewall.agent.policies import Key
 from firewall.identities.labels import ANY, K8S, POD_NAMESPACE, parse_label
-from firewall.policy.question import Question
 
 MAX_WAIT_S = 600.0
 """Longest `?wait=`."""
 
 DEFAULT_WAIT_S = 5.0
 """How long a change waits for the workers if the request does not say."""
+
+T = TypeVar("T")
 
 
 class RequestError(Exception):
@@ -50,16 +51,16 @@ async def body_object(request: web.Request) -> dict[str, Any]:
     return document
 
 
-async def body_question(request: web.Request) -> Question:
-    """Return the question that the body asks.
+async def body_as(request: web.Request, kind: type[T]) -> T:
+    """Return what the body, which is JSON, says.
 
     Raises:
-        RequestError: it is none.
+        RequestError: it is nothing of this kind.
     """
     try:
-        return msgspec.json.decode(await request.read(), type=Question)
+        return msgspec.json.decode(await request.read(), type=kind)
     except msgspec.MsgspecError as error:
-        raise RequestError(f"the body is no question: {error}") from error
+        raise RequestError(f"the body is not what is asked for here: {error}") from error
 
 
 def wait_of(request: web.Request) -> float:

@@ -120,6 +120,20 @@ class Roster:
             raise UnknownEndpointError(name)
         return member
 
+    def meant(self, text: str) -> Member:
+        """Return the member that somebody names as it is listed: NAME, NAMESPACE/NAME, or its id.
+
+        Raises:
+            UnknownEndpointError: none is meant.
+        """
+        namespace, slash, name = text.rpartition("/")
+        member = self._members.get(name)
+        if member is None and text.isascii() and text.isdecimal():
+            member = self._by_id.get(int(text))
+        if member is None or (slash and member.endpoint.namespace != namespace):
+            raise UnknownEndpointError(text)
+        return member
+
     def find(self, name: str) -> Member | None:
         """Return a member, None if there is none of this name."""
         return self._members.get(name)
@@ -147,17 +161,27 @@ class Roster:
 
     # --- changes ------------------------------------------------------------------------------
 
-    def check(self, declaration: Declaration, origin: Origin) -> None:
+    def check(self, declaration: Declaration, origin: Origin, *, new: bool = False) -> None:
         """Refuse a declaration that contradicts another one.
+
+        Args:
+            declaration: what is wanted.
+            origin: who says so.
+            new: a member of this name that is declared otherwise is not to be changed.
 
         Raises:
             RosterError: an address belongs to another endpoint, another origin declared the name,
-                or there are too many endpoints.
+                it is taken, or there are too many endpoints.
         """
         known = self._members.get(declaration.name)
         if known is not None and known.origin != origin:
             raise RosterError(
                 f"endpoint {declaration.name} is declared {_whence(known)}: change it there"
+            )
+        if new and known is not None and not known.declaration.says_as(declaration):
+            raise RosterError(
+                f"endpoint {declaration.name} is there already, with other addresses, labels or "
+                "settings: `endpoint label` changes its labels, `endpoint add --replace` all of it"
             )
         if known is None and len(self._members) >= MAX_ENDPOINTS:
             raise RosterError(f"there are {MAX_ENDPOINTS} endpoints already")

@@ -96,8 +96,8 @@ class Status:
     def errors(self) -> list[str]:
         """Return every present trouble."""
         engine = self._engine
-        errors = [f"{topic}: {text}" for topic, text in sorted(self.problems.items())]
-        errors += [f"{topic}: {text}" for topic, text in sorted(engine.problems.items())]
+        topics = [*sorted(self.problems.items()), *sorted(engine.problems.items())]
+        errors = [f"{topic}: {line}" for topic, text in topics for line in text.splitlines()]
         if engine.bypass.problem:
             errors.append(f"bypass: {engine.bypass.problem}")
         for worker in engine.workers:

@@ -8,7 +8,7 @@ from conntrack.address import format_address, parse_address
 from conntrack.flow import FlowTuple
 from firewall.agent.engine import Engine
 from firewall.agent.policies import BookChange, Key, key_row
-from firewall.agent.roster import Member, UnknownEndpointError
+from firewall.agent.roster import Member
 from firewall.agent.worker import Worker
 from firewall.datapath.choice import Choice, Ends
 from firewall.datapath.kernel import QueueCounters
@@ -175,11 +175,11 @@ def applied(change: BookChange) -> Json:
     }
 
 
-def deleted(change: BookChange) -> Json:
-    """Return what was deleted."""
+def deleted(change: BookChange, files: Mapping[Key, str]) -> Json:
+    """Return what was deleted; `files`: what a file of the policy directory still says."""
     return {
         "revision": change.policies.revision,
-        "deleted": [_key(key) for key, _ in change.listed()],
+        "deleted": [{**_key(key), "file": files.get(key, "")} for key, _ in change.listed()],
     }
 
 
@@ -304,14 +304,10 @@ def ends(engine: Engine, names: list[str]) -> Ends | None:
         return None
     found: list[tuple[bytes, int]] = []
     for name in names:
-        member = engine.roster.find(name.rpartition("/")[2])
-        if member is not None:
-            found += ((address, 0) for address in member.endpoint.addresses)
-            continue
         try:
             found.append(_end(name))
         except ValueError:
-            raise UnknownEndpointError(name) from None
+            found += ((address, 0) for address in engine.roster.meant(name).endpoint.addresses)
     return tuple(found)
 
 

@@ -44,6 +44,12 @@ class ApiError(click.ClickException):
         click.echo(f"Error: {self.message}", err=True, file=file)
 
 
+class WrongRequestError(ApiError):
+    """The agent cannot read what the command line asks for (HTTP 400)."""
+
+    exit_code = ExitCode.USAGE
+
+
 class InvalidDocumentError(ApiError):
     """The agent refused what the document says (HTTP 422)."""
 
@@ -217,4 +223,5 @@ def _refusal(answer: Answer) -> ApiError:
         message, problems = str(error["message"]), [str(p) for p in error.get("problems", [])]
     except (ValueError, KeyError, TypeError):
         message, problems = f"HTTP {answer.status}: {payload[:200].decode(errors='replace')}", []
-    return (InvalidDocumentError if answer.status == 422 else ApiError)(message, problems)
+    kinds = {400: WrongRequestError, 422: InvalidDocumentError}
+    return kinds.get(answer.status, ApiError)(message, problems)

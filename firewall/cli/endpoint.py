@@ -17,6 +17,8 @@ _WAIT = click.option(
     help="Return when every worker enforces the change; 0 returns at once.",
 )
 
+_NAME = click.argument("name", metavar="[NAMESPACE/]NAME|ID")
+
 
 @click.group()
 def endpoint() -> None:
@@ -32,6 +34,7 @@ def endpoint() -> None:
 @click.option("--interface", help="The node's side of its link.")
 @click.option("--port", "ports", multiple=True, help="A named port, name:number[/protocol].")
 @click.option("--audit", is_flag=True, help="Report what policy would drop, and let it pass.")
+@click.option("--replace", is_flag=True, help="Change an endpoint of this name that is there.")
 @_WAIT
 @output_option
 @click.pass_obj
@@ -45,10 +48,13 @@ def add(
     interface: str | None,
     ports: tuple[str, ...],
     audit: bool,
+    replace: bool,
     wait_s: float,
     output: str,
 ) -> None:
     """Put an address under policy.
+
+    An endpoint that is there already with other settings is left alone, unless --replace is given.
 
     With --netns or --interface packets that come from the endpoint's link with another source
     address are dropped as well.
@@ -66,7 +72,8 @@ def add(
         document["netns"] = netns
     if interface:
         document["interface"] = interface
-    row = client.change("PUT", "endpoint", name, query=_wait(wait_s), document=document)
+    query = _wait(wait_s) if replace else {**_wait(wait_s), "new": "1"}
+    row = client.change("PUT", "endpoint", name, query=query, document=document)
     show(output, row, lambda: _table([row]))
 
 
@@ -80,7 +87,7 @@ def list_endpoints(client: Client, output: str) -> None:
 
 
 @endpoint.command()
-@click.argument("name")
+@_NAME
 @output_option
 @click.pass_obj
 def get(client: Client, name: str, output: str) -> None:
@@ -90,7 +97,7 @@ def get(client: Client, name: str, output: str) -> None:
 
 
 @endpoint.command()
-@click.argument("name")
+@_NAME
 @click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE|KEY-...")
 @_WAIT
 @output_option
@@ -109,7 +116,7 @@ def label(client: Client, name: str, changes: tuple[str, ...], wait_s: float, ou
 
 
 @endpoint.command()
-@click.argument("name")
+@_NAME
 @_WAIT
 @click.pass_obj
 def delete(client: Client, name: str, wait_s: float) -> None:

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     pass
 
 
+class NoPolicyError(click.ClickException):
+    """The files hold nothing that could be applied."""
+
+    exit_code = ExitCode.INVALID
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        super().__init__(f"no policy in {', '.join(paths)}: nothing was applied")
+
+
 @click.group()
 def policy() -> None:
     """Apply, show, check and delete policies."""
@@ -50,16 +59,16 @@ _FILES = click.option(
 def apply(client: Client, paths: tuple[str, ...], wait_s: float, output: str) -> None:
     """Apply policy files; an object of the same kind, namespace and name is replaced.
 
-    An invalid object is refused whole and reported; if any is, nothing of that file changes.
+    All files are one change: if anything in them is invalid, nothing is applied.
     """
-    answers = [
-        client.change("PUT", "policy", query={"file": name, "wait": f"{wait_s:g}"}, text=text)
-        for name, text in _read(paths)
-    ]
-    for answer in answers:
-        for problem in answer.get("problems", []):
-            click.echo(f"warning: {problem}", err=True)
-    show(output, answers, lambda: "\n".join(_changes(answers)))
+    answer = client.change(
+        "PUT", "policy", "files", query={"wait": f"{wait_s:g}"}, document=_read(paths)
+    )
+    for problem in answer["problems"]:
+        click.echo(f"warning: {problem}", err=True)
+    if not answer["applied"]:
+        raise NoPolicyError(paths)
+    show(output, answer, lambda: "\n".join(_changes(answer)))
 
 
 @policy.command()
@@ -79,6 +88,8 @@ def get(
 ) -> None:
     """Show the policies in force, then the revision."""
     document = client.get("policy", query=_selection(name, kind, namespace, labels))
+    if name and not document["objects"]:
+        raise click.ClickException("no policy matches")
     if output == "yaml":
         for number, item in enumerate(document["objects"]):
             click.echo("---\n" * bool(number) + as_yaml(item["document"]), nl=False)
@@ -108,9 +119,13 @@ def delete(
     answer = client.change("DELETE", "policy", query={**query, "all": "1"} if everything else query)
     for key in answer["deleted"]:
         click.echo(f"{_reference(key)} deleted")
+        if key["file"]:
+            text = (
+                f"{key['file']} still has it; a change of that file, or a restart, brings it back"
+            )
+            click.echo(f"warning: {text}", err=True)
     if not answer["deleted"]:
-        click.echo("no policy matches", err=True)
-        sys.exit(ExitCode.FAILED)
+        raise click.ClickException("no policy matches")
     click.echo(f"Revision: {answer['revision']}")
 
 
@@ -198,28 +213,25 @@ def _selector_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _read(paths: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return (name, text) of every file; a directory gives its *.yaml, *.yml and *.json."""
-    found: list[tuple[str, str]] = []
+    """Return (name, text) of every file; a directory gives what `validate` reads of it."""
+    from firewall.policy.files import files_of
+
+    found: dict[str, str] = {}
     for path in paths:
         if path == "-":
-            found.append(("<stdin>", sys.stdin.read()))
+            found["<stdin>"] = sys.stdin.read()
             continue
-        place = Path(path)
-        files = (
-            sorted(p for p in place.rglob("*") if p.suffix in {".yaml", ".yml", ".json"})
-            if place.is_dir()
-            else [place]
-        )
+        files = list(files_of(Path(path)))
         if not files:
             raise click.UsageError(f"{path}: no *.yaml, *.yml or *.json file inside")
         for file in files:
             try:
-                found.append((str(file), file.read_text()))
+                found[str(file)] = file.read_text(encoding="utf-8-sig")
             except OSError as error:
                 raise click.UsageError(f"{file}: {error.strerror or error}") from error
             except UnicodeDecodeError as error:
                 raise click.UsageError(f"{file}: {error}") from error
-    return found
+    return list(found.items())
 
 
 def _selection(
@@ -242,13 +254,9 @@ def _reference(key: dict[str, str]) -> str:
     return f"{key['kind'].lower()} {namespace}{key['name']}"
 
 
-def _changes(answers: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        f"{_reference(item['key'])} {item['change']}"
-        for answer in answers
-        for item in answer["applied"]
-    ]
-    return [*lines, f"Revision: {answers[-1]['revision']}"]
+def _changes(answer: dict[str, Any]) -> list[str]:
+    lines = [f"{_reference(item['key'])} {item['change']}" for item in answer["applied"]]
+    return [*lines, f"Revision: {answer['revision']}"]
 
 
 def _table(document: dict[str, Any]) -> str:

@@ -38,8 +38,8 @@ class Problem:
         )
 
     def __str__(self) -> str:
-        """Render as `file:line:column: path: message`, as compilers do."""
-        place = f"{self.file}:{self.line}:{self.column}"
+        """Render as `file:line:column: path: message`, as compilers do; an unknown line is not."""
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         return ": ".join(part for part in (place, self.path, self.message) if part)
 
 

@@ -40,7 +40,8 @@ def test_every_error_is_reported_at_once_with_its_place():
         "  - {name: a, addresses: [10.0.0.300]}\n"
     )
     found = problems(text)
-    assert found[0].startswith("bartizan.yaml:2:1: polcy: unknown setting 'polcy'; did you mean")
+    assert found == sorted(found, key=lambda line: [int(part) for part in line.split(":")[1:3]])
+    assert found[1].startswith("bartizan.yaml:2:1: polcy: unknown setting 'polcy'; did you mean")
     places = {line.split(": ")[1]: line for line in found}
     assert places["workers"].startswith("bartizan.yaml:1:10: workers: expected a whole number")
     assert "or auto" in places["workers"]

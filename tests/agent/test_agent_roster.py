@@ -51,6 +51,28 @@ def test_an_address_that_its_owner_gave_up_is_free(roster):
     assert roster.owner(parse_address("10.0.0.1")) is None
 
 
+def test_a_new_endpoint_does_not_take_the_place_of_another_one(roster):
+    """A second `endpoint add` is a mistake, unless it says the same as the first."""
+    first = declared("a", "10.0.0.1", labels="[app=a]", netns="a")
+    roster.put(first, "api", NOWHERE, 1)
+    with pytest.raises(RosterError, match=r"endpoint a is there already.*--replace"):
+        roster.check(declared("a", "10.0.0.1"), "api", new=True)
+    roster.check(declared("a", "10.0.0.1", netns="a", labels="{app: a}"), "api", new=True)
+    roster.check(declared("a", "10.0.0.1"), "api")
+
+
+def test_an_endpoint_is_meant_by_what_the_list_shows_of_it(roster):
+    """Its name, with its namespace, or its number; a name counts before a number."""
+    made = roster.put(declared("a", "10.0.0.1", namespace="red"), "api", NOWHERE, 1)
+    for text in ("a", "red/a", str(made.endpoint.id)):
+        assert roster.meant(text) is made
+    for text in ("blue/a", "red/b", f"red/{made.endpoint.id}", "99", "", "/a"):
+        with pytest.raises(UnknownEndpointError, match="no endpoint"):
+            roster.meant(text)
+    number = roster.put(declared(str(made.endpoint.id), "10.0.0.2"), "api", NOWHERE, 1)
+    assert roster.meant(str(made.endpoint.id)) is number
+
+
 def test_only_the_origin_of_an_endpoint_changes_or_removes_it(roster):
     """What a file declares is changed in the file."""
     roster.put(declared("a", "10.0.0.1"), "config", NOWHERE, 1)

@@ -40,7 +40,7 @@ def test_what_cannot_be_read_is_a_problem(tmp_path):
     missing, latin = tmp_path / "none.yaml", tmp_path / "latin.yaml"
     result = read_paths([missing, latin])
     assert [str(p) for p in result.errors] == [
-        f"{missing}:0:0: cannot be read: No such file or directory",
+        f"{missing}: cannot be read: No such file or directory",
         f"{latin}:2:1: not UTF-8 text: invalid continuation byte",
     ]
 
