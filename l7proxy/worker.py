@@ -373,7 +373,7 @@ class Worker:
 
     def _answer(self, question: Ask) -> None:
         rows: list[Row] = []
-        self._tell()
+        self._flush()
         if question.what == "metrics":
             rows = self.metrics.rows()
         elif question.what == "connections":

@@ -48,6 +48,9 @@ EVENTS_PER_TURN = 500
 RECORDS_PER_TURN = 100
 """Records made between two turns of the event loop, or for one write to a reader: about 3 ms."""
 
+CATCH_UP_S = 1.0
+"""How long a worker may take to tell what it has decided; it gathers events for less."""
+
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 _HOURS_MINUTES = re.compile(r"\d+h\d+")  # Hubble's short form: 1h43
 
@@ -211,6 +214,10 @@ class Collector:
         """Return the flow metrics in Prometheus' text form."""
         return self._metrics.text().decode()
 
+    async def catch_up(self) -> None:
+        """Wait for what the workers have decided until now, and would tell a moment later."""
+        await self.monitor.answered(CATCH_UP_S)
+
     def notes(self) -> list[Note]:
         """Return the flows that are kept, as they were noted, oldest first."""
         return sorted(self._ring.notes(), key=lambda note: note.event.time_ns)
@@ -253,6 +260,8 @@ class Collector:
 
         Nothing (b"") is yielded from time to time, so that a reader who left is noticed.
         """
+        if query.last != 0:
+            await self.catch_up()
         if query.matches is not None:
             await self._make_records()
         reader = self._ring.reader(query.matches)

@@ -104,7 +104,7 @@ class Monitor:
         renewal = asyncio.create_task(self._renew())
         try:
             await self._watch(WATCH_S)
-            await self._followed()
+            await self.answered(WATCH_S)
             reader.begun = True
             yield to_line(Captured())
             while not ending.is_set():
@@ -119,10 +119,13 @@ class Monitor:
             if not self._readers:
                 await self._watch(0.0)
 
-    async def _followed(self) -> None:
-        """Wait until the workers have done what they were told: they answer in order."""
+    async def answered(self, within_s: float) -> None:
+        """Wait until the workers have done what they were told, and told what they decided.
+
+        They answer in order. One that does not answer in time is not waited for.
+        """
         running = [worker for worker in self._workers if worker.state is WorkerState.RUNNING]
-        await ask_each(running, "status", WATCH_S)
+        await ask_each(running, "events", within_s)
 
     async def _renew(self) -> None:
         while True:

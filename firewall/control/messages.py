@@ -24,9 +24,10 @@ class Announce(msgspec.Struct, frozen=True, tag="announce"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """Answer with `Answer`s of the same `request`.
+    """Answer with `Answer`s of the same `request`, after the events of what was decided before.
 
     `what`: "connections", "conntrack", "metrics", "status"; of the proxy also "redirects", "stats".
+    "events": no rows.
     """
 
     request: int

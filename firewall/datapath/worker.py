@@ -423,7 +423,8 @@ class Worker:
         self._poll.register(self._queue.fileno(), select.EPOLLIN)
 
     def _asked(self, message: Ask) -> None:
-        """Begin to answer."""
+        """Begin to answer; what was decided before is told before."""
+        self._flush()
         tracker, counts = self._pipeline.tracker, self._pipeline.counts
         rows: Iterator[Row | None]
         match message.what:

@@ -11,6 +11,7 @@ The ring holds notes; readers and filters see the records that are made of them.
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 from firewall.flows.flow import Flow, Response, lost
@@ -46,6 +47,9 @@ class _Slot(NamedTuple):
     def item(self) -> Item:
         """What a reader gets."""
         return self.held.flow if isinstance(self.held, Note) else self.held
+
+
+_SLOT_TIME = attrgetter("time_ns")
 
 
 class Ring:
@@ -168,7 +172,8 @@ class Ring:
         limit = first if last is None else last
         found: list[_Slot] = []
         flow_count = 0
-        for slot in self._slots if last is None else reversed(self._slots):
+        slots = sorted(self._slots, key=_SLOT_TIME)
+        for slot in slots if last is None else reversed(slots):
             time_ns, held = slot
             if limit is not None and flow_count >= limit:
                 break
@@ -183,7 +188,6 @@ class Ring:
             found.append(slot)
         if last is not None:
             found.reverse()
-        found.sort(key=lambda slot: slot.time_ns)
         return [slot.item for slot in found]
 
     def reader(

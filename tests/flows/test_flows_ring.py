@@ -60,11 +60,13 @@ def test_since_and_until_include_their_moment():
 def test_flows_are_listed_by_their_time_not_by_their_arrival():
     """A request's record may arrive before that of the packet that began its connection."""
     ring = Ring(10, "lab0")
-    for number in (2, 1, 4, 3):
+    for number in (2, 4, 1, 3):
         ring.append(numbered(number), 1.0)
     assert ports(ring.select()) == [1, 2, 3, 4]
-    assert ports(ring.select(last=2)) == [3, 4]
-    assert ports(ring.select(first=2)) == [1, 2]
+    assert ports(ring.select(last=1)) == [4]
+    assert ports(ring.select(last=3)) == [2, 3, 4]
+    assert ports(ring.select(first=1)) == [1]
+    assert ports(ring.select(first=3)) == [1, 2, 3]
 
 
 def test_first_and_last_exclude_each_other():
