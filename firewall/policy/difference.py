@@ -11,7 +11,7 @@ not in the order of their keys, as the resolver's always are, can only be sent w
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from operator import attrgetter
 from typing import TypeVar
 
@@ -184,7 +184,7 @@ def _rows(
 
 
 def _merged(
-    old: tuple[R, ...], changed: Iterable[R], gone: Iterable[K], key: Callable[[R], K]
+    old: tuple[R, ...], changed: Collection[R], gone: Collection[K], key: Callable[[R], K]
 ) -> tuple[R, ...]:
     if not changed and not gone:
         return old
@@ -209,7 +209,7 @@ def _places(old: tuple[R, ...], new: tuple[R, ...]) -> Iterable[tuple[int, R]]:
             yield place, row
 
 
-def _placed(old: tuple[R, ...], changed: Iterable[tuple[int, R]], count: int) -> tuple[R, ...]:
+def _placed(old: tuple[R, ...], changed: Collection[tuple[int, R]], count: int) -> tuple[R, ...]:
     if not changed and count == len(old):
         return old
     rows = list(old[:count])
