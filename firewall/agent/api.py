@@ -371,7 +371,9 @@ class Api:
         answers = await asyncio.gather(
             *(ch.forget(sources, destinations, ASK_TIMEOUT_S) for ch in self._trackers())
         )
-        forgotten = {FlowTuple(*row["original"]) for rows in answers for row in rows}  # type: ignore[misc]
+        forgotten = {
+            msgspec.convert(row["original"], FlowTuple) for rows in answers for row in rows
+        }
         choice = choose(sources, destinations)
         carried = self._engine.bypass.rules.marks.any_of(Kind.OFFLOAD)
 

@@ -8,6 +8,7 @@ again, because all it has to do is become readable.
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Protocol
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -59,10 +60,17 @@ def local_addresses() -> tuple[bytes, ...]:
     return tuple(sorted(found))
 
 
-def _addresses(message: object) -> Iterator[bytes]:
+class _Message(Protocol):
+    """A netlink message, as far as it is looked at."""
+
+    def get_attr(self, name: str) -> str | None:
+        """Return an attribute, None if it is not there."""
+
+
+def _addresses(message: _Message) -> Iterator[bytes]:
     """Yield the address that a netlink message carries; its own one, not a peer's."""
     for name in ("IFA_LOCAL", "IFA_ADDRESS"):
-        text = message.get_attr(name)  # type: ignore[attr-defined]
+        text = message.get_attr(name)
         if text:
             address = parse_address(text)
             if not is_multicast(address):

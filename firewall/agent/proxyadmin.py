@@ -224,8 +224,8 @@ class ProxyAdmin:
         found = []
         for answer in await self._ask("status"):
             for row in answer:
-                for host, port in row.get("addresses", ()):  # type: ignore[attr-defined]
-                    found.append((f"l7proxy-{row['number']}", str(host), int(port)))
+                listed = msgspec.convert(row.get("addresses", ()), tuple[tuple[str, int], ...])
+                found += [(f"l7proxy-{row['number']}", host, port) for host, port in listed]
         if request.query.get("format") == "json":
             rows = [
                 {
