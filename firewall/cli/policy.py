@@ -1,6 +1,7 @@
 """`bartizan policy`: apply, show, check and delete policies."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
