@@ -10,9 +10,8 @@ from conntrack.address import Prefix, format_address
 from firewall.agent.nodes import HOSTNAME, host_labels, host_row
 from firewall.agent.nodes import NODE as NODE_SOURCE
 from firewall.fqdn.reach import Reach
-from firewall.fqdn.selected import fqdn_labels
 from firewall.identities.labels import Label, LabelFilter, LabelSet, parse_label
-from firewall.identities.local import LocalNumbers, prefix_labels
+from firewall.identities.local import LocalNumbers, fqdn_labels, prefix_labels
 from firewall.identities.reserved import (
     CLUSTER_MIN,
     RESERVED_LABELS,

@@ -21,9 +21,9 @@ from firewall.agent import statefile
 from firewall.control.journal import fields
 from firewall.fqdn.cache import Bounds, Connection, Entry, NameCache
 from firewall.fqdn.reach import Reach
-from firewall.fqdn.selected import SelectedNames, fqdn_labels
+from firewall.fqdn.selected import SelectedNames
 from firewall.identities.labels import LabelSet
-from firewall.identities.local import LocalNumbers
+from firewall.identities.local import LocalNumbers, fqdn_labels
 from firewall.policy.name_match import NameMatcher
 
 _FILE = "names"

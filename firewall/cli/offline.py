@@ -10,11 +10,13 @@ from pathlib import Path
 
 import click
 
+from conntrack.address import parse_address
 from firewall.agent.declaration import Declaration, check_unique, read_declarations
 from firewall.agent.document import DocumentError, Reader
 from firewall.cli.exits import ExitCode
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.policy.files import files_of, read_paths
+from firewall.policy.name_match import normalise
 from firewall.policy.objects import NamespaceObject, Resource
 from firewall.policy.readers import SWITCHED, ReaderSettings, ReadResult
 from firewall.policy.realm import Actor, Realm, actor_labels, make_realm
@@ -93,12 +95,15 @@ def labels_of(
 
 
 def offline_realm(
-    policies: Iterable[str], endpoints: Iterable[str], cluster: str = "default"
+    policies: Iterable[str],
+    endpoints: Iterable[str],
+    cluster: str = "default",
+    names: Iterable[str] = (),
 ) -> Realm:
-    """Return the realm that files describe.
+    """Return the realm that files describe; `names` say what DNS answered: NAME=ADDRESS,...
 
     Raises:
-        InvalidFileError: a file is invalid. UsageError: one cannot be read.
+        InvalidFileError: a file is invalid. UsageError: one cannot be read, or a name is none.
     """
     result = read_policies(policies, cluster)
     actors = [
@@ -112,4 +117,25 @@ def offline_realm(
         )
         for one in read_endpoints(endpoints)
     ]
-    return make_realm(actors, result.objects, result.resources, cluster=cluster)
+    known = read_names(names)
+    return make_realm(actors, result.objects, result.resources, cluster=cluster, names=known)
+
+
+def read_names(texts: Iterable[str]) -> dict[str, tuple[bytes, ...]]:
+    """Read NAME=ADDRESS,... each; return packed addresses by lower-case names with trailing dot.
+
+    Raises:
+        UsageError: one of them is not of this form.
+    """
+    found: dict[str, tuple[bytes, ...]] = {}
+    for text in texts:
+        name, _, listed = text.partition("=")
+        try:
+            addresses = tuple(map(parse_address, listed.split(",")))
+        except ValueError as error:
+            raise click.UsageError(f"--dns {text}: {error}; write NAME=ADDRESS,...") from error
+        if not name or "*" in name:
+            raise click.UsageError(f"--dns {text}: write NAME=ADDRESS,...; the name is no pattern")
+        key = normalise(name)
+        found[key] = (*found.get(key, ()), *addresses)
+    return found

@@ -143,7 +143,7 @@ def _offline(question: "Question", options: dict[str, Any]) -> "Plan":
     from firewall.policy.remedy import suggest as find
 
     cluster = options["cluster_name"]
-    realm = offline_realm(options["paths"], options["endpoints"], cluster)
+    realm = offline_realm(options["paths"], options["endpoints"], cluster, options["names"])
     files = {one.key: one.file for one in realm.objects}
     settings = ReaderSettings(cluster_name=cluster, assumed=frozenset(SWITCHED))
 

@@ -72,6 +72,10 @@ _OPTIONS = (
         "--endpoints", multiple=True, metavar="FILE",
         help="With -f: files that declare endpoints; a configuration or a policy test will do.",
     ),
+    click.option(
+        "--dns", "names", multiple=True, metavar="NAME=ADDRESS,...",
+        help="With -f: what DNS answered for a name; --to may be that name; repeatable.",
+    ),
     click.option("--cluster-name", default="default", help="With -f: name of the own cluster."),
 )  # fmt: skip
 
@@ -93,6 +97,8 @@ def question_of(options: dict[str, Any]) -> "Question":
 
     if options["endpoints"] and not options["paths"]:
         raise click.UsageError("--endpoints belongs to -f: the daemon has its own")
+    if options["names"] and not options["paths"]:
+        raise click.UsageError("--dns belongs to -f: the daemon knows what DNS answered")
     source, destination = options["source"] or "", options["destination"] or ""
     port = options["dport"] or ""
     try:
@@ -182,7 +188,9 @@ def _offline(question: "Question", options: dict[str, Any]) -> "Explanation":
     from firewall.policy.question import QuestionError
     from firewall.policy.realm import ask
 
-    realm = offline_realm(options["paths"], options["endpoints"], options["cluster_name"])
+    realm = offline_realm(
+        options["paths"], options["endpoints"], options["cluster_name"], options["names"]
+    )
     try:
         return ask(realm, question).answer()
     except QuestionError as error:

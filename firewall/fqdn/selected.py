@@ -6,12 +6,8 @@ the selectors about its names only, a new selector asks the names only; nothing 
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
 
 from firewall.fqdn.cache import NameCache
-from firewall.identities.labels import Label, LabelSet
-from firewall.identities.local import FQDN
-from firewall.identities.reserved import Reserved, reserved_label
 from firewall.policy.name_match import NameMatcher
 
 
@@ -58,9 +54,3 @@ class SelectedNames:
 
 
 _NAMES = 65_536  # names whose selectors are remembered
-
-
-@lru_cache(maxsize=4096)
-def fqdn_labels(texts: tuple[str, ...]) -> LabelSet:
-    """Return the labels of the addresses that these selectors mean."""
-    return LabelSet([*(Label(FQDN, text) for text in texts), reserved_label(Reserved.WORLD.label)])

@@ -6,6 +6,7 @@ labels for a grace period, like a shared one: flow records and cached decisions 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from conntrack.address import Prefix, format_prefix
 from firewall.identities.labels import RESERVED, Label, LabelSet
@@ -130,3 +131,9 @@ def prefix_labels(prefix: Prefix) -> LabelSet:
     """Return the labels of a prefix's identity; Cilium writes "-" for ":" in IPv6 ones."""
     text = format_prefix(prefix).replace(":", "-")
     return LabelSet([Label("cidr", text), reserved_label(Reserved.WORLD.label)])
+
+
+@lru_cache(maxsize=4096)
+def fqdn_labels(texts: tuple[str, ...]) -> LabelSet:
+    """Return the labels of the addresses that these FQDN selectors mean."""
+    return LabelSet([*(Label(FQDN, text) for text in texts), reserved_label(Reserved.WORLD.label)])

@@ -9,6 +9,7 @@ little however many policies there are.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from conntrack.address import (
@@ -27,14 +28,14 @@ from firewall.identities.labels import (
     LabelFilter,
     LabelSet,
 )
-from firewall.identities.local import prefix_labels
+from firewall.identities.local import fqdn_labels, prefix_labels
 from firewall.identities.reserved import CLUSTER_MIN, LOCAL_MIN, RESERVED_LABELS, Reserved
 from firewall.identities.workload import workload_labels
 from firewall.policy.course import Form
 from firewall.policy.explain import explain
 from firewall.policy.explanation import Explanation, Request
 from firewall.policy.model import Peer, PolicyObject
-from firewall.policy.name_match import normalise
+from firewall.policy.name_match import NameMatcher, normalise
 from firewall.policy.objects import NamespaceObject, Resource
 from firewall.policy.problem import did_you_mean
 from firewall.policy.question import (
@@ -120,11 +121,13 @@ def make_realm(
     *,
     settings: Settings | None = None,
     cluster: str = "default",
+    names: Mapping[str, tuple[bytes, ...]] = MappingProxyType({}),
 ) -> Realm:
     """Resolve policies for endpoints that no agent knows.
 
     If a policy selects nodes, the node is one of them, with no label but `reserved:host`, unless
-    the actors say more of it.
+    the actors say more of it. `names` are what DNS is taken to have answered, as in a realm; those
+    of an endpoint or of the node open nothing.
     """
     settings = settings or Settings(local_addresses=NODE_ADDRESSES)
     resolver = Resolver(cluster=cluster)
@@ -143,10 +146,28 @@ def make_realm(
     for at, prefix in enumerate(sorted(resolver.prefixes())):
         addresses[prefix] = LOCAL_MIN + at
         resolver.upsert_identity(LOCAL_MIN + at, prefix_labels(prefix))
+    numbered = LOCAL_MIN + len(addresses)
+    for at, (address, labels) in enumerate(_named(names, resolver.fqdns()).items()):
+        own = address in settings.local_addresses
+        if not (own or is_loopback(address) or is_link_local(address)):
+            addresses[_host(address)] = numbered + at
+            resolver.upsert_identity(numbered + at, labels)
     addresses.update({_host(a): row.identity for row in rows for a in row.addresses})
     resolver.set_endpoints(rows)
     snapshot = resolver.snapshot(settings=settings, ipcache=addresses.items())
-    return Realm(View(snapshot), resolver.selectors, given, known, cluster)
+    return Realm(View(snapshot), resolver.selectors, given, known, cluster, names)
+
+
+def _named(names: Mapping[str, tuple[bytes, ...]], texts: Iterable[str]) -> dict[bytes, LabelSet]:
+    """Return the labels of every address to which a name leads that some selector means."""
+    found: dict[bytes, set[str]] = {}
+    for text in texts:
+        matcher = NameMatcher((text,))
+        for name, addresses in names.items():
+            if matcher.matches(name):
+                for address in addresses:
+                    found.setdefault(address, set()).add(text)
+    return {address: fqdn_labels(tuple(sorted(meant))) for address, meant in found.items()}
 
 
 def joined(realm: Realm, actors: Iterable[Actor]) -> Realm:
@@ -173,6 +194,7 @@ def joined(realm: Realm, actors: Iterable[Actor]) -> Realm:
         realm.resources,
         settings=snapshot.settings,
         cluster=realm.cluster,
+        names=realm.names,
     )
 
 

@@ -179,3 +179,44 @@ def test_two_endpoints_with_one_name_or_address_are_refused(files):
     assert "more.txt:1:3: [0]: endpoint x/a is given twice; first at endpoints.txt:1" in (
         done.output
     )
+
+
+FETCH = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: fetch, namespace: x}
+spec:
+  endpointSelector: {matchLabels: {app: a}}
+  egress:
+  - toFQDNs: [{matchPattern: "*.example"}]
+    toPorts: [{ports: [{port: "80", protocol: TCP}]}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "end", "verdict"),
+    [
+        (["api.example=203.0.113.7,2001:db8::7"], "api.example:80", "ALLOWED"),
+        (["API.example.=203.0.113.7"], "203.0.113.7:80", "ALLOWED"),
+        (["api.example=203.0.113.7"], "203.0.113.8:80", "DENIED"),
+        (["api.other=203.0.113.7"], "api.other:80", "DENIED"),
+        (["api.example=127.0.0.1"], "127.0.0.1:80", "DENIED"),
+        (["api.other=203.0.113.7", "api.example=203.0.113.7"], "api.other:80", "ALLOWED"),
+    ],
+)
+def test_names_are_asked_about_with_what_dns_answers(tmp_path, names, end, verdict):
+    policy = tmp_path / "fetch.yaml"
+    policy.write_text(FETCH, encoding="utf-8")
+    options = [part for name in names for part in ("--dns", name)]
+    done = _policy("trace", "-f", str(policy), "-s", "app=a,k8s:io.kubernetes.pod.namespace=x",
+                   "--to", end, *options)  # fmt: skip
+    assert done.output.endswith(f"Final verdict: {verdict}\n"), done.output
+
+
+@pytest.mark.parametrize("text", ["api.example", "api.example=", "=203.0.113.7", "*.x=203.0.113.7"])
+def test_what_is_no_answer_of_dns_is_said(tmp_path, text):
+    policy = tmp_path / "fetch.yaml"
+    policy.write_text(FETCH, encoding="utf-8")
+    done = _policy("trace", "-f", str(policy), "-s", "app=a", "--to", "world:80", "--dns", text)
+    assert done.exit_code == 2
+    assert f"--dns {text}" in done.output
