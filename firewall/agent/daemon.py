@@ -210,7 +210,7 @@ class Daemon:
         self._collector = Collector(self._engine, config.flows)
         self._status = Status(self._engine, self._collector, "sqlite")
         await self._engine.restore()
-        self._engine.local_addresses = await asyncio.to_thread(local_addresses)
+        self._engine.addresses.local = await asyncio.to_thread(local_addresses)
         await self._engine.sync_endpoints(config.endpoints, "config")
         self._following = Following(self._engine, config, self._status.problems)
         await self._following.look(first=True)
@@ -394,8 +394,8 @@ class Daemon:
             self._links_changed.clear()
             try:
                 found = await asyncio.to_thread(local_addresses)
-                if found != self._engine.local_addresses:
-                    self._engine.local_addresses = found
+                if found != self._engine.addresses.local:
+                    self._engine.addresses.local = found
                     self._engine.publish()
                 await self._engine.find_links()
                 self._status.problems.pop("links", None)

@@ -21,14 +21,12 @@ from pathlib import Path
 
 import msgspec
 
-from conntrack.address import Prefix, parse_prefix
 from firewall.agent import statefile
+from firewall.agent.addresses import AddressBook
 from firewall.agent.bypass import Bypass
 from firewall.agent.config import Config
 from firewall.agent.declaration import Declaration
-from firewall.agent.names import NameBook
-from firewall.agent.nodes import NodeNumbers, host_labels, host_row
-from firewall.agent.numbers import PrefixNumbers
+from firewall.agent.nodes import host_labels
 from firewall.agent.policies import BookChange, Key, PolicyBook, PolicyText
 from firewall.agent.publisher import Publisher, enforced_by_all
 from firewall.agent.roster import Member, Origin, Roster, RosterError
@@ -48,14 +46,12 @@ from firewall.endpoints.sources import (
     find_interface,
     interface_named,
 )
-from firewall.fqdn.reach import Reach
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError
-from firewall.identities.reserved import Reserved
 from firewall.policy.readers import ENFORCED, SWITCHED, ReaderSettings
 from firewall.policy.repository import Repository
 from firewall.policy.resolve import Resolver
-from firewall.policy.snapshot import EndpointRow, Settings, Snapshot
+from firewall.policy.snapshot import Settings, Snapshot
 
 COALESCE_S = 0.005
 """Changes within this time share a snapshot; short beside the 20 ms that publishing takes."""
@@ -104,7 +100,6 @@ class Engine:
         self.workers = workers
         self.bypass = bypass
         self.problems: dict[str, str] = {}
-        self.local_addresses: tuple[bytes, ...] = ()
         self.book = PolicyBook(
             config.state_dir,
             Repository(revision=max(1, publisher.snapshot.policy_revision)),
@@ -120,11 +115,8 @@ class Engine:
             names_by_identity=self._names_by_identity,
             last=publisher.last,
         )
-        self._prefixes = PrefixNumbers(config.state_dir, registry.local)
-        self._nodes = NodeNumbers(config.state_dir, registry.nodes)
-        self.names = NameBook(config.state_dir, registry.local, config.fqdn.bounds)
-        self._inside: frozenset[bytes] | None = None
-        self._reach = Reach()
+        self.addresses = AddressBook(config, registry, self.roster)
+        self.names = self.addresses.names
         self._manage = manage
         self._managed: list[EndpointLink] | None = None
         self._bridges: dict[str, str] | None = None
@@ -150,9 +142,7 @@ class Engine:
         """
         self._follow(self.book.restore())
         self.roster.restore(time.time_ns())
-        self._prefixes.restore()
-        self._nodes.restore()
-        self.names.restore()
+        self.addresses.restore()
         for member in self.roster:
             await self._relabel(member)
 
@@ -421,7 +411,7 @@ class Engine:
 
     def reconfigure(self, config: Config) -> None:
         """Let settings take effect that workers must know."""
-        self.config = config
+        self.config = self.addresses.config = config
         for member in self.roster:
             member.endpoint.need_regeneration("configuration reloaded", time.time_ns())
         self.publish()
@@ -486,18 +476,16 @@ class Engine:
 
     async def _publish(self) -> None:
         """Compute and publish one snapshot."""
-        self._prefixes.follow(self.resolver.prefixes())
-        self._nodes.follow(self.config.nodes)
-        self.names.follow(self.resolver.fqdns(), self._outside())
+        self.addresses.follow(self.resolver.prefixes(), self.resolver.fqdns())
         self._tell_identities()
         members = list(self.roster)
         leaving_count = len(self._leaving)
         begun = [member.endpoint for member in members if _begin(member.endpoint)]
         rows = [member.endpoint.row() for member in members if member.endpoint.addresses]
-        self.resolver.set_endpoints([*rows, *self._host_rows()])
+        self.resolver.set_endpoints([*rows, *self.addresses.host_rows()])
         snapshot = self.resolver.snapshot(
             settings=self._settings(),
-            ipcache=self._ipcache().items(),
+            ipcache=self.addresses.ipcache().items(),
             sights=() if self._names_by_identity else self.names.sights(),
         )
         revision = snapshot.revision + self._offset
@@ -543,41 +531,10 @@ class Engine:
             )
             for member in members
         ]
-        links += [EndpointLink(row.addresses, row.interface) for row in self._host_rows()]
+        links += [EndpointLink(row.addresses, row.interface) for row in self.addresses.host_rows()]
         if links != self._managed:
             await asyncio.to_thread(self._manage, links)
             self._managed = links
-
-    def _host_rows(self) -> list[EndpointRow]:
-        """Return this node as an endpoint, if it is subject to policy."""
-        if not self.config.host_firewall:
-            return []
-        return [host_row(self.config.node, self.local_addresses, audit=self.config.host_audit)]
-
-    def owners(self) -> dict[bytes, int]:
-        """Return the id of the endpoint that owns each managed address."""
-        rows = [member.endpoint.row() for member in self.roster]
-        return {address: row.id for row in (*rows, *self._host_rows()) for address in row.addresses}
-
-    def is_endpoint(self, number: int) -> bool:
-        """Say whether an endpoint, or this node as one, has this id."""
-        if self.roster.by_id(number) is not None:
-            return True
-        return any(row.id == number for row in self._host_rows())
-
-    def _outside(self) -> Reach:
-        """Return what names may lead to, the same object as long as it is the same."""
-        inside = frozenset(
-            [
-                *self.owners(),
-                *self.local_addresses,
-                *(address for node in self.config.nodes for address in node.addresses),
-            ]
-        )
-        if inside != self._inside:
-            self._inside = inside
-            self._reach = Reach(inside, map(parse_prefix, self.config.fqdn.cluster_cidrs))
-        return self._reach
 
     def _tell_identities(self) -> None:
         """Bring the resolver's identities in line with the registry's."""
@@ -591,24 +548,6 @@ class Engine:
                 self.resolver.upsert_identity(number, labels)
                 self._told[number] = labels
 
-    def _ipcache(self) -> dict[Prefix, int]:
-        """Return the identity of every prefix that is known.
-
-        Of several that speak about one prefix the later here counts, in Cilium's order of sources
-        (pkg/source): generated, custom-resource, kvstore, local. An address that a selected name
-        leads to is generated too; its labels say more than those of a prefix.
-        """
-        known = dict(self._prefixes.items())
-        known.update(self.names.items())
-        known.update(self._nodes.addresses())
-        for address in self.local_addresses:
-            known[_host(address)] = int(Reserved.HOST)
-        for member in self.roster:
-            row = member.endpoint.row()
-            for address in row.addresses:
-                known[_host(address)] = row.identity
-        return known
-
     def _settings(self) -> Settings:
         config = self.config
         return Settings(
@@ -617,7 +556,7 @@ class Engine:
             policy_audit_mode=config.policy.audit,
             http_proxy_port=config.proxy.port if config.proxy.workers else 0,
             node_name=config.node,
-            local_addresses=self.local_addresses,
+            local_addresses=self.addresses.local,
         )
 
     # --- what workers say ---------------------------------------------------------------------
@@ -655,11 +594,6 @@ def _begin(endpoint: Endpoint) -> bool:
         return False
     endpoint.begin_regeneration(time.time_ns())
     return True
-
-
-def _host(address: bytes) -> Prefix:
-    """Return the prefix of exactly one address."""
-    return Prefix(address, 8 * len(address))
 
 
 def make_directories(config: Config) -> None:

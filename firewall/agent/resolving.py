@@ -32,7 +32,7 @@ class Resolving:
     def learnt(self, worker: Worker, lesson: Learnt) -> None:
         """Take a lesson; its worker hears when it is enforced."""
         engine = self._engine
-        if not engine.is_endpoint(lesson.endpoint):
+        if not engine.addresses.is_endpoint(lesson.endpoint):
             changed = False  # it went while its question was open
         else:
             changed = engine.names.learn(
@@ -97,7 +97,7 @@ class Resolving:
         answers = await ask_each(running, "connections", ASK_TIMEOUT_S)
         if len(answers) < len(running):
             return None
-        owners = engine.owners()
+        owners = engine.addresses.owners()
         alive: set[Connection] = set()
         for row in (row for answer in answers.values() for row in answer):
             owner = owners.get(parse_address(str(row["source"])))

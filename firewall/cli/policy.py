@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,9 +12,6 @@ from firewall.cli.exits import ExitCode
 from firewall.cli.output import as_yaml, output_option, show, table
 from firewall.cli.suggesting import suggest
 from firewall.cli.tracing import trace
-
-if TYPE_CHECKING:
-    pass
 
 
 class NoPolicyError(click.ClickException):
