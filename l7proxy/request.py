@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import h11
 
-from firewall.policy.http_match import EditKind, HeaderEdit
+from firewall.policy.http_match import OWN_FIELDS, EditKind, HeaderEdit
 from l7proxy import grammar, refusals
 from l7proxy.framing import Delimiter, Framing, request_framing
 from l7proxy.head import Field, RequestHead
@@ -34,22 +34,8 @@ _HOST = b"host"
 _TRANSFER_ENCODING = b"transfer-encoding"
 _UPGRADE = b"upgrade"
 
-_SPECIAL = frozenset(
-    (
-        _CONNECTION,
-        _CONTENT_LENGTH,
-        _EXPECT,
-        _HOST,
-        _TRANSFER_ENCODING,
-        _UPGRADE,
-        # RFC 9110 7.6.1: for this hop only. TE and Trailer announce trailers, which end here.
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-    )
-)
+# TE and Trailer, which are for this hop only, announce trailers, which end here.
+_SPECIAL = frozenset(name.encode() for name in OWN_FIELDS)
 
 _NEVER_NOMINATED = frozenset((_CONTENT_LENGTH, _HOST, _TRANSFER_ENCODING, _EXPECT))
 """Fields that `Connection` must not name: removing them changes where the request goes or ends."""
@@ -84,6 +70,7 @@ class Request(NamedTuple):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What header rules see: lower-case names, Host first, one value for each name.
 
+        Upgrade is among them if the client wants to leave HTTP, because the server gets it then.
         Repeated fields are combined with a comma (RFC 9110 5.3), as Envoy does for Cilium. A rule
         that wants `user` is then not satisfied by `user` beside `admin`, in whatever order
         (CVE-2020-25017, CVE-2026-26308).
@@ -91,6 +78,8 @@ class Request(NamedTuple):
         seen = {_HOST: self.target.authority}
         for name, _, value in self.fields:
             seen[name] = seen[name] + b"," + value if name in seen else value
+        if self.upgrade:
+            seen[_UPGRADE] = self.upgrade
         return list(seen.items())
 
     @property

@@ -29,6 +29,28 @@ SecretReader = Callable[[str, str], bytes | None]
 """(namespace, name) -> value of the secret, None when there is no such secret."""
 
 
+OWN_FIELDS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Fields that a proxy writes itself, because they say where a request goes or where it ends, or
+concern one connection (RFC 9110 7.2, 7.6.1; RFC 9112 6). No rule may change them."""
+
+UNSEEN_FIELDS = OWN_FIELDS - {"host", "upgrade"}
+"""Those that rules never see."""
+
+
 class EditKind(IntEnum):
     """What a headerMatches item does to a request whose header does not match."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import re2
 
+from firewall.policy.http_match import UNSEEN_FIELDS
 from firewall.policy.model import HttpRule
 
 COMMON_METHODS = (
@@ -44,6 +45,15 @@ def lint_http(rule: HttpRule) -> Iterator[tuple[str, str]]:
                 f'be; write "{name}: {value}"'
             )
             yield f"headers[{at}]", message
+        elif header.partition(" ")[0].rstrip(":").lower() in UNSEEN_FIELDS:
+            yield f"headers[{at}]", _unseen(header.partition(" ")[0].rstrip(":"))
+    for at, match in enumerate(rule.header_matches):
+        if match.name.lower() in UNSEEN_FIELDS:
+            yield f"headerMatches[{at}].name", _unseen(match.name)
+
+
+def _unseen(name: str) -> str:
+    return f"{name} ends at the proxy: rules never see it"
 
 
 def _path(path: str) -> Iterator[str]:

@@ -5,6 +5,7 @@
 import pytest
 from http_transcript import Script, snapshot, written
 
+from firewall.policy.snapshot import HttpRuleRow
 from l7proxy.commands import HandOver
 from l7proxy.tunnel import Tunnel
 
@@ -157,3 +158,13 @@ def test_client_that_was_paused_is_read_again_after_the_hand_over():
     script.perform("upstream_data", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     last = [written(command).split()[0] for command in script.commands[-3:]]
     assert last == ["close-upstream", "resume-client", "hand-over"]
+
+
+def test_a_rule_may_ask_for_the_upgrade():
+    """What the server gets is what rules see: a path for WebSockets and nothing else."""
+    rules = snapshot((HttpRuleRow(path="/public/.*", headers=("Upgrade: websocket",)),))
+    assert Tunnelled(source=rules).opened
+    assert not Tunnelled(REQUEST.replace(b"Connection: Upgrade\r\n", b""), source=rules).opened
+    plain = Script(rules)
+    plain.perform("client_data", b"GET /public/ws HTTP/1.1\r\nHost: s\r\n\r\n")
+    assert any("403" in written(command) for command in plain.commands)

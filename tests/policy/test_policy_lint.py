@@ -6,7 +6,7 @@ from policy_reading import accept, ccnp, cnp
 from firewall.identities.labels import LabelFilter, LabelSet
 from firewall.policy.lint import lint
 from firewall.policy.lint_http import lint_http
-from firewall.policy.model import HttpRule
+from firewall.policy.model import HeaderMatch, HttpRule
 
 
 def found(*texts, **known):
@@ -62,6 +62,15 @@ def test_methods_that_are_fine(method):
 def test_a_header_without_space_asks_for_a_name_that_cannot_be():
     ((field, text),) = lint_http(HttpRule(headers=("X-A: 1", "X-B", "X-C:1")))
     assert (field, 'write "X-C: 1"' in text) == ("headers[2]", True)
+
+
+def test_a_header_that_ends_at_the_proxy_is_never_seen():
+    rule = HttpRule(
+        headers=("Connection: close", "Host: a", "Upgrade: websocket", "X-A"),
+        header_matches=(HeaderMatch(name="Transfer-Encoding"), HeaderMatch(name="X-B")),
+    )
+    fields = [field for field, text in lint_http(rule) if "rules never see it" in text]
+    assert fields == ["headers[0]", "headerMatches[0].name"]
 
 
 def test_http_findings_point_to_the_rule():

@@ -166,6 +166,16 @@ def test_an_empty_list_of_rules_allows_everything_through_the_proxy():
         (l7("{http: [{headerMatches: [{value: x}]}]}"), "needs the header's name"),
         (l7("{http: [{headerMatches: [{name: a, mismatch: log}]}]}"), 'did you mean "LOG"?'),
         (l7("{http: [{headerMatches: [{name: a, secret: {}}]}]}"), "needs the secret's name"),
+        (l7("{http: [{headerMatches: [{name: X Y}]}]}"), '"X Y" is no header name'),
+        (l7('{http: [{headerMatches: [{name: X, value: "a\\nb"}]}]}'), "holds a control character"),
+        (
+            l7("{http: [{headerMatches: [{name: host, mismatch: REPLACE, value: x}]}]}"),
+            "the proxy writes host itself",
+        ),
+        (
+            l7("{http: [{headerMatches: [{name: Transfer-Encoding, mismatch: ADD}]}]}"),
+            "the proxy writes Transfer-Encoding itself",
+        ),
         (l7("{http: [], dns: []}"), "multiple L7 protocol rule types"),
         (l7("{}"), "needs exactly one of http, dns"),
         (l7("{htpp: []}"), 'did you mean "http"?'),

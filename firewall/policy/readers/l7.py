@@ -7,8 +7,11 @@ later; a host that does not compile would leave Cilium's proxy without the rule)
 Source: Cilium pkg/policy/api/l4.go, l7.go, http.go, rule_validation.go.
 """
 
+import re
+
 import re2
 
+from firewall.policy.http_match import OWN_FIELDS
 from firewall.policy.model import (
     DnsRule,
     HeaderMatch,
@@ -31,6 +34,8 @@ _TLS_PARTS = {
     "certificate": "certificate",
     "private_key": "privateKey",
 }
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.1
+_FIELD_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")  # RFC 9110 5.5
 _QUIET = re2.Options()
 _QUIET.log_errors = False
 _REMOVED = {name: REMOVED[name] for name in ("kafka", "l7proto", "l7")}
@@ -113,19 +118,26 @@ def _header_match(item: Value, settings: ReaderSettings) -> HeaderMatch | None:
     name = fields["name"].text() if "name" in fields else ""
     if name == "":
         item.error("needs the header's name")
+    elif name is not None and not _FIELD_NAME.fullmatch(name):
+        fields["name"].error(f'"{shorten(name)}" is no header name')
     mismatch = ""
     if "mismatch" in fields and fields["mismatch"].text() != "":
         mismatch = fields["mismatch"].word(MISMATCHES) or ""
         if mismatch:
             settings.require("header-mismatch-actions", fields["mismatch"])
+        if mismatch not in ("", "LOG") and (name or "").lower() in OWN_FIELDS:
+            fields["mismatch"].error(f"the proxy writes {name} itself; no rule can change it")
     secret = None
     if "secret" in fields:
         settings.require("secrets", fields["secret"])
         secret = _secret(fields["secret"])
+    value = fields["value"].text() if "value" in fields else None
+    if value is not None and not _FIELD_VALUE.fullmatch(value):
+        fields["value"].error("holds a control character, which no header can")
     return HeaderMatch(
         name=name or "",
         mismatch=mismatch,
-        value=fields["value"].text() if "value" in fields else None,
+        value=value,
         secret_namespace=secret[0] if secret else None,
         secret_name=secret[1] if secret else None,
     )
