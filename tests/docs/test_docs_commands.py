@@ -35,7 +35,8 @@ def parse(arguments):
     """Parse a command line as click does, without running anything."""
     command, name, parent = main, "bartizan", None
     while isinstance(command, click.Group):
-        context = click.Context(command, info_name=name, parent=parent)
+        # click keeps the help option of a command's first context: the one that users get.
+        context = click.Context(command, info_name=name, parent=parent, **main.context_settings)
         name, found, rest = command.resolve_command(context, arguments)
         assert found is not None, f"no command {arguments[0]}"
         command, parent, arguments = found, context, rest
