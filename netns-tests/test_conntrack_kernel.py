@@ -17,7 +17,7 @@ from dialogues import (
 )
 from hostile_dialogues import MutantDialogue, QuoteDialogue
 from kernel_tracker import CLIENT, SERVER, SERVER6, FlowName, KernelTracker, Shot, now
-from packet_script import Directive, Ends, Script, Segment
+from packet_script import Ends, Segment
 from tcp_dialogue import TcpDialogue
 
 from conntrack.address import format_address, parse_address
@@ -86,28 +86,11 @@ class KernelStage:
         return " ".join(words)
 
 
-def transcript(script: Script, stage: KernelStage) -> list[str]:
-    """The script as the kernel plays it, wrong lines marked; nothing if all are right."""
-    lines, wrong = [], False
-    for step in script.steps:
-        if isinstance(step, Directive):
-            stage.direct(step.words)
-            lines.append(f"    {' '.join(step.words)}")
-            continue
-        if step.only == "ours":
-            continue
-        said = stage.play(step)
-        matches = said == stage.expected(step)
-        wrong = wrong or not matches
-        lines.append(f"    {step.text}" if matches else f">>> {step.text}   BUT {said}")
-    return lines if wrong else []
-
-
 @pytest.mark.parametrize("path", PLAYS, ids=lambda path: path.stem)
 def test_the_kernel_follows_the_script(lab, path: Path) -> None:
     """What is not marked [ours] or [kernel] holds for both trackers."""
     stage = KernelStage(KernelTracker(lab(a="app=a", b="app=b")))
-    lines = transcript(packet_script.read(path), stage)
+    lines = packet_script.transcript(packet_script.read(path), stage, "kernel")
     assert not lines, "\n".join(["", path.name, *lines])
 
 

@@ -177,3 +177,24 @@ def checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
+
+
+def transcript(script: Script, stage, who: str) -> list[str]:
+    """The script as it was played, lines that went otherwise marked with what was said.
+
+    Nothing if all went as they should. `stage` directs, plays and expects; lines for somebody else
+    than `who` ("ours" or "kernel") are passed over.
+    """
+    lines, wrong = [], False
+    for step in script.steps:
+        if isinstance(step, Directive):
+            stage.direct(step.words)
+            lines.append(f"    {' '.join(step.words)}")
+            continue
+        if step.only not in (None, who):
+            continue
+        said = stage.play(step)
+        matches = said == stage.expected(step)
+        wrong = wrong or not matches
+        lines.append(f"    {step.text}" if matches else f">>> {step.text}   BUT {said}")
+    return lines if wrong else []

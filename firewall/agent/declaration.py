@@ -12,7 +12,7 @@ A declaration is what is wanted; `roster` makes an endpoint of it. Written as YA
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Protocol, TypeVar
@@ -265,7 +265,21 @@ def _addresses(reader: Reader, whole: Value, given: list[Value]) -> tuple[bytes,
         reader.note(other.place, f"says the same as {value.place.path}: give one")
     is_one = value.place.path.endswith("ip")
     addresses: list[bytes] = []
-    for item in (value,) if is_one else reader.items(value):
+    items = (value,) if is_one else reader.items(value)
+    for address, place in read_addresses(reader, items, "endpoint"):
+        if address in addresses:
+            reader.note(place, f"{format_address(address)} is given twice")
+        addresses.append(address)
+    if not addresses and isinstance(value.node, yaml.SequenceNode) and not value.node.value:
+        reader.note(value.place, "an endpoint has at least one address")
+    return tuple(addresses)
+
+
+def read_addresses(
+    reader: Reader, items: Iterable[Value], noun: str
+) -> Iterator[tuple[bytes, Place]]:
+    """Yield the addresses of a host, packed; `noun` says what it is, for problems."""
+    for item in items:
         text = reader.text(item)
         try:
             address = parse_address(text)
@@ -273,13 +287,8 @@ def _addresses(reader: Reader, whole: Value, given: list[Value]) -> tuple[bytes,
             reader.note(item.place, str(error))
             continue
         if reason := why_unusable(address):
-            reader.note(item.place, f"{text} {reason}: no endpoint can have it")
-        elif address in addresses:
-            reader.note(item.place, f"{format_address(address)} is given twice")
-        addresses.append(address)
-    if not addresses and isinstance(value.node, yaml.SequenceNode) and not value.node.value:
-        reader.note(value.place, "an endpoint has at least one address")
-    return tuple(addresses)
+            reader.note(item.place, f"{text} {reason}: no {noun} can have it")
+        yield address, item.place
 
 
 def _namespace(reader: Reader, value: Value | None) -> str:

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conntrack.address import Prefix, is_loopback, parse_address, why_unusable
+from conntrack.address import Prefix, is_loopback
 from firewall.agent import statefile
+from firewall.agent.declaration import read_addresses
 from firewall.agent.document import NOWHERE, Place, Reader, Value
 from firewall.control.journal import fields
 from firewall.identities.labels import K8S, RESERVED, Label, LabelError, LabelSet, parse_label
@@ -67,17 +68,8 @@ def read_node(reader: Reader, value: Value) -> NodeDeclaration | None:
     name = reader.text(entries["name"]) if "name" in entries else ""
     if not name:
         reader.note(value.place, "name is missing")
-    addresses: list[bytes] = []
-    for item in reader.items(entries["addresses"]) if "addresses" in entries else ():
-        text = reader.text(item)
-        try:
-            address = parse_address(text)
-        except ValueError as error:
-            reader.note(item.place, str(error))
-            continue
-        if reason := why_unusable(address):
-            reader.note(item.place, f"{text} {reason}: no node can have it")
-        addresses.append(address)
+    items = reader.items(entries["addresses"]) if "addresses" in entries else ()
+    addresses = [address for address, _ in read_addresses(reader, items, "node")]
     if not addresses and len(reader.problems) == before:
         reader.note(value.place, "addresses is missing: a node has at least one")
     labels = [Label(NODE, HOSTNAME, name)]

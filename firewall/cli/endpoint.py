@@ -4,18 +4,9 @@ from typing import Any
 
 import click
 
-from firewall.cli.client import Client, Query
+from firewall.cli.client import Client
 from firewall.cli.output import output_option, show, table
-
-_WAIT = click.option(
-    "--wait",
-    "wait_s",
-    type=float,
-    default=5.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Return when every worker enforces the change; 0 returns at once.",
-)
+from firewall.cli.waiting import wait_option, waiting
 
 _NAME = click.argument("name", metavar="[NAMESPACE/]NAME|ID")
 
@@ -35,7 +26,7 @@ def endpoint() -> None:
 @click.option("--port", "ports", multiple=True, help="A named port, name:number[/protocol].")
 @click.option("--audit", is_flag=True, help="Report what policy would drop, and let it pass.")
 @click.option("--replace", is_flag=True, help="Change an endpoint of this name that is there.")
-@_WAIT
+@wait_option
 @output_option
 @click.pass_obj
 def add(
@@ -72,7 +63,7 @@ def add(
         document["netns"] = netns
     if interface:
         document["interface"] = interface
-    query = _wait(wait_s) if replace else {**_wait(wait_s), "new": "1"}
+    query = waiting(wait_s) if replace else {**waiting(wait_s), "new": "1"}
     row = client.change("PUT", "endpoint", name, query=query, document=document)
     show(output, row, lambda: _table([row]))
 
@@ -99,7 +90,7 @@ def get(client: Client, name: str, output: str) -> None:
 @endpoint.command()
 @_NAME
 @click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE|KEY-...")
-@_WAIT
+@wait_option
 @output_option
 @click.pass_obj
 def label(client: Client, name: str, changes: tuple[str, ...], wait_s: float, output: str) -> None:
@@ -111,26 +102,24 @@ def label(client: Client, name: str, changes: tuple[str, ...], wait_s: float, ou
         "set": [change for change in changes if not _removes(change)],
         "remove": [change[:-1] for change in changes if _removes(change)],
     }
-    row = client.change("PATCH", "endpoint", name, "labels", query=_wait(wait_s), document=document)
+    row = client.change(
+        "PATCH", "endpoint", name, "labels", query=waiting(wait_s), document=document
+    )
     show(output, row, lambda: _table([row]))
 
 
 @endpoint.command()
 @_NAME
-@_WAIT
+@wait_option
 @click.pass_obj
 def delete(client: Client, name: str, wait_s: float) -> None:
     """Stop managing an endpoint."""
-    client.change("DELETE", "endpoint", name, query=_wait(wait_s))
+    client.change("DELETE", "endpoint", name, query=waiting(wait_s))
     click.echo(f"endpoint {name} deleted")
 
 
 def _removes(change: str) -> bool:
     return change.endswith("-") and "=" not in change
-
-
-def _wait(wait_s: float) -> Query:
-    return {"wait": f"{wait_s:g}"}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

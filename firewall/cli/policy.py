@@ -12,6 +12,7 @@ from firewall.cli.exits import ExitCode
 from firewall.cli.output import as_yaml, output_option, show, table
 from firewall.cli.suggesting import suggest
 from firewall.cli.tracing import trace
+from firewall.cli.waiting import wait_option, waiting
 
 
 class NoPolicyError(click.ClickException):
@@ -43,15 +44,7 @@ _FILES = click.option(
 
 @policy.command()
 @_FILES
-@click.option(
-    "--wait",
-    "wait_s",
-    type=float,
-    default=5.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Return when every worker enforces the change; 0 returns at once.",
-)
+@wait_option
 @output_option
 @click.pass_obj
 def apply(client: Client, paths: tuple[str, ...], wait_s: float, output: str) -> None:
@@ -59,9 +52,7 @@ def apply(client: Client, paths: tuple[str, ...], wait_s: float, output: str) ->
 
     All files are one change: if anything in them is invalid, nothing is applied.
     """
-    answer = client.change(
-        "PUT", "policy", "files", query={"wait": f"{wait_s:g}"}, document=_read(paths)
-    )
+    answer = client.change("PUT", "policy", "files", query=waiting(wait_s), document=_read(paths))
     for problem in answer["problems"]:
         click.echo(f"warning: {problem}", err=True)
     if not answer["applied"]:
