@@ -46,6 +46,8 @@ class AddressBook:
         self._prefixes.restore()
         self._nodes.restore()
         self.names.restore()
+        if self.config.fqdn.pre_cache is not None:
+            self.names.preload(self.config.fqdn.pre_cache)
 
     def follow(self, prefixes: set[Prefix], selectors: Iterable[str]) -> None:
         """Number what the rules speak of now: these prefixes, and names by these FQDN selectors.

@@ -187,6 +187,11 @@ class FqdnSettings:
         " Cilium; endpoint, only who asked",
         words=("node", "endpoint"),
     )
+    pre_cache: Path | None = setting(
+        None,
+        "names and addresses that are known from the start: a file that fqdn cache list -o json"
+        " has printed (tofqdns-pre-cache)",
+    )
     cluster_cidrs: tuple[str, ...] = setting(
         (), "the cluster's own prefixes: no name leads into them, whatever DNS answers"
     )

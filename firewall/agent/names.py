@@ -18,6 +18,7 @@ import msgspec
 
 from conntrack.address import Prefix, format_address, parse_address
 from firewall.agent import statefile
+from firewall.agent.precache import PrecacheError, read_precache
 from firewall.control.journal import fields
 from firewall.fqdn.cache import Bounds, Connection, Entry, NameCache
 from firewall.fqdn.reach import Reach
@@ -216,6 +217,15 @@ class NameBook:
         if stored is not None:
             self._before = stored.numbers
             self.cache.restore(entries)
+
+    def preload(self, path: Path) -> None:
+        """Take over the answers of a file; one that cannot be used is reported, not taken."""
+        try:
+            self.cache.restore(read_precache(path.read_text(encoding="utf-8"), time.time()))
+        except (OSError, UnicodeDecodeError, PrecacheError) as error:
+            said = error.strerror if isinstance(error, OSError) else error
+            self.problem = f"{path}: {said}; names are learnt as they are asked for"
+            log.error("fqdn.pre_cache is not used", extra=fields(file=path, error=said))  # noqa: TRY400
 
     async def save(self) -> None:
         """Write the file if something changed since it was written.

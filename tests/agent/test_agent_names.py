@@ -1,6 +1,7 @@
 """Names in the agent: identities that follow from them, and what a restart leaves."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -128,3 +129,49 @@ def test_patterns_choose_what_is_shown_and_forgotten(book):
     assert book.names(A) == ("a.example", "b.org")
     book.follow({PATTERN}, OUTSIDE)
     assert dict(book.items()).keys() == {Prefix(A, 32)}
+
+
+ROWS = [
+    {"fqdn": "www.example.", "ips": ["192.0.2.1", "2001:db8::1"], "ttl": 60},
+    {"endpoint-id": 7, "fqdn": "old.example", "ips": ["192.0.2.9"], "ttl": 60,
+     "lookup-time": "2020-01-01T00:00:00Z", "expiration-time": "2020-01-01T00:01:00Z"},
+    {"endpoint": 3, "source": "lookup", "fqdn": "www.example.", "ips": ["192.0.2.3"], "ttl": 5,
+     "expiration_time": "2999-01-01T00:00:00.000Z"},
+]  # fmt: skip
+
+
+def test_names_may_be_known_from_the_start(book, tmp_path):
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps(ROWS), encoding="utf-8")
+    book.preload(path)
+    book.follow({EXACT}, OUTSIDE)
+    assert set(book.labels()) == {A, B, parse_address("192.0.2.3")}
+    assert book.problem == ""
+    book.follow({"old.example"}, OUTSIDE)
+    assert book.labels() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "no JSON"),
+        ("{}", "not a list"),
+        ('[{"ips": []}]', "[0]: 'fqdn' is missing"),
+        ('[{"fqdn": "a.b", "ips": ["x"], "ttl": 1}]', "[0]: "),
+        ('[{"fqdn": "*.b", "ips": ["192.0.2.1"], "ttl": 1}]', "is no name"),
+        ('[{"fqdn": "a.b", "ips": ["192.0.2.1"]}]', "expiration_time or ttl"),
+        ("[1]", "[0]: "),
+    ],
+)
+def test_a_file_that_is_wrong_is_reported_and_nothing_of_it_counts(book, tmp_path, text, problem):
+    path = tmp_path / "names.json"
+    path.write_text(text, encoding="utf-8")
+    book.preload(path)
+    assert problem in book.problem
+    assert str(path) in book.problem
+    assert book.cache.count == 0
+
+
+def test_a_file_that_is_not_there_is_reported(book, tmp_path):
+    book.preload(tmp_path / "none")
+    assert "No such file" in book.problem
