@@ -1,5 +1,6 @@
 """DNS that fails, is silent or is asked too much: what a client hears, and what stays shut."""
 
+import json
 import socket
 import sys
 
@@ -16,11 +17,17 @@ ODD_PORT = 5353
 LIMITS = {"dns_timeout_s": 1, "dns_idle_timeout_s": 1, "dns_pending_count_per_source": 4}
 
 
+WARM = [{"fqdn": "warm.example.", "ips": [V4S[40]], "ttl": 600}]
+
+
 @pytest.fixture(scope="module")
-def world():
+def world(tmp_path_factory):
+    known = tmp_path_factory.mktemp("names") / "names.json"
+    known.write_text(json.dumps(WARM), encoding="ascii")
     made = World(
         proxy={"limits": LIMITS},
         fqdn={
+            "pre_cache": str(known),
             "endpoint_max_ip_per_hostname": 2,
             "gc_interval_s": 0.5,
             "proxy_response_max_delay_s": 5,
@@ -101,3 +108,10 @@ def test_a_name_has_so_many_addresses_and_no_more(world):
     eventually(lambda: not world.opens(V4S[13]), "the first is closed", 10)
     assert world.opens(V4S[14])
     assert world.opens(V4S[15])
+
+
+def test_names_of_the_file_are_open_before_anybody_asks(world):
+    """And no others; who asks for the name is told what DNS says now."""
+    assert world.opens(V4S[40])
+    assert not world.opens(V4S[41])
+    assert "warm.example" not in world.asked()
