@@ -110,6 +110,8 @@ class ClientConnection(asyncio.Protocol):
         "_course",
         "_host",
         "_judge",
+        "_leave_at",
+        "_leaving",
         "_performing",
         "_queue",
         "_shaking_hands",
@@ -139,6 +141,8 @@ class ClientConnection(asyncio.Protocol):
         self._performing = False
         self._admitted = False
         self._close_at = float("inf")
+        self._leave_at = float("inf")
+        self._leaving = False
         self.client = client
         self.server = server
         self.ends = ends
@@ -159,6 +163,8 @@ class ClientConnection(asyncio.Protocol):
             return
         now = time.monotonic()
         self._judge = judge
+        if limits.connection_duration_s:
+            self._leave_at = now + limits.connection_duration_s
         if judge.looks:
             self._begun = None
             self.exchange = Greeting(judge, limits, now)
@@ -223,8 +229,21 @@ class ClientConnection(asyncio.Protocol):
         """Let time pass; called a few times a second."""
         if self.exchange is not None and now >= self.exchange.deadline:
             self.perform(self.exchange.tick(now))
+        if now >= self._leave_at:
+            self._leave(now)
         if now >= self._close_at and self._transport is not None:
             self._transport.abort()
+
+    def _leave(self, now: float) -> None:
+        """End a connection that has lasted long enough: announce it, then take nothing more."""
+        self._leave_at = float("inf")
+        if self._leaving:
+            self.finish(now)
+            return
+        self._leaving = True
+        self._leave_at = now + self._host.limits.drain_gap_s
+        self._host.metrics.add("http_downstream_cx_max_duration_reached")
+        self.drain(now)
 
     def policy_changed(self, now: float) -> None:
         """End the connection if the snapshot in force forbids it."""

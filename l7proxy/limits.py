@@ -123,6 +123,10 @@ class Limits:
     request_timeout: off, edge 5 min."""
     idle_timeout_s: float = 300.0
     """Between two requests of one connection. Envoy 1 h; Cilium 60 s upstream; advice 60-300 s."""
+    connection_duration_s: float = 0.0
+    """How long a client connection may last before it is told to end (`drain_gap_s`), whatever it
+    does; 0 = for ever. What is being served is served; connections that pass unread go on. Envoy
+    max_connection_duration: off."""
     stream_idle_timeout_s: float = 300.0
     """Without a byte of a response that has begun, or with a client that does not read one.
     Envoy stream_idle_timeout 5 min."""
@@ -192,7 +196,7 @@ def override(limits: Limits, assignments: list[str]) -> Limits:
     return replace(limits, **changed)  # type: ignore[arg-type]  # each value has its default's type
 
 
-_MAY_BE_OFF = frozenset(("request_timeout_s",))
+_MAY_BE_OFF = frozenset(("connection_duration_s", "request_timeout_s"))
 """Settings that 0 turns off."""
 
 

@@ -102,3 +102,30 @@ def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
         with client.connect(server.address4, PORT) as sock:
             sock.sendall(b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n")
             assert sock.recv(65536).startswith(b"HTTP/1.1 403 ")
+
+
+def test_a_connection_may_be_told_to_end_after_some_time(lab, tmp_path):
+    """With the next answer, and if there is none to give, without."""
+    world = lab(a="app=a", b="app=b")
+    client, server = world.hosts["a"], world.hosts["b"]
+    source = snapshot(
+        rules=RULES,
+        clients=(parse_address(client.address4),),
+        servers=(parse_address(server.address4),),
+    )
+    options = ("--set", "connection_duration_s=0.5", "--set", "drain_gap_s=0.5")
+    live = Live(world.node, tmp_path, *options, source=source)
+    live.redirect(server.address4, PORT)
+    denied = b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n"
+    with live, client.connect(server.address4, PORT) as busy:
+        busy.settimeout(10)
+        with client.connect(server.address4, PORT) as quiet:
+            quiet.settimeout(10)
+
+            def told():
+                busy.sendall(denied)
+                return b"Connection: close" in busy.recv(65536)
+
+            eventually(told, "the announcement", every_s=0.05)
+            assert busy.recv(1) == b""
+            assert quiet.recv(1) == b""
