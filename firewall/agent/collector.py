@@ -51,6 +51,10 @@ RECORDS_PER_TURN = 100
 CATCH_UP_S = 1.0
 """How long a worker may take to tell what it has decided; it gathers events for less."""
 
+LABELS_MAX_COUNT = 65_536
+"""Identities whose labels are remembered as text: all of a cluster; a full table is forgotten whole,
+because names that come and go take ever new numbers."""
+
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 _HOURS_MINUTES = re.compile(r"\d+h\d+")  # Hubble's short form: 1h43
 
@@ -106,6 +110,8 @@ class NodeNames:
             return ()
         known = self._labels.get(identity)
         if known is None or known[0] is not found:
+            if len(self._labels) >= LABELS_MAX_COUNT:
+                self._labels.clear()
             known = self._labels[identity] = (found, found.strings())
         return known[1]
 

@@ -5,11 +5,14 @@ from contextlib import asynccontextmanager
 
 from lone_engine import lone_engine
 
+from firewall.agent import collector as collector_module
 from firewall.agent import engine as engine_module
+from firewall.agent.collector import NodeNames
 from firewall.agent.declaration import read_declarations
 from firewall.agent.loading import read
 from firewall.datapath.kernel import KernelError
 from firewall.endpoints.lifecycle import EndpointState
+from firewall.identities.labels import LabelSet
 from firewall.identities.registry import NODE_LEASE_S, PREFIX
 from firewall.identities.reserved import Reserved
 from firewall.kvstore.sqlite import SqliteStore
@@ -105,5 +108,20 @@ def test_a_failed_publication_does_not_forget_who_leaves(tmp_path, monkeypatch):
             assert leaver.state is EndpointState.DISCONNECTED
             assert await node.slaves(labels) == []
             assert [link.addresses for link in node.managed] == [node.endpoint("db").addresses]
+
+    asyncio.run(main())
+
+
+def test_text_of_labels_does_not_gather_without_bound(tmp_path, monkeypatch):
+    """Names that come and go take ever new numbers, and every flow asks for the labels."""
+    monkeypatch.setattr(collector_module, "LABELS_MAX_COUNT", 8)
+
+    async def main():
+        async with running(tmp_path, monkeypatch) as node:
+            names, local = NodeNames(node.engine), node.engine.registry.local
+            for count in range(100):
+                label = f"fqdn:{count}.example"
+                assert names.labels(local.allocate(LabelSet.parse([label]))) == (label,)
+            assert len(names._labels) <= 8
 
     asyncio.run(main())
