@@ -10,6 +10,7 @@ from firewall.agent.config import Config
 from firewall.agent.setting import SettingRow, settings
 from firewall.cli import main
 from firewall.cli.exits import ExitCode
+from firewall.endpoints.lifecycle import MEANINGS, MOVES, NOT_READY, Mover
 
 FOLDER = Path(__file__).parent
 
@@ -111,7 +112,32 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": command_line, "config.md": configuration}
+def endpoints() -> str:
+    """Render docs/endpoints.md: the states of an endpoint, and who moves it from which to which."""
+    head = """# The states of an endpoint
+
+Written by `make docs` from the source (`firewall/endpoints/lifecycle.py`); change the table there.
+`bartizan endpoint list` shows the state, `bartizan endpoint get NAME -o json` every move with its
+reason. Names and moves are Cilium's; what differs says so.
+"""
+    states = [f"| {state.word} | {meaning} |" for state, meaning in MEANINGS.items()]
+    failed = f"| {NOT_READY} | the last publication failed; what was enforced before still is |"
+    moves = [
+        f"| {before.word} | {after.word} | {_cell(move.reason)} |"
+        for before, row in MOVES.items()
+        for after, move in row.items()
+        if move.mover is not Mover.NOBODY
+    ]
+    parts = ["| state | meaning |", "|---|---|", *states, failed, ""]
+    parts += ["These are its moves; every other one is refused.", ""]
+    return "\n".join([head, *parts, "| from | to | when |", "|---|---|---|", *moves, ""])
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": command_line,
+    "config.md": configuration,
+    "endpoints.md": endpoints,
+}
 """Page name -> what it must contain."""
 
 

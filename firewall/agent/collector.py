@@ -52,8 +52,8 @@ CATCH_UP_S = 1.0
 """How long a worker may take to tell what it has decided; it gathers events for less."""
 
 LABELS_MAX_COUNT = 65_536
-"""Identities whose labels are remembered as text: all of a cluster; a full table is forgotten whole,
-because names that come and go take ever new numbers."""
+"""Identities whose labels are remembered as text: all of a cluster. A full table is forgotten
+whole, because names that come and go take ever new numbers."""
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 _HOURS_MINUTES = re.compile(r"\d+h\d+")  # Hubble's short form: 1h43
