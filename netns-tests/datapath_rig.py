@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from traffic import eventually
 
+import firewall
 from conntrack.address import parse_address
 from firewall.control.framing import decode_from_worker
 from firewall.control.messages import (
@@ -48,7 +49,8 @@ from firewall.policy.snapshot_file import encode
 from firewall.policy.verdict import DropReason, Verdict
 from lab.laboratory import Lab
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(firewall.__file__).resolve().parents[1]
+"""Where the product was imported from: the compiled tree, in `make test-compiled`."""
 ANY_PORT = (0, 65535)
 ORIGIN = OriginRow("CiliumNetworkPolicy", "default", "test", "spec.ingress[0]")
 _encoder = msgspec.msgpack.Encoder()
@@ -199,7 +201,7 @@ class Rig:
         """Start every worker and wait until it listens."""
         for number in range(self.workers):
             argv = [
-                sys.executable, "-m", "firewall.datapath.worker", "--number", str(number),
+                sys.executable, "-m", "firewall.datapath", "--number", str(number),
                 "--queue", str(number), "--run-dir", str(self.folder), "--snapshot",
                 str(self.snapshot), "--workers", str(self.workers), *self._options,
             ]  # fmt: skip

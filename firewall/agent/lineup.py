@@ -36,7 +36,7 @@ def specs(config: Config, bank: int = 0) -> list[WorkerSpec]:
     found: list[WorkerSpec] = []
     for number in range(config.worker_count):
         arguments = [
-            "-P", "-m", "firewall.datapath.worker",
+            "-P", "-m", "firewall.datapath",
             "--number", str(number),
             "--bank", str(bank),
             "--queue", str(first_queue + number),

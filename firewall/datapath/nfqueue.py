@@ -141,6 +141,7 @@ class Queue:
         copy_bytes: how much of each packet is copied; a longer packet is cut to this.
         gso: whether the kernel hands over large segments whole.
         buffer_bytes: receive buffer granted, as the kernel counts it.
+        batch_count: accepts that one message carries at most.
 
     Raises:
         QueueError: no permission, no NFQUEUE in the kernel, or another process has the queue.
@@ -170,6 +171,7 @@ class Queue:
         """
         self.number = number
         self.copy_bytes = copy_bytes = min(copy_bytes, MAX_COPY_BYTES)
+        self.batch_count = ACCEPTS_PER_BATCH
         self._callback = callback
         self._decided_id = -1
         self._accepted_id = 0
@@ -181,6 +183,7 @@ class Queue:
         # Another descriptor of the same socket: options and messages of our own.
         self._socket = socket.socket(fileno=os.dup(self._library.get_fd()))
         self._turn = _Turn(self._socket)
+        self._stand_in = cast("socket.socket", self._turn)
         try:
             self.buffer_bytes = _widen(self._socket, buffer_bytes)
             self.gso = gso and self._set_flags(_FLAG_GSO)
@@ -207,7 +210,7 @@ class Queue:
         """
         turn = self._turn
         turn.left = limit_count
-        self._library.run_socket(cast("socket.socket", turn))
+        self._library.run_socket(self._stand_in)
         self._send_accepts()
         return limit_count - turn.left
 
@@ -215,7 +218,7 @@ class Queue:
         """Let a packet go on; sent with others, at the end of the turn at the latest."""
         self._decided_id = self._accepted_id = packet.id
         self._accepted_count += 1
-        if self._accepted_count >= ACCEPTS_PER_BATCH:
+        if self._accepted_count >= self.batch_count:
             self._send_accepts()
 
     def drop(self, packet: QueuedPacket) -> None:

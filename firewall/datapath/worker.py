@@ -134,7 +134,7 @@ class Worker:
         self._sender = RawSender(self._marks.of(Kind.FROM_PROXY).value)
         self._decide = self._pipeline.decide
         self._offloaded = self._pipeline.offloaded
-        self._suspect = self._marks.of(Kind.SUSPECT)
+        self._suspect, self._mask = self._marks.of(Kind.SUSPECT)
         self._poll = select.epoll()
         self._dump: Dump | None = None
         self._dumped_count = 0
@@ -261,7 +261,7 @@ class Worker:
         payload = packet.get_payload()
         complete = len(payload) < self._copy_bytes
         mark = packet.mark
-        suspect = mark != 0 and mark & self._suspect.mask == self._suspect.value
+        suspect = mark != 0 and mark & self._mask == self._suspect
         verdict, report = self._decide(
             payload,
             packet.physindev or packet.indev,
@@ -548,7 +548,7 @@ _END: Row = {}
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; exits with usage on a mistake."""
     parser = argparse.ArgumentParser(
-        prog="firewall.datapath.worker", description="Decide the packets of one netfilter queue."
+        prog="firewall.datapath", description="Decide the packets of one netfilter queue."
     )
     add = parser.add_argument
     add("--number", type=int, required=True, help="number of this worker, from 0")
@@ -575,17 +575,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker; return the exit status."""
     options = parse_options(sys.argv[1:] if arguments is None else arguments)
     journal.configure(options.log_format, options.log_level, f"datapath-{options.number}")
-    awake, wakeup = socket.socketpair()
-    for end in (awake, wakeup):
-        end.setblocking(False)
-    signal.set_wakeup_fd(awake.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the agent's to handle
     try:
         worker = Worker(options)
     except (QueueError, ChannelError) as error:
         log.error("cannot start: %s", error)  # noqa: TRY400  the text says it all
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    return serve(worker)
+
+
+def serve(worker: Worker) -> int:
+    """Run a worker until SIGTERM, or until it is told to stop; return the exit status."""
+    awake, wakeup = socket.socketpair()
+    for end in (awake, wakeup):
+        end.setblocking(False)
+    signal.set_wakeup_fd(awake.fileno(), warn_on_full_buffer=False)
+
+    def stop(_number: int, _frame: object) -> None:
+        worker.stop()
+
+    signal.signal(signal.SIGTERM, stop)
     # What is loaded now lives as long as the process; a full collection would stop the packets for
     # longer than the oldest generation can win back, since the hot path makes no cycles.
     # The two younger ones are kept small: 10,000 objects at once took 4 ms, 2,000 take 1.
@@ -599,7 +608,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         worker.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
