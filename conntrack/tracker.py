@@ -32,7 +32,6 @@ from conntrack.packet import Oddity, Packet
 from conntrack.profile import LINUX, STRICT, Profile
 from conntrack.quote import ICMP_ERRORS, ICMPV6_REDIRECT
 from conntrack.table import SHARD_MASK, Table
-from conntrack.tcp_window import pack
 
 __all__ = [
     "LINUX",
@@ -123,8 +122,6 @@ class Tracker:
         self._shards = self._table.shards
         self._ready: deque[Entry] = deque()
         self._strict = profile.strict
-        self._follow_tcp = tcp_strict.follow if profile.strict else tcp_linux.follow
-        self._follow_sctp = sctp_strict.follow if profile.strict else sctp_linux.follow
 
     def __len__(self) -> int:
         return self._table.count
@@ -141,18 +138,10 @@ class Tracker:
             direction = 1
             entry = self._shards[hash(key) & SHARD_MASK].get(key)
         if entry is None or (now >= entry.expires_at and not entry.offloaded):
-            return self._track_first(packet, now, None)
+            return self.track_first(packet, now, None)
         if packet.oddities and self._strict:
             return self._refused(packet, entry, _oddity(packet))
-        protocol = packet.protocol
-        if protocol == TCP:
-            if entry.packed is not None:
-                self._make_ready(entry)
-            finding = self._follow_tcp(entry, packet, direction, self.profile)
-        elif protocol == SCTP:
-            finding = self._follow_sctp(entry, packet, direction, self.profile)
-        else:
-            finding = datagram.follow(entry, packet, direction, self.profile, now)
+        finding = self._judge(entry, packet, direction, now)
         reason = ""
         update: Update | None
         if isinstance(finding, Update):
@@ -160,24 +149,68 @@ class Tracker:
         else:
             valid, reason, update, reopens = finding
             if reopens:
-                return self._track_first(packet, now, entry)
+                return self.track_first(packet, now, entry)
             if not valid:
                 return self._refused(packet, entry, reason, update)
         ctstate = _CT_REPLY if direction else _CT_ESTABLISHED if entry.seen_reply else _CT_NEW
         way = _REPLY if direction else _ORIGINAL
         return _new(Tracked, (ctstate, way, entry, reason, packet, entry.serial, update, None))
 
+    def entry_of(self, packet: Packet) -> Entry | None:
+        """The entry under a packet's key, in either direction, dead or alive."""
+        return self._table.get(packet.key)
+
+    def proceed(self, entry: Entry, packet: Packet, now: float) -> bool:
+        """Track and confirm at once an ordinary packet of a flow that may pass.
+
+        Nearly every packet is one; what `track` would say of it needs no object then.
+
+        Args:
+            entry: what `entry_of` the packet found.
+            packet: the packet.
+            now: monotonic seconds.
+
+        Returns:
+            False: it is none, and nothing has changed; `track` tells what it is.
+        """
+        if now >= entry.expires_at or packet.oddities:
+            return False
+        direction = 0 if packet.key == entry.key else 1
+        finding = self._judge(entry, packet, direction, now)
+        if not isinstance(finding, Update):
+            return False
+        self._change(entry, packet, direction, finding, now)
+        return True
+
+    def _judge(self, entry: Entry, packet: Packet, direction: int, now: float) -> Judgement:
+        """Ask the protocol's machine about a packet of a flow."""
+        protocol = packet.protocol
+        if protocol == TCP:
+            if entry.packed is not None:
+                self._make_ready(entry)
+            if self._strict:
+                return tcp_strict.follow(entry, packet, direction, self.profile)
+            return tcp_linux.follow(entry, packet, direction, self.profile)
+        if protocol == SCTP:
+            follow = sctp_strict.follow if self._strict else sctp_linux.follow
+            return follow(entry, packet, direction, self.profile)
+        return datagram.follow(entry, packet, direction, self.profile, now)
+
     def _make_ready(self, entry: Entry) -> None:
-        """Unpack a flow's windows, and pack those that have been unpacked for longest.
+        """Unpack a flow's windows."""
+        entry.unpack()
+        self._keep_ready(entry)
+
+    def _keep_ready(self, entry: Entry) -> None:
+        """Note that a flow's windows are not packed, and pack those that are it for longest.
 
         So memory is bounded however many flows there are, and busy ones stay as they are.
         """
-        entry.unpack()
         self._ready.append(entry)
         if len(self._ready) > READY_COUNT:
             self._ready.popleft().pack()
 
-    def _track_first(self, packet: Packet, now: float, replaces: Entry | None) -> Tracked:
+    def track_first(self, packet: Packet, now: float, replaces: Entry | None = None) -> Tracked:
         """Classify a packet that has no flow, or whose flow it ends by opening another."""
         protocol = packet.protocol
         if protocol in (ICMP, ICMPV6):
@@ -277,7 +310,14 @@ class Tracker:
             return self._admit(tracked, now)
         if entry.serial != serial:
             return self._confirm_again(packet, now)
-        entry.serial = serial + 1
+        self._change(entry, packet, direction, update, now)
+        return entry
+
+    def _change(
+        self, entry: Entry, packet: Packet, direction: int, update: Update | None, now: float
+    ) -> None:
+        """Count a packet in its entry, and write what it changes."""
+        entry.serial += 1
         if direction:
             entry.reply_packets += 1
             entry.reply_bytes += packet.length
@@ -300,7 +340,6 @@ class Tracker:
                 self._limits.ranked(entry)
             if closes:
                 self.remove(entry)
-        return entry
 
     def _leave_behind(self, tracked: Tracked, update: Update, now: float) -> None:
         """Write what an INVALID segment writes in Linux (`Profile.invalid_writes`)."""
@@ -342,7 +381,8 @@ class Tracker:
         entry.state = update.state
         entry.expires_at = now + update.timeout_s
         if update.windows is not None:
-            entry.packed = pack(update.windows)  # of a flood, no second segment comes
+            entry.windows = update.windows
+            self._keep_ready(entry)
         entry.memory = update.memory
         entry.original_packets = 1
         entry.original_bytes = packet.length

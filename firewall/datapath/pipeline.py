@@ -193,8 +193,6 @@ class Pipeline:
         self, tracker: Tracker, view: View | None, settings: PipelineSettings = ALONE
     ) -> None:
         self.tracker = tracker
-        self._track = tracker.track  # bound once, for the hot path
-        self._confirm = tracker.confirm
         self.settings = settings
         self.counts = Counts()
         self.offloaded = Offloaded(tracker)
@@ -246,16 +244,15 @@ class Pipeline:
             source, refused = ground.admission.check(packet, interface_index)
             if refused is not None:
                 return self._drop(refused, Arrival(packet, source, interface_index, hook))
-        tracked = self._track(packet, now)
-        entry = tracked.entry
+        tracker = self.tracker
+        entry = tracker.entry_of(packet)
         if entry is not None and entry.revision == ground.revision and not entry.offloaded:
             ruling = entry.decision
             if (
                 isinstance(ruling, Ruling)
                 and ruling.verdict is ACCEPT
-                and tracked.ctstate is not _INVALID
+                and tracker.proceed(entry, packet, now)
             ):
-                self._confirm(tracked, now)
                 counts = self.counts
                 counts.forwarded_count += 1
                 counts.forwarded_bytes += packet.length
@@ -264,6 +261,9 @@ class Pipeline:
                     return OFFLOADING
                 return QUIETLY
         arrival = _new(Arrival, (packet, source, interface_index, hook))
+        known = entry is not None
+        tracked = tracker.track(packet, now) if known else tracker.track_first(packet, now)
+        entry = tracked.entry
         if entry is not None:
             return self._known_flow(ground, tracked, entry, arrival, now, suspect)
         if tracked.ctstate is _NEW:
