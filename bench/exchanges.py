@@ -12,11 +12,13 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
+from bench.build import PURE, builds, named, using
 from bench.figure import Figure, percentile
-from bench.loop import CALLBACK, cpu_s, instead
+from bench.loop import CALLBACK, Variant, cpu_s, displace
 from lab import daemon
 from lab.laboratory import Lab
 from lab.topology import hosts
@@ -31,51 +33,74 @@ PING_INTERVAL_S = 0.005
 
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
+PLAIN, OFF, ON = "plain", "off", "on"
+"""Sides besides the callback: no firewall; `bypass: off`; `bypass: on`."""
+
 Sample = dict[str, float]
 
 
 def measure() -> list[Figure]:
     """Take turns, so that a slow moment of the machine falls on all sides."""
-    samples: dict[str, list[Sample]] = {"plain": [], "callback": [], "off": [], "on": []}
+    found = builds()
+    sides = [
+        (PLAIN, PURE),
+        (CALLBACK, PURE),
+        *((side, build) for build in found for side in (OFF, ON)),
+    ]
+    samples: dict[tuple[str, str], list[Sample]] = {side: [] for side in sides}
     for _ in range(ROUNDS):
         for side, sample in samples.items():
-            sample.append(_side(side))
+            sample.append(_side(*side))
 
-    def middle(side: str, what: str) -> float:
-        return median(sample[what] for sample in samples[side])
-
-    def rate(text: str, what: str, side: str, promised: float | None = None) -> Figure:
-        plain = middle("plain", what)
-        return Figure(text, middle(side, what), "/s", plain, "plain forwarding", promised)
+    def middle(what: str, side: str, build: str = PURE) -> float:
+        return median(sample[what] for sample in samples[side, build])
 
     http = f"HTTP, new connection per request, {CLIENTS} at once"
+    plain = middle("http", PLAIN), "plain forwarding"
+    callback = f"{http}, callback that accepts"
+    figures = [Figure(callback, middle("http", CALLBACK), "/s", *plain)]
+    for build in found:
+        figures += _figures(http, build, middle)
+    return figures
+
+
+def _figures(http: str, build: str, middle: Callable[..., float]) -> list[Figure]:
+    """Compare one build with plain forwarding and with the callback."""
+
+    def rate(text: str, what: str, side: str, promised: float | None = None) -> Figure:
+        value, plain = middle(what, side, build), middle(what, PLAIN)
+        return Figure(named(text, build), value, "/s", plain, "plain forwarding", promised)
+
     figures = [
-        rate(http, "http", "on", 0.60),
-        rate(f"{http}, every packet in userspace", "http", "off"),
-        rate(f"{http}, callback that accepts", "http", "callback"),
+        rate(http, "http", ON, 0.60),
+        rate(f"{http}, every packet in userspace", "http", OFF),
         *(
             Figure(
-                f"worker's processor time per TCP connection, {where}",
-                middle(side, "worker"),
+                named(f"worker's processor time per TCP connection, {where}", build),
+                middle("worker", side, build),
                 "us",
-                middle("callback", "worker"),
+                middle("worker", CALLBACK),
                 "callback that accepts",
                 at_most=promised,
             )
             for side, where, promised in (
-                ("off", "every packet in userspace", 2.0),
-                ("on", "bypass on", None),
+                (OFF, "every packet in userspace", 2.0),
+                (ON, "bypass on", None),
             )
         ),
-        Figure("agent's processor time per TCP connection", middle("on", "agent"), "us"),
-        rate("UDP request/response, 64 bytes, one flow", "datagrams", "on", 0.85),
-        rate("the same, every packet in userspace", "datagrams", "off"),
+        Figure(
+            named("agent's processor time per TCP connection", build),
+            middle("agent", ON, build),
+            "us",
+        ),
+        rate("UDP request/response, 64 bytes, one flow", "datagrams", ON, 0.85),
+        rate("the same, every packet in userspace", "datagrams", OFF),
     ]
-    for side, where in (("on", "bypass on"), ("off", "every packet in userspace")):
+    for side, where in ((ON, "bypass on"), (OFF, "every packet in userspace")):
         figures += [
             Figure(
-                f"ping through the node, {share} added, {where}",
-                middle(side, share) - middle("plain", share),
+                named(f"ping through the node, {share} added, {where}", build),
+                middle(share, side, build) - middle(share, PLAIN),
                 "us",
             )
             for share in ("p50", "p99")
@@ -83,17 +108,19 @@ def measure() -> list[Figure]:
     return figures
 
 
-def _side(side: str) -> Sample:
+def _side(side: str, build: str) -> Sample:
     """Measure one side once, in namespaces of its own: no flow of another is in any table."""
     with Lab(hosts(a="app=a", b="app=b")) as lab:
         for what in ("http", "datagrams"):
             lab.host("b").start([sys.executable, "-m", "bench.exchanges", f"serve-{what}"])
         _await_listeners(lab)
-        if side == "plain":
+        if side == PLAIN:
             return _connections(lab, {}) | _others(lab)
-        firewall = daemon.start(lab, {"workers": 1, "bypass": side == "on"})
-        if side == "callback":
-            with instead(lab, firewall, CALLBACK) as callback:
+        with using(build):
+            firewall = daemon.start(lab, {"workers": 1, "bypass": side == ON})
+        if side == CALLBACK:
+            displace(lab, firewall)
+            with Variant(lab, firewall, CALLBACK, pinned=False) as callback:
                 return _connections(lab, {"worker": callback.pid})
         workers = firewall.get("/v1/status")["workers"]
         pids = {worker["kind"]: worker["pid"] for worker in workers}

@@ -1,13 +1,13 @@
 """One queue's loop, in the variants that are compared: `python -m bench.loop KIND OPTIONS...`.
 
     callback  NetfilterQueue as its documentation shows it: a callback that accepts, `run()`
-    accept    the worker's loop, but no tracker and no policy: every packet is accepted
+    accept    the worker, but where it would ask tracker and policy, it accepts
     worker    the worker
 
 Before OPTIONS, which are the worker's, `--single` has a verdict sent for each packet instead of
 batches, and `--times FILE` notes how long each packet stayed, from read to verdict, in nanoseconds,
-and writes a JSON list of that when SIGTERM comes. `Variant` starts such a process in a lab in place
-of the daemon's own worker.
+and writes a JSON list of that when SIGTERM comes. `Variant` starts such a process in a lab, once
+`displace` has ended the daemon's own worker.
 """
 
 import argparse
@@ -19,15 +19,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Self
 
 import netfilterqueue
 
+from bench.build import PURE, using
 from firewall.control.messages import MAX_MESSAGE_BYTES
 from firewall.datapath import nfqueue, worker
-from firewall.datapath.nfqueue import QueuedPacket
+from firewall.datapath.verdict import QUIETLY, PacketDecision
 from lab import daemon
 from lab.laboratory import Lab
 
@@ -37,39 +38,52 @@ BIND_S = 20.0
 CALLBACK, ACCEPT, WORKER = "callback", "accept", "worker"
 
 
-class AcceptingWorker(worker.Worker):
-    """The worker's loop around nothing."""
+class _Stopwatch:
+    """Stands in for the queue's socket, and notes when verdicts are sent.
 
-    def _on_packet(self, packet: QueuedPacket) -> None:
-        self._queue.accept(packet)
+    Attributes:
+        times_ns: from the begin of each packet's decision until its verdict had been sent.
+        begun_ns: of the packets that wait for their verdict.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.times_ns: list[int] = []
+        self.begun_ns: list[int] = []
+
+    def send(self, message: bytes) -> int:
+        """Send a verdict; it is that of all packets that were decided until now."""
+        size = self._connection.send(message)
+        now_ns = perf_counter_ns()
+        self.times_ns += [now_ns - begun for begun in self.begun_ns]
+        self.begun_ns.clear()
+        return size
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._connection.close()
 
 
-def _timed(kind: type[worker.Worker]) -> type[worker.Worker]:
-    """The same worker, which notes times."""
+def _accept(*_: object) -> PacketDecision:
+    """Decide without tracker and policy."""
+    return QUIETLY
 
-    class Timed(kind):  # type: ignore[valid-type,misc]
-        """A turn's verdicts have all been sent when its `receive` returns."""
 
-        def __init__(self, options) -> None:
-            super().__init__(options)
-            self.times_ns: list[int] = []
-            self._begun_ns: list[int] = []
-            receive = self._queue.receive
+def _timed(one: worker.Worker) -> _Stopwatch:
+    """Have a worker note times."""
+    stopwatch = one._queue._socket = _Stopwatch(one._queue._socket)
+    decide, begun_ns = one._decide, stopwatch.begun_ns
 
-            def timed(limit_count: int) -> int:
-                count = receive(limit_count)
-                now_ns = perf_counter_ns()
-                self.times_ns += [now_ns - begun for begun in self._begun_ns]
-                self._begun_ns.clear()
-                return count
+    def timed(*arguments: object) -> PacketDecision:
+        begun_ns.append(perf_counter_ns())
+        return decide(*arguments)
 
-            self._queue.receive = timed
-
-        def _on_packet(self, packet: QueuedPacket) -> None:
-            self._begun_ns.append(perf_counter_ns())
-            super()._on_packet(packet)
-
-    return Timed
+    one._decide = timed
+    return stopwatch
 
 
 def _run_callback(options: argparse.Namespace) -> int:
@@ -96,39 +110,42 @@ def main() -> int:
     ours, theirs = parser.parse_known_args()
     if ours.kind == CALLBACK:
         return _run_callback(worker.parse_options(theirs))
+    one = worker.Worker(worker.parse_options(theirs))
+    if ours.kind == ACCEPT:
+        one._decide = _accept
     if ours.single:
-        nfqueue.ACCEPTS_PER_BATCH = 1
-    chosen = worker.Worker if ours.kind == WORKER else AcceptingWorker
-    if ours.times:
-        chosen = _timed(chosen)
-    made: list[worker.Worker] = []
-
-    def make(options) -> worker.Worker:
-        made.append(chosen(options))
-        return made[0]
-
-    worker.Worker = make
-    status = worker.main(theirs)
-    if ours.times:
-        ours.times.write_text(json.dumps(made[0].times_ns), encoding="utf-8")
+        one._queue.batch_count = 1
+    stopwatch = _timed(one) if ours.times else None
+    status = worker.serve(one)
+    if stopwatch is not None:
+        ours.times.write_text(json.dumps(stopwatch.times_ns), encoding="utf-8")
     return status
 
 
 class Variant:
-    """A loop that runs in a lab's node.
+    """A loop that runs in a lab's node, on one processor if `pinned`; a context manager.
 
     Attributes:
         pid: the process.
     """
 
-    def __init__(self, lab: Lab, firewall: daemon.Bartizan, kind: str, *flags: str | Path) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        firewall: daemon.Bartizan,
+        kind: str,
+        *flags: str | Path,
+        build: str = PURE,
+        pinned: bool = True,
+    ) -> None:
         argv = [
+            *(("taskset", "-c", str(min(os.sched_getaffinity(0)))) if pinned else ()),
             *(sys.executable, "-m", "bench.loop", kind, *flags),
             *("--number", "0", "--queue", "0", "--run-dir", firewall.run_dir),
             *("--snapshot", firewall.state_dir / "snapshot"),
         ]
-        self._lab = lab
-        self._process = lab.node.start(argv)
+        with using(build):
+            self._process = lab.node.start(argv)
         self.pid = self._process.pid
         deadline = time.monotonic() + BIND_S
         while not self._queues():
@@ -138,6 +155,12 @@ class Variant:
         if kind != CALLBACK:
             path = firewall.run_dir / "datapath-0.sock"
             threading.Thread(target=_read_events, args=(path, deadline), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def cpu_s(self) -> float:
         """Processor time that the process has used."""
@@ -183,22 +206,14 @@ def _read_events(path: Path, deadline: float) -> None:
                 pass
 
 
-@contextlib.contextmanager
-def instead(
-    lab: Lab, firewall: daemon.Bartizan, kind: str, *flags: str | Path
-) -> Iterator[Variant]:
-    """Run a variant in place of the workers; the agent is gone with them, its rules stay."""
+def displace(lab: Lab, firewall: daemon.Bartizan) -> None:
+    """End the agent and its workers, so that a `Variant` may have their queue; the rules stay."""
     workers = firewall.get("/v1/status")["workers"]
     firewall.kill()
     for one in workers:
         os.kill(one["pid"], signal.SIGKILL)
     while lab.node.run(["cat", "/proc/net/netfilter/nfnetlink_queue"], check=True).stdout:
         time.sleep(0.01)  # the dead worker's queue would be taken for the new one's
-    variant = Variant(lab, firewall, kind, *flags)
-    try:
-        yield variant
-    finally:
-        variant.end()
 
 
 def cpu_s(pid: int) -> float:

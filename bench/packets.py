@@ -1,16 +1,21 @@
 """Packets per second that one worker decides, every packet in userspace.
 
-A worker is stopped, a queueful of datagrams of one known flow gathers, and it is let go: it has
-nothing to wait for, reads as many per turn as it may, and its processor time divided by the packets
-is what a packet costs. That holds on a busy machine, too, and the sender takes no part in it. What
-the kernel does for the worker's system calls is in it: the queue's copy, the rest of the packet's
-way, the delivery to the receiver.
+A variant of the loop is stopped, a queueful of datagrams of one known flow gathers, and it is let
+go: it has nothing to wait for, reads as many per turn as it may, and its processor time divided by
+the packets is what a packet costs. The sender takes no part in it. What the kernel does for its
+system calls is in it: the queue's copy, the rest of the packet's way, the delivery to the receiver.
+
+The variants take turns in one lab, each alone on a processor, and the median of the rounds counts:
+a machine that is now fast and now slow is so for all of them.
 """
 
 import time
+from collections import defaultdict
+from statistics import median
 
+from bench.build import builds, named
 from bench.figure import Figure
-from bench.loop import ACCEPT, CALLBACK, WORKER, Variant, instead
+from bench.loop import ACCEPT, CALLBACK, WORKER, Variant, displace
 from bench.verdicts import POLICY, known_flow
 from lab import daemon
 from lab.laboratory import Host, Lab
@@ -19,46 +24,66 @@ from lab.topology import hosts
 PACKETS = 6_000
 """In one queueful; the queue holds 8,192."""
 
-ROUNDS = 8
+ROUNDS = 5
+DRAINS = 4
+"""Queuefuls of a variant in one round; before them one that is not counted."""
 
-SINGLE = ("--single",)
+SINGLE, BATCHED = ("--single",), ()
 
 
 def measure() -> list[Figure]:
     """Drain queues with each variant."""
-    rate = {
-        (kind, flags): _packets_per_s(kind, *flags)
-        for kind, flags in (
-            (CALLBACK, ()),
-            (ACCEPT, SINGLE),
-            (ACCEPT, ()),
-            (WORKER, SINGLE),
-            (WORKER, ()),
-        )
-    }
-    bare = "the same loop without tracker and policy"
-    callback = rate[CALLBACK, ()]
-    single, batched = rate[WORKER, SINGLE], rate[WORKER, ()]
-    unit = "packets/s"
-    return [
-        Figure("callback that accepts", callback, unit),
-        Figure("that loop, a verdict each", rate[ACCEPT, SINGLE], unit, callback, "callback"),
-        Figure("that loop, batched", rate[ACCEPT, ()], unit, callback, "callback"),
-        Figure("worker, a verdict each", single, unit, rate[ACCEPT, SINGLE], bare, 0.70),
-        Figure("worker, batched verdicts", batched, unit, rate[ACCEPT, ()], bare, 0.65),
-        Figure("worker, batched", batched, unit, single, "a verdict each", 1.5),
+    found = builds()
+    variants = [(CALLBACK, BATCHED, found[0])]
+    variants += [
+        (kind, flags, build)
+        for build in found
+        for kind in (ACCEPT, WORKER)
+        for flags in (SINGLE, BATCHED)
     ]
-
-
-def _packets_per_s(kind: str, *flags: str) -> float:
-    """Return packets per second of processor time: the best round, the least disturbed one."""
+    costs_s = defaultdict(list)
     with Lab(hosts(a="app=a", b="app=b")) as lab:
         firewall = daemon.start(lab, {"workers": 1, "bypass": False})
         firewall.apply(POLICY)
-        with instead(lab, firewall, kind, *flags) as variant:
-            datagram = known_flow(lab.host("a"), lab.host("b"))
-            costs_s = [_drain(variant, lab.host("a"), datagram) for _ in range(ROUNDS)]
-    return 1 / min(costs_s)
+        displace(lab, firewall)
+        for _ in range(ROUNDS):
+            for variant in variants:
+                kind, flags, build = variant
+                with Variant(lab, firewall, kind, *flags, build=build) as process:
+                    costs_s[variant] += _drains(process, lab.host("a"), lab.host("b"))
+    rate = {variant: 1 / median(costs) for variant, costs in costs_s.items()}
+    figures = [Figure("callback that accepts", rate[variants[0]], "packets/s")]
+    for build in found:
+        figures += _figures(rate, build)
+    return figures
+
+
+def _figures(rate: dict[tuple[str, tuple[str, ...], str], float], build: str) -> list[Figure]:
+    """Compare the worker of a build with its own loop."""
+    callback = rate[CALLBACK, BATCHED, builds()[0]]
+    single, batched = rate[WORKER, SINGLE, build], rate[WORKER, BATCHED, build]
+    alone, alone_batched = rate[ACCEPT, SINGLE, build], rate[ACCEPT, BATCHED, build]
+    bare, unit = "the same loop without tracker and policy", "packets/s"
+    return [
+        Figure(named("that loop, a verdict each", build), alone, unit, callback, "callback"),
+        Figure(named("that loop, batched", build), alone_batched, unit, callback, "callback"),
+        Figure(named("worker, a verdict each", build), single, unit, alone, bare, 0.70),
+        Figure(named("worker, batched verdicts", build), batched, unit, alone_batched, bare, 0.65),
+        Figure(
+            named("worker, batched against a verdict each", build),
+            batched,
+            unit,
+            single,
+            "a verdict each",
+            1.5,
+        ),
+    ]
+
+
+def _drains(variant: Variant, source: Host, target: Host) -> list[float]:
+    """Return processor seconds per packet of some queuefuls."""
+    datagram = known_flow(source, target)
+    return [_drain(variant, source, datagram) for _ in range(DRAINS + 1)][1:]
 
 
 def _drain(variant: Variant, source: Host, datagram: bytes) -> float:

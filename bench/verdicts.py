@@ -9,19 +9,24 @@ import json
 import socket
 import struct
 import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
 
+from bench.build import PURE, builds, named
 from bench.figure import Figure, percentile
-from bench.loop import ACCEPT, CALLBACK, WORKER, Variant, instead
+from bench.loop import ACCEPT, CALLBACK, WORKER, Variant, displace
 from lab import daemon
 from lab.laboratory import Host, Lab
 from lab.topology import hosts
 
-PACKETS = 12_000
-"""For processor time."""
+PACKETS = 8_000
+"""For processor time, in each round."""
 
-TIMED_PACKETS = 100_000
+TIMED_PACKETS = 40_000
 """For the time to the verdict, whose 99th percentile wants many."""
 
+ROUNDS = 5
 BURST = 8
 RATE = 8_000
 """Packets per second: below what one worker and one sender manage on two slow cores."""
@@ -39,52 +44,65 @@ spec:
 
 
 def measure() -> list[Figure]:
-    """Measure known and new flows with each variant."""
+    """Measure known and new flows with each variant, in turns."""
+    with Lab(hosts(a="app=a", b="app=b")) as lab:
+        firewall = daemon.start(lab, {"workers": 1, "bypass": False})
+        firewall.apply(POLICY)
+        displace(lab, firewall)
+        known = _figures(lab, firewall, "known", fresh=False, promised=1.5)
+        return known + _figures(lab, firewall, "new", fresh=True, promised=3.0)
+
+
+def _figures(
+    lab: Lab, firewall: daemon.Bartizan, what: str, *, fresh: bool, promised: float
+) -> list[Figure]:
+    """Measure one kind of flow."""
+    found = builds()
+    costs_us = defaultdict(list)
+    for _ in range(ROUNDS):
+        for kind, build in ((CALLBACK, PURE), *((WORKER, build) for build in found)):
+            with _variant(lab, firewall, kind, build=build) as variant:
+                costs_us[kind, build].append(_offer(lab, variant, PACKETS, fresh=fresh))
     figures = []
-    for what, fresh, promised in (("known", False, 1.5), ("new", True, 3.0)):
-        cost_us = {kind: _cost_us(kind, fresh=fresh) for kind in (CALLBACK, WORKER)}
-        times = {kind: _times_ns(kind, fresh=fresh) for kind in (ACCEPT, WORKER)}
+    for build in found:
         figures.append(
             Figure(
-                f"processor time for a packet of a {what} flow",
-                cost_us[WORKER],
+                named(f"processor time for a packet of a {what} flow", build),
+                median(costs_us[WORKER, build]),
                 "us",
-                cost_us[CALLBACK],
+                median(costs_us[CALLBACK, PURE]),
                 "callback that accepts",
                 at_most=promised,
             )
         )
+        times = {kind: _times_ns(lab, firewall, kind, build, fresh) for kind in (ACCEPT, WORKER)}
         figures += [
             Figure(
-                f"queue to verdict, packet of a {what} flow, {name}",
+                named(f"queue to verdict, packet of a {what} flow, {name}", build),
                 percentile(times[WORKER], share) / 1e3,
                 "us",
                 percentile(times[ACCEPT], share) / 1e3,
-                "worker that accepts",
+                "the same loop without tracker and policy",
             )
             for name, share in (("p50", 0.50), ("p99", 0.99))
         ]
     return figures
 
 
-def _cost_us(kind: str, *, fresh: bool) -> float:
-    """Return microseconds of processor time per packet."""
-    with Lab(hosts(a="app=a", b="app=b")) as lab:
-        firewall = daemon.start(lab, {"workers": 1, "bypass": False})
-        firewall.apply(POLICY)
-        with instead(lab, firewall, kind) as variant:
-            return _offer(lab, variant, PACKETS, fresh=fresh)
+def _variant(
+    lab: Lab, firewall: daemon.Bartizan, kind: str, *flags: str | Path, build: str
+) -> Variant:
+    """Start a variant that knows no flow: it would take over those of the one before."""
+    lab.node.run(["conntrack", "-F"], check=True)
+    return Variant(lab, firewall, kind, *flags, build=build)
 
 
-def _times_ns(kind: str, *, fresh: bool) -> list[int]:
+def _times_ns(lab: Lab, firewall: daemon.Bartizan, kind: str, build: str, fresh: bool) -> list[int]:
     """Return how long each packet stayed, sorted. To note it takes time itself."""
-    with Lab(hosts(a="app=a", b="app=b")) as lab:
-        firewall = daemon.start(lab, {"workers": 1, "bypass": False})
-        firewall.apply(POLICY)
-        result = lab.folder / "times.json"
-        with instead(lab, firewall, kind, "--times", result) as variant:
-            _offer(lab, variant, TIMED_PACKETS, fresh=fresh)
-        return sorted(json.loads(result.read_bytes()))
+    result = lab.folder / "times.json"
+    with _variant(lab, firewall, kind, "--times", result, build=build) as variant:
+        _offer(lab, variant, TIMED_PACKETS, fresh=fresh)
+    return sorted(json.loads(result.read_bytes()))
 
 
 def _offer(lab: Lab, variant: Variant, count: int, *, fresh: bool) -> float:
