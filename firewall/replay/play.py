@@ -108,6 +108,16 @@ class Witness(Tracker):
         self.entry = self.latest.entry
         return self.latest
 
+    def track_first(self, packet: Packet, now: float, replaces: Entry | None = None) -> Tracked:
+        """As `Tracker.track_first`."""
+        self.latest = super().track_first(packet, now, replaces)
+        self.entry = self.latest.entry
+        return self.latest
+
+    def proceed(self, entry: Entry, packet: Packet, now: float) -> bool:  # noqa: ARG002
+        """Decline, so that `track` is asked, whose answer can be remembered."""
+        return False
+
     def confirm(self, tracked: Tracked, now: float) -> Entry | None:
         """As `Tracker.confirm`."""
         self.is_confirmed = True
