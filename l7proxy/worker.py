@@ -419,7 +419,7 @@ class Worker:
             "port": self._port,
             "connection_count": self.metrics.active_connection_count,
             "upstream_count": self.metrics.active_upstream_count,
-            "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "memory_bytes": _resident_bytes(),
             "addresses": [
                 list(sock.getsockname()[:2])
                 for sock in self._listeners.values()
@@ -493,6 +493,12 @@ def _raise_descriptor_limit(limits: Limits) -> Limits:
     if room < limits.connection_count:
         log.warning("RLIMIT_NOFILE %d: at most %d connections", hard, room)
     return replace(limits, connection_count=min(limits.connection_count, room))
+
+
+def _resident_bytes() -> int:
+    """Return what this process holds in memory now (proc_pid_statm(5))."""
+    statm = Path("/proc/self/statm").read_text(encoding="ascii")
+    return int(statm.split()[1]) * resource.getpagesize()
 
 
 def _new_loop(name: str) -> asyncio.AbstractEventLoop:
