@@ -129,3 +129,38 @@ def test_a_connection_may_be_told_to_end_after_some_time(lab, tmp_path):
             eventually(told, "the announcement", every_s=0.05)
             assert busy.recv(1) == b""
             assert quiet.recv(1) == b""
+
+
+@pytest.mark.parametrize("setting", ["connection_count", "connection_count_per_source"])
+def test_connections_above_a_bound_are_reset_and_one_that_ends_makes_room(lab, tmp_path, setting):
+    world = lab(a="app=a", b="app=b")
+    client, server = world.hosts["a"], world.hosts["b"]
+    source = snapshot(
+        rules=RULES,
+        clients=(parse_address(client.address4),),
+        servers=(parse_address(server.address4),),
+    )
+    live = Live(world.node, tmp_path, "--set", f"{setting}=2", source=source)
+    live.redirect(server.address4, PORT)
+    denied = b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n"
+
+    def served(sock):
+        sock.settimeout(10)
+        try:
+            sock.sendall(denied)
+            return sock.recv(65536).startswith(b"HTTP/1.1 403 ")
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+
+    with live, client.connect(server.address4, PORT) as first:
+        with client.connect(server.address4, PORT) as second:
+            assert [served(first), served(second)] == [True, True]
+            with client.connect(server.address4, PORT) as third:
+                assert not served(third)
+            assert served(first)
+
+        def room():
+            with client.connect(server.address4, PORT) as fourth:
+                return served(fourth)
+
+        eventually(room, "room for another")
