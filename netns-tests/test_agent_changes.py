@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import yaml
 from evidence import dropped, forwarded, of
 from rules import peers, policy, ports
 from traffic import delivered, eventually, token, udp
@@ -188,6 +189,26 @@ def test_sighup_applies_live_settings_and_refuses_mistakes(directories):
             return any(payload in data for data in capture.so_far())
 
         eventually(comes, "what policy would drop comes", 10)
+
+
+def test_a_reload_with_a_full_disk_applies_what_it_can(directories):
+    """Settings count at once, endpoints too; that these were not written down is said."""
+    firewall = directories.firewall
+    pid = firewall.get("/v1/status")["agent"]["pid"]
+    config = yaml.safe_load(firewall.config_path.read_text())
+    config["policy"]["audit"] = True
+    config["endpoints"] = [{"name": "c", "addresses": ["10.99.0.1"], "labels": ["app=c"]}]
+    firewall.config_path.write_text(yaml.safe_dump(config))
+    aside = firewall.state_dir.with_name("aside")
+    firewall.state_dir.rename(aside)
+    os.kill(pid, signal.SIGHUP)
+    eventually(lambda: "endpoints not persisted" in str(errors(firewall)), "it is said", 10)
+    assert firewall.get("/v1/endpoint/c")["addresses"]["ipv4"] == ["10.99.0.1"]
+    aside.rename(firewall.state_dir)
+    os.kill(pid, signal.SIGHUP)
+    eventually(lambda: not errors(firewall), "all is well", 15)
+    assert firewall.get("/v1/status")["audit"]
+    assert '"10.99.0.1"' in (firewall.state_dir / "endpoints").read_text()
 
 
 def test_many_changes_at_once_share_snapshots(directories):

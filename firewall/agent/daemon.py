@@ -357,7 +357,7 @@ class Daemon:
         else:
             self._status.problems.pop("configuration", None)
             await self._apply_config(loaded)
-        await self._following.look()
+        await self._following.follow()
         standing.tell_systemd("READY=1", f"STATUS={self._status.summary()}")
 
     async def _apply_config(self, loaded: Loaded) -> None:
@@ -369,7 +369,11 @@ class Daemon:
         self._loaded = loaded
         logging.getLogger().setLevel(new.log.level.upper())
         self._following.reconfigure(new)
-        await self._engine.sync_endpoints(new.endpoints, "config")
+        try:
+            await self._engine.sync_endpoints(new.endpoints, "config")
+        except OSError as error:
+            self._status.problems["configuration"] = f"endpoints not persisted: {error}"
+            log.error("endpoints not persisted", extra=fields(error=error))  # noqa: TRY400
         self._engine.reconfigure(new)
         # The proxy takes most of its settings by handing over to a process that has them.
         applied = replace(

@@ -48,13 +48,17 @@ class Following:
         """Look at both directories at intervals, until cancelled."""
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
-            try:
-                await self.look()
-                self._problems.pop("watched directories", None)
-            except Exception as error:
-                if self._problems.get("watched directories") != repr(error):
-                    log.exception("watched directories not followed")
-                self._problems["watched directories"] = repr(error)
+            await self.follow()
+
+    async def follow(self) -> None:
+        """Look once; whatever goes wrong is said, and the next look tries again."""
+        try:
+            await self.look()
+            self._problems.pop("watched directories", None)
+        except Exception as error:
+            if self._problems.get("watched directories") != repr(error):
+                log.exception("watched directories not followed")
+            self._problems["watched directories"] = repr(error)
 
     async def look(self, *, first: bool = False) -> None:
         """Follow what has changed since the last look; `first`: at the start of the daemon.

@@ -334,6 +334,8 @@ def _run(command: Sequence[str], text: str = "") -> str:
         raise KernelError(shown, "command not found", _install_hint(command[0])) from error
     except PermissionError as error:
         raise KernelError(shown, "permission denied", "run as root") from error
+    except OSError as error:  # no descriptors, no memory, no program
+        raise KernelError(shown, error.strerror or str(error)) from error
     except subprocess.TimeoutExpired as error:
         raise KernelError(shown, f"no answer within {_TIMEOUT_S:.0f} s") from error
     if done.returncode:

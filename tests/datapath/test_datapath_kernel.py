@@ -22,6 +22,15 @@ def test_the_queues_counters_are_read_by_number(tmp_path):
     )
 
 
+def test_a_command_that_cannot_be_run_is_an_error_of_the_kernels_kind(tmp_path):
+    """Whatever the reason: who keeps the rules in order tries again, and does not end."""
+    file = tmp_path / "iptables"
+    file.write_bytes(b"\x7fELF of another world")
+    file.chmod(0o755)
+    with pytest.raises(KernelError, match="Exec format error"):
+        kernel._run([str(file), "-L"])
+
+
 def test_a_kernel_without_queues_says_what_would_mend_it(tmp_path):
     with pytest.raises(KernelError, match="CONFIG_NETFILTER_NETLINK_QUEUE"):
         read_queues(tmp_path / "absent")
