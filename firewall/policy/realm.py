@@ -152,6 +152,7 @@ def make_realm(
         if not (own or is_loopback(address) or is_link_local(address)):
             addresses[_host(address)] = numbered + at
             resolver.upsert_identity(numbered + at, labels)
+    addresses.update(dict.fromkeys(map(_host, settings.local_addresses), int(Reserved.HOST)))
     addresses.update({_host(a): row.identity for row in rows for a in row.addresses})
     resolver.set_endpoints(rows)
     snapshot = resolver.snapshot(settings=settings, ipcache=addresses.items())

@@ -234,3 +234,21 @@ def test_a_policy_for_nodes_makes_the_node_one_of_them():
         denied = world.view.decide(parse_address("203.0.113.1"), node.addresses[0], 6, 22)
         assert denied.verdict is Verdict.DROP
     assert make_realm((), ()).view.snapshot.endpoints == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("to: [{ipBlock: {cidr: 0.0.0.0/0}}]", Verdict.ACCEPT),
+        ("to: [{ipBlock: {cidr: 0.0.0.0/0, except: [198.18.255.0/24]}}]", Verdict.DROP),
+    ],
+)
+def test_an_ip_block_means_the_nodes_own_address_too(kind, verdict):
+    """As it means those of pods and other nodes; the daemon says the same."""
+    text = (
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: n, namespace: x}\n"
+        f"spec: {{podSelector: {{}}, policyTypes: [Egress], egress: [{{{kind}}}]}}"
+    )
+    asked = make_realm([actor("a", "x", "10.0.0.9")], read(text, "n.yaml").objects)
+    host = asked.view.snapshot.settings.local_addresses[0]
+    assert asked.view.decide(parse_address("10.0.0.9"), host, 6, 22).verdict is verdict
