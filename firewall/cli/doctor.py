@@ -211,6 +211,8 @@ def _enclosure() -> tuple[Sequence[str] | None, list[Finding]]:
 
 
 def _user_namespace_remedy() -> str:
+    if shutil.which("unshare") is None:
+        return f"{_APT} util-linux"
     restricted = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
     if restricted.exists() and restricted.read_text().strip() == "1":
         return "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
