@@ -176,14 +176,14 @@ class Rig:
             (self.lab.host(name).addresses, self.lab.host(name).interface) for name in self.managed
         ]
         code = [
-            "from firewall.datapath import kernel, ruleset",
+            "from firewall.datapath import kernel, ruleset, sets",
             "from conntrack.address import parse_address",
             f"numbers = dict(queue_count={self.workers}, http_proxy_port={self.proxy_port})",
             f"numbers |= dict(generation={self.generation if self.bypass else None})",
             "config = ruleset.RulesetConfig(**numbers)",
             f"endpoints = {endpoints!r}",
             "packed = [(tuple(map(parse_address, texts)), name) for texts, name in endpoints]",
-            "links = [ruleset.EndpointLink(*pair) for pair in packed]",
+            "links = [sets.EndpointLink(*pair) for pair in packed]",
             *statements,
         ]
         argv = [sys.executable, "-c", "\n".join(code)]
