@@ -27,7 +27,8 @@ _ROWS_PER_PIECE = 200  # of a table: columns are as wide as these need, and long
 @click.argument("capture", type=click.Path(allow_dash=True, dir_okay=False, path_type=Path))
 @click.option("--endpoints", multiple=True, type=click.Path(exists=True), metavar="PATH",
               help="Files that declare endpoints; repeatable.")  # fmt: skip
-@click.option("--policies", multiple=True, type=click.Path(exists=True), metavar="PATH",
+@click.option("-f", "--file", "--policies", "policies", multiple=True, metavar="PATH",
+              type=click.Path(exists=True),
               help="A policy file or directory; repeatable.")  # fmt: skip
 @click.option("--profile", type=click.Choice(["strict", "linux"]), default="strict",
               show_default=True, help="Rules of the tracker.")  # fmt: skip

@@ -93,6 +93,12 @@ def test_what_is_no_cidr(cidr, message):
     assert message in refuse_egress(f"{{toCIDR: [{cidr}]}}")
 
 
+def test_a_mapped_prefix_matches_nothing_and_says_so():
+    text = cnp("endpointSelector: {}\negress: [{toCIDR: ['::ffff:10.0.0.0/104', '::/0']}]")
+    (warning,) = read_text(text).warnings
+    assert str(warning).endswith("write 10.0.0.0/8")
+
+
 def test_cidr_sets_have_exceptions_inside():
     found = egress("{toCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}]}")
     assert found.peers == (CidrPeer(parse_prefix("10.0.0.0/8"), (parse_prefix("10.1.0.0/16"),)),)

@@ -53,6 +53,7 @@ _NAME = re.compile(r"[-a-zA-Z0-9_]+([.][-a-zA-Z0-9_]+)*[.]?")
 _PATTERN = re.compile(r"[-a-zA-Z0-9_*]+([.][-a-zA-Z0-9_*]+)*[.]?")
 _PREFIX = re.compile(r"([0-9a-fA-F:.]+)/(0|[1-9][0-9]{0,2})")
 _MASKED = re.compile(r"[0-9a-fA-F:.]+/[0-9a-fA-F:.]+")
+_MAPPED = parse_prefix("::ffff:0:0/96")  # RFC 4291 2.5.5.2
 _OTHER_NODES = require(Key(RESERVED, Reserved.REMOTE_NODE.label), Operator.EXISTS)
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
@@ -100,6 +101,11 @@ def read_prefix(value: Value) -> Prefix | None:
     if found is None:
         value.error(f'unable to parse CIDR "{text}": no length; write {format_prefix(prefix)}')
         return None
+    if prefix_contains(_MAPPED, prefix):
+        meant = format_prefix(Prefix(prefix.network[12:], prefix.length - _MAPPED.length))
+        value.warning(
+            f"matches nothing: no packet carries IPv4 in the clothes of IPv6; write {meant}"
+        )
     return prefix
 
 
