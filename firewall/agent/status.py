@@ -146,6 +146,7 @@ class Status:
             add("cilium_fqdn_active_names", names, endpoint=str(number))
             add("cilium_fqdn_active_ips", addresses, endpoint=str(number))
         add("cilium_fqdn_alive_zombie_connections", cache.zombie_count)
+        add("bartizan_fqdn_forgotten_total", cache.forgotten_count)
         add("cilium_fqdn_selectors", len(engine.resolver.fqdns()))
         add("bartizan_fqdn_refused_ips", len(engine.names.refused))
         add("bartizan_snapshot_revision", engine.publisher.revision)

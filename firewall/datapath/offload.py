@@ -47,7 +47,6 @@ class Offloaded:
     """The flows of one tracker that the kernel carries.
 
     Attributes:
-        given_count: flows given to the kernel since the worker began; one may be given repeatedly.
         next_dump_at: monotonic seconds at which the kernel is to be asked again.
     """
 
@@ -56,7 +55,6 @@ class Offloaded:
         self._seen: dict[Entry, float] = {}
         self._began_at = 0.0
         self._pause_s = LONGEST_PAUSE_S
-        self.given_count = 0
         self.next_dump_at = 0.0
 
     def __len__(self) -> int:
@@ -80,7 +78,6 @@ class Offloaded:
             self.next_dump_at = now + SHORTEST_PAUSE_S
         entry.offloaded = True
         self._seen[entry] = now
-        self.given_count += 1
 
     def take_back(self, entry: Entry) -> None:
         """Follow a flow here again; its TCP numbers are learnt from what comes next."""

@@ -427,19 +427,6 @@ class IdentityRegistry:
             or self.nodes.lookup(number)
         )
 
-    async def fetch(self, number: int) -> LabelSet | None:
-        """Return the labels of a number, asking the store if this node does not know them.
-
-        Raises:
-            KvStoreError: the store does not answer.
-        """
-        known = self.lookup(number)
-        if known is None and number in self._range:
-            known = await self._owner(number)
-            if known is not None:
-                self._seen[number] = known
-        return known
-
     def refcount(self, number: int) -> int:
         """Return how many references this node holds; reserved numbers have none."""
         known = self._used.get(number)

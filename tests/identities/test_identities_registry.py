@@ -294,15 +294,6 @@ async def test_a_number_lost_before_the_store_went_down_is_reported_after(store)
 
 
 @fact
-async def test_a_number_of_another_node_can_be_looked_up(store):
-    number = await node(store, "n1").allocate(WEB)
-    other = node(store, "n2")
-    assert other.lookup(number) is None
-    assert await other.fetch(number) == WEB
-    assert other.lookup(number) == WEB
-
-
-@fact
 async def test_changes_of_the_cluster_are_told(store):
     one, two = node(store, "n1"), node(store, "n2")
     number = await one.allocate(WEB)
