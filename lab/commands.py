@@ -105,7 +105,7 @@ def exec_(host: str, argv: Sequence[str], *, lab: str | None = None) -> int:
         if not (NAMED / host).exists():
             known = sorted(path.name for path in NAMED.iterdir())
             return _say(f"no host {host!r} here: {', '.join(known)}")
-        return subprocess.run(join, check=False).returncode
+        return subprocess.run(join, check=False, env=_environment()).returncode
     if not notes:
         return _say("no lab is up" if lab is None else f"no lab {lab!r} is up")
     if len(notes) > 1:
@@ -120,7 +120,8 @@ def exec_(host: str, argv: Sequence[str], *, lab: str | None = None) -> int:
     user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
     enter = ["nsenter", "--target", str(inside), *user, "--mount", "--net", "--pid", "--ipc"]
     # --wd puts us where we were; the mount namespace alone would put us at the root.
-    return subprocess.run([*enter, f"--wd={Path.cwd()}", "--", *join], check=False).returncode
+    argv = [*enter, f"--wd={Path.cwd()}", "--", *join]
+    return subprocess.run(argv, check=False, env=_environment()).returncode
 
 
 def list_() -> int:
@@ -202,6 +203,12 @@ def python_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{root}:{inherited}" if inherited else root}
 
 
+def _environment() -> dict[str, str]:
+    """Our environment; `bartizan` is found in it, also where its virtual environment is not on."""
+    path = os.environ.get("PATH", os.defpath)
+    return {**os.environ, "PATH": f"{path}:{Path(sys.executable).parent}"}
+
+
 # --- inside -----------------------------------------------------------------------------------
 
 
@@ -225,7 +232,7 @@ def _inside(plan: topology.Topology, command: Sequence[str], *, firewall: bool) 
     try:
         with Lab(plan) as lab:
             # /run is private here, /var/lib is not: what `bartizan run` keeps must go with the lab.
-            environment = {"BARTIZAN_STATE_DIR": str(lab.folder / "state"), **os.environ}
+            environment = {"BARTIZAN_STATE_DIR": str(lab.folder / "state"), **_environment()}
             if firewall:
                 environment |= daemon.start(lab).environment
             if not command:

@@ -81,6 +81,15 @@ def test_what_a_daemon_of_the_lab_keeps_goes_with_the_lab(terminal):
     assert settings["state_dir"]["value"] == str(LAB_RUN / "pair" / "state")
 
 
+def test_the_command_is_found_in_a_lab(terminal, monkeypatch):
+    """Also by who called it by its path: the shell says that `bartizan run` works there."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    inside = terminal("bartizan", "--version")
+    said, complaint = inside.communicate(timeout=30)
+    assert inside.returncode == 0, complaint
+    assert said.startswith("bartizan")
+
+
 def test_an_unknown_host_is_refused_with_those_that_exist(terminal):
     """Exit 1 and one line."""
     first = terminal("sh", "-c", "echo ready; read line")
