@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from scapy.layers.inet import ICMP, TCP, UDP
 from scapy.packet import Packet
-from traffic import DEADLINE_S, V4, eventually
+from traffic import DEADLINE_S, V4, delivered, eventually, token, udp
 
 from lab.daemon import Bartizan
-from lab.laboratory import Machine
+from lab.laboratory import Lab, Machine
 
 Flow = dict[str, Any]
 
@@ -78,6 +79,21 @@ def workers(bartizan: Bartizan) -> dict[tuple[str, int], int]:
     """(kind, number) -> pid of every worker."""
     rows = bartizan.get("/v1/status")["workers"]
     return {(row["kind"], row["number"]): row["pid"] for row in rows}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def passes(lab: Lab) -> None:
+    """A datagram from host a reaches port 53 of host b."""
+    a, b = lab.host("a"), lab.host("b")
+    payload = token()
+    delivered(a, b, udp(a, b, 53, payload), payload)
 
 
 LINK_MESSAGES = (130, 131, 132, 133, 134, 135, 136, 143)

@@ -5,12 +5,11 @@ import os
 import resource
 import signal
 import stat
-from pathlib import Path
 
 import pytest
-from evidence import workers
+from evidence import alive, passes, workers
 from rules import peers, policy, ports
-from traffic import Echo, delivered, eventually, exchange, token, udp
+from traffic import eventually
 
 from lab.daemon import command
 
@@ -38,19 +37,6 @@ def traces(node, run_dir):
         found += node.run(["ip", family, "route", "show", "table", "17953"]).stdout.splitlines()
     found += [str(path) for path in run_dir.iterdir()]
     return found
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def passes(made):
-    a, b = made.host("a"), made.host("b")
-    payload = token()
-    delivered(a, b, udp(a, b, 53, payload), payload)
 
 
 def test_after_sigterm_nothing_is_left(two):
@@ -102,80 +88,6 @@ def test_a_second_daemon_is_told_the_first_ones_pid(two):
     passes(two)
 
 
-def test_killed_workers_come_back_with_the_same_snapshot(two):
-    """kill -9 of every datapath worker; the kernel drops meanwhile."""
-    firewall = two.firewall
-    before = {key: pid for key, pid in workers(firewall).items() if key[0] == "datapath"}
-    revision = firewall.get("/v1/status")["revision"]
-    for pid in before.values():
-        os.kill(pid, signal.SIGKILL)
-
-    def replaced():
-        rows = [r for r in firewall.get("/v1/status")["workers"] if r["kind"] == "datapath"]
-        return all(
-            row["state"] == "running"
-            and row["pid"] not in before.values()
-            and row["revision"] == revision
-            and row["restarts"] >= 1
-            for row in rows
-        )
-
-    eventually(replaced, "both run again", 15)
-    passes(two)
-
-
-def test_a_worker_that_hangs_is_replaced(two):
-    """It runs and does not answer (SIGSTOP): after three unanswered questions it is killed."""
-    firewall = two.firewall
-    pid = workers(firewall)["datapath", 0]
-    os.kill(pid, signal.SIGSTOP)
-
-    def replaced():
-        row = firewall.get("/v1/status")["workers"][0]
-        return row["state"] == "running" and row["pid"] != pid
-
-    eventually(replaced, "another one runs", 50)
-    assert not alive(pid)
-    passes(two)
-
-
-def test_traffic_goes_on_without_the_agent_and_the_next_one_adopts(two):
-    """kill -9 of the agent: the same workers, endpoints and identities go on."""
-    firewall = two.firewall
-    a, b = two.host("a"), two.host("b")
-    before = workers(firewall)
-    identity = firewall.endpoint("a")["identity"]
-    revision = firewall.get("/v1/status")["revision"]
-    with Echo(b, 80) as server, a.connect(b.address4, 80) as client:
-        connection = server.accept()
-        firewall.kill()
-        assert exchange(client, connection, token())
-        passes(two)
-        firewall.start()
-        assert workers(firewall) == before
-        assert all(row["adopted"] for row in firewall.get("/v1/status")["workers"])
-        assert firewall.get("/v1/status")["revision"] >= revision
-        assert firewall.endpoint("a")["identity"] == identity
-        assert firewall.endpoint("a")["state"] == "ready"
-        assert exchange(client, connection, token())
-    passes(two)
-
-
-def test_a_worker_with_other_arguments_is_replaced_not_adopted(two):
-    """The configuration changed while no agent was there."""
-    firewall = two.firewall
-    before = workers(firewall)
-    firewall.kill()
-    text = firewall.config_path.read_text()
-    firewall.config_path.write_text(text.replace("workers: 2", "workers: 1\ncopy_range: 512"))
-    firewall.start()
-    after = workers(firewall)
-    assert ("datapath", 1) not in after
-    assert after["datapath", 0] != before["datapath", 0]
-    eventually(lambda: not alive(before["datapath", 1]), "the surplus worker has ended", 10)
-    passes(two)
-
-
 def test_cleanup_removes_what_a_killed_agent_left(two):
     """Refused (exit 3) while a daemon runs, complete afterwards."""
     firewall = two.firewall
@@ -211,19 +123,6 @@ def test_a_state_file_cut_short_keeps_the_daemon_from_starting(two, name):
     firewall.start()
     assert workers(firewall) == pids
     assert len(firewall.get("/v1/endpoint")) == 2
-
-
-def test_a_damaged_snapshot_is_made_anew_above_what_workers_enforce(two):
-    """Everything in it follows from other files; the damaged one is kept aside."""
-    firewall = two.firewall
-    revision = firewall.get("/v1/status")["revision"]
-    firewall.kill()
-    path = firewall.state_dir / "snapshot"
-    path.write_bytes(path.read_bytes()[:100])
-    firewall.start()
-    assert firewall.get("/v1/status")["revision"] > revision
-    assert len((firewall.state_dir / "snapshot.unusable").read_bytes()) == 100
-    passes(two)
 
 
 def test_sigusr1_writes_the_state_to_the_log(two):
