@@ -44,12 +44,15 @@ class ApiRefused(Exception):  # noqa: N818 (an answer, not an accident)
         self.document = document
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the unix socket of an agent."""
+
     def __init__(self, path: Path, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
+        """Connect; raises OSError if nobody listens."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(os.fspath(self._path))
@@ -176,7 +179,7 @@ class Bartizan:
         timeout_s: float = 15.0,
     ) -> tuple[int, bytes]:
         """One HTTP exchange: status and body."""
-        connection = _UnixConnection(self.api_socket, timeout_s)
+        connection = UnixConnection(self.api_socket, timeout_s)
         try:
             target = f"{path}?{urlencode(query)}" if query else path
             connection.request(method, target, body=body)

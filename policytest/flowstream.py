@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from conntrack.address import parse_address
 from firewall.flows.flow import EVENT_L7, Flow, FlowError, Layer4, from_json
+from lab.daemon import UnixConnection
 from policytest.case import ICMP, ICMPV6, PROTOCOLS
 from policytest.world import Probe
 
@@ -61,18 +62,6 @@ def _ports(layer: Layer4) -> tuple[int, int, int]:
     return ICMPV6, 0, layer.icmpv6.type if layer.icmpv6 is not None else 0
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_CONNECT_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_CONNECT_TIMEOUT_S)
-        self.sock.connect(str(self._path))
-        self.sock.settimeout(None)
-
-
 class FlowStream:
     """Flows from now on, by key; a context manager.
 
@@ -81,7 +70,9 @@ class FlowStream:
     """
 
     def __init__(self, api_socket: Path) -> None:
-        self._connection = _UnixConnection(api_socket)
+        self._connection = UnixConnection(api_socket, _CONNECT_TIMEOUT_S)
+        self._connection.connect()
+        self._connection.sock.settimeout(None)  # between two flows there may be any time
         self._connection.request("GET", "/v1/flows?follow=1&last=0")
         self._answer = self._connection.getresponse()
         self._arrived = threading.Condition()
