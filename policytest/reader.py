@@ -21,6 +21,7 @@ from firewall.policy.readers.composition import Mark, compose
 from firewall.policy.readers.document import Report, Value, shorten
 from firewall.policy.readers.kinds import KINDS
 from firewall.policy.readers.ports import is_port_name
+from firewall.policy.readers.selectors import is_label_key
 from firewall.policy.snapshot import NamedPortRow
 from policytest.case import PROTOCOLS, Case, Check, Endpoint, OutsideHost, Settings, Source, Step
 from policytest.naming import AddressBook, is_name
@@ -415,11 +416,14 @@ def _node_labels(value: Value | None, source: str) -> tuple[tuple[str, str], ...
 
 
 def _changes(value: Value | None, default_source: str) -> dict[str, str | None]:
-    """Return label changes: null = the label goes. With a source, keys are checked as labels."""
+    """Return label changes: null = the label goes. Without a source they are a namespace's."""
     found: dict[str, str | None] = {}
     for key, item in _pairs(value).items():
         text = None if item.is_null else item.text()
-        if default_source and _label(item, f"{key}={text or ''}") is None:
+        if not default_source and not is_label_key(key):
+            item.error(f'"{shorten(key)}" is no Kubernetes label key')
+            continue
+        if _label(item, f"{key}={text or ''}") is None:
             continue
         found[key] = text
     return found

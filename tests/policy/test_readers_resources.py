@@ -1,5 +1,6 @@
 """Objects that policies refer to."""
 
+import pytest
 from policy_reading import read_text
 
 from conntrack.address import parse_address, parse_prefix
@@ -112,3 +113,32 @@ def test_a_bad_address_is_told():
         subsets: [{addresses: [{ip: 1.2.3.400}]}]
     """
     assert '"1.2.3.400" is no IP address' in str(read_text(text).errors[0])
+
+
+@pytest.mark.parametrize("kind", ["Namespace", "Service"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("{team: 'red;k8s:role=admin'}", "is no label value"),
+        ("{team: 'a b'}", "is no label value"),
+        ("{'te;am': red}", '"te;am" is no Kubernetes label key'),
+    ],
+)
+def test_labels_that_would_tear_an_identity_are_refused(kind, labels, message):
+    """Identities are kept as text in which a semicolon ends a label."""
+    text = f"apiVersion: v1\nkind: {kind}\nmetadata: {{name: x, labels: {labels}}}\nspec: {{}}\n"
+    (error,) = read_text(text).errors
+    assert message in error.message
+    assert error.line == 3
+
+
+def test_a_label_of_a_namespace_may_be_empty():
+    text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: x, labels: {a: , b: ''}}\n"
+    (namespace,) = read_text(text).resources
+    assert namespace.labels.strings() == ("k8s:a", "k8s:b")
+
+
+def test_a_service_selects_by_labels_that_can_be():
+    text = "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {selector: {'a;b': c}}\n"
+    (error,) = read_text(text).errors
+    assert '"a;b" is no Kubernetes label key' in error.message

@@ -120,6 +120,8 @@ def test_a_check_that_cannot_be_asked_is_refused(check, told):
         ({"endpoints": [{"name": "a", "ip": "10.0.0.256"}]}, "10.0.0.256"),
         ({"endpoints": [{"name": "a", "ip": "::ffff:10.0.0.1"}]}, "write 10.0.0.1"),
         ({"hosts": [{"name": "h", "ip": "224.0.0.1"}]}, "is a multicast address"),
+        ({"namespaces": {"x": {"labels": {"a;b": "c"}}}}, '"a;b" is no Kubernetes label key'),
+        ({"namespaces": {"x": {"labels": {"a": "b;c"}}}}, "which no label may hold"),
         ({"endpoints": [{"name": "a", "labels": {"reserved:host": ""}}]}, "is reserved"),
         ({"endpoints": [{"name": "a", "ports": [{"name": "80", "port": 80}]}]}, "is no port name"),
         ({"hosts": [{"name": "h"}, {"name": "h"}]}, 'host "h" is given twice'),

@@ -4,9 +4,11 @@ Source: Kubernetes' apimachinery ObjectMeta.
 """
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from firewall.policy.readers.document import Value, shorten
+from firewall.policy.readers.selectors import is_label_key, read_label_value
 
 _FIELDS = (
     "name",
@@ -86,12 +88,22 @@ def read_metadata(root: Value, *, default_namespace: str, namespaced: bool) -> M
     if namespaced:
         namespace = namespace or default_namespace
     uid = (fields["uid"].text() or "") if "uid" in fields else ""
-    labels = tuple(
-        (key, text)
-        for key, item in (fields["labels"].pairs() if "labels" in fields else {}).items()
-        if not item.is_null and (text := item.text()) is not None
-    )
+    labels = tuple(_labels(fields["labels"])) if "labels" in fields else ()
     return Metadata(name, namespace, uid, labels)
+
+
+def _labels(value: Value) -> Iterator[tuple[str, str]]:
+    """Yield the labels that Kubernetes would take; others are problems.
+
+    They become part of identities, whose text a semicolon would tear.
+    """
+    for key, item in value.pairs().items():
+        if not is_label_key(key):
+            item.error(f'"{shorten(key)}" is no Kubernetes label key')
+            continue
+        text = "" if item.is_null else read_label_value(item)
+        if text is not None:
+            yield key, text
 
 
 def origin_labels(derived_from: str, metadata: Metadata) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from firewall.policy.objects import (
 from firewall.policy.readers.document import Value, document_of, shorten
 from firewall.policy.readers.metadata import Metadata, read_metadata
 from firewall.policy.readers.peers import read_prefix
+from firewall.policy.readers.selectors import is_label_key, read_label_value
 from firewall.policy.readers.settings import ReaderSettings
 
 _SERVICE_OF_SLICE = "kubernetes.io/service-name"
@@ -64,7 +65,10 @@ def read_service(root: Value, settings: ReaderSettings) -> ServiceObject | None:
     selector = spec.child("selector") if spec is not None else None
     pairs = None
     if selector is not None:
-        texts = {key: value.text() for key, value in selector.pairs().items()}
+        texts = {key: read_label_value(value) for key, value in selector.pairs().items()}
+        for key in selector.pairs():
+            if not is_label_key(key):
+                selector.error(f'"{shorten(key)}" is no Kubernetes label key')
         pairs = tuple(sorted((key, text or "") for key, text in texts.items())) or None
     if metadata is None:
         return None

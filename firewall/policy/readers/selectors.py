@@ -45,16 +45,21 @@ KeyReader = Callable[[str], Key]
 """Makes a selector key of a written one; raises LabelError."""
 
 
+def is_label_key(text: str) -> bool:
+    """Say whether Kubernetes takes a text as a label's key."""
+    return _K8S_KEY.fullmatch(text) is not None
+
+
 def workload_key(text: str) -> Key:
     """Read a key of a Kubernetes podSelector: a workload label."""
-    if not _K8S_KEY.fullmatch(text):
+    if not is_label_key(text):
         raise LabelError(f'"{shorten(text)}" is no Kubernetes label key')
     return Key(K8S, text)
 
 
 def namespace_key(text: str) -> Key:
     """Read a key of a namespaceSelector: a label of the endpoint's namespace."""
-    if not _K8S_KEY.fullmatch(text):
+    if not is_label_key(text):
         raise LabelError(f'"{shorten(text)}" is no Kubernetes label key')
     return Key(K8S, f"{NAMESPACE_LABELS}.{text}")
 
@@ -66,7 +71,7 @@ def read_selector(value: Value, key_of: KeyReader = parse_key) -> Selector:
     if "matchLabels" in fields:
         for name, wanted in fields["matchLabels"].pairs().items():
             key = _key(name, wanted, key_of)
-            text = _label_value(wanted)
+            text = read_label_value(wanted)
             if key is not None and text is not None:
                 requirements.append(Requirement(key, Operator.IN, (text,)))
     if "matchExpressions" in fields:
@@ -85,7 +90,8 @@ def _key(name: str, place: Value, key_of: KeyReader) -> Key | None:
         return None
 
 
-def _label_value(value: Value) -> str | None:
+def read_label_value(value: Value) -> str | None:
+    """Read a label's value; null is the empty one. None after a report."""
     if value.is_null:
         value.warning('is empty and matches the empty value only; write ""')
         return ""
@@ -109,7 +115,7 @@ def _expression(item: Value, key_of: KeyReader) -> Requirement | None:
     written = fields["key"].text() if "key" in fields else None
     key = None if written is None else _key(written, fields["key"], key_of)
     word = fields["operator"].word(OPERATOR_WORDS) if "operator" in fields else None
-    texts = [_label_value(v) for v in fields["values"].items()] if "values" in fields else []
+    texts = [read_label_value(v) for v in fields["values"].items()] if "values" in fields else []
     if key is None or word is None or None in texts:
         return None
     try:
