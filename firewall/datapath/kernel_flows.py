@@ -24,6 +24,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, FlowTuple
@@ -107,7 +108,7 @@ class Dump:
     def __init__(self, mark: MaskedMark | None = None) -> None:
         """Ask for every flow, or for those whose connmark is `mark`."""
         self.ended = False
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        self._socket = _connection()
         try:
             self._socket.settimeout(_TIMEOUT_S)
             body = bytes(_FAMILY_HEADER_BYTES)  # AF_UNSPEC
@@ -162,12 +163,9 @@ def read_flows() -> Iterator[KernelFlow]:
     Raises:
         OSError: no permission, or the kernel has no ctnetlink.
     """
-    dump = Dump()
-    try:
+    with closing(Dump()) as dump:
         while not dump.ended:
             yield from dump.flows()
-    finally:
-        dump.close()
 
 
 def delete_flows(chosen: Callable[[KernelFlow], bool]) -> int:
@@ -177,23 +175,19 @@ def delete_flows(chosen: Callable[[KernelFlow], bool]) -> int:
         OSError: no permission, or the kernel has no ctnetlink.
     """
     count = 0
-    dump = Dump()
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as changing:
-            changing.settimeout(_TIMEOUT_S)
-            while not dump.ended:
-                for family, message in dump.messages():
-                    flow = decode(message)
-                    if flow is None or not chosen(flow):
-                        continue
-                    body = bytes((family, 0, 0, 0)) + _identity(message)
-                    changing.send(_message(_DELETE, _REQUEST_ACK, body))
-                    code = struct.unpack_from("=i", changing.recv(_RECEIVE_BYTES), _HEADER.size)[0]
-                    if code not in (0, -errno.ENOENT):  # it may have ended meanwhile
-                        raise OSError(-code, "ctnetlink refuses to delete a flow")
-                    count += not code
-    finally:
-        dump.close()
+    with closing(Dump()) as dump, _connection() as changing:
+        changing.settimeout(_TIMEOUT_S)
+        while not dump.ended:
+            for family, message in dump.messages():
+                flow = decode(message)
+                if flow is None or not chosen(flow):
+                    continue
+                body = bytes((family, 0, 0, 0)) + _identity(message)
+                changing.send(_message(_DELETE, _REQUEST_ACK, body))
+                code = struct.unpack_from("=i", changing.recv(_RECEIVE_BYTES), _HEADER.size)[0]
+                if code not in (0, -errno.ENOENT):  # it may have ended meanwhile
+                    raise OSError(-code, "ctnetlink refuses to delete a flow")
+                count += not code
     return count
 
 
@@ -213,7 +207,7 @@ def clear_marks(mark: MaskedMark, ours: int) -> int:
         if not found:
             return count
         count += len(found)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as changing:
+        with _connection() as changing:
             for family, identity in found:
                 body = bytes((family, 0, 0, 0)) + identity
                 body += _number_attribute(_MARK, 0) + _number_attribute(_MARK_MASK, ours)
@@ -222,16 +216,17 @@ def clear_marks(mark: MaskedMark, ours: int) -> int:
     raise OSError(errno.EBUSY, f"connmarks {mark} cannot be cleared")
 
 
+def _connection() -> socket.socket:
+    """Return a socket to ctnetlink."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+
+
 def _marked(mark: MaskedMark) -> list[tuple[int, bytes]]:
     """Return family and identifying attributes (tuple, zone) of the flows with a connmark."""
     found: list[tuple[int, bytes]] = []
-    dump = Dump(mark)
-    try:
+    with closing(Dump(mark)) as dump:
         while not dump.ended:
-            for family, message in dump.messages():
-                found.append((family, _identity(message)))
-    finally:
-        dump.close()
+            found += [(family, _identity(message)) for family, message in dump.messages()]
     return found
 
 
