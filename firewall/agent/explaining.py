@@ -310,7 +310,7 @@ def _unseen_headers(flow: Flow, explanation: Explanation) -> Iterator[str]:
     if flow.l7 is not None and asked:
         yield (
             f"rules ask for headers ({', '.join(sorted(asked))}); of those the record holds only "
-            "what proxy.log_headers names"
+            "what proxy.limits.log_headers names"
         )
 
 
