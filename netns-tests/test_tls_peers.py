@@ -13,7 +13,7 @@ REQUEST = f"GET /public/a HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n"
 LOG = "%RESPONSE_CODE% %UPSTREAM_TRANSPORT_FAILURE_REASON%"
 
 CONFIGURATION = """
-daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+user root; daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{
     log_format asked "$server_protocol $ssl_server_name $request_uri";
