@@ -83,7 +83,7 @@ FLUSH_S = 0.05
 EVENTS_PER_FLUSH = 1024
 """Events made per FLUSH_S, about 20,000/s: a tenth of a core."""
 
-COLLECTOR_THRESHOLDS = (700, 2, 1_000_000)
+COLLECTOR_THRESHOLDS = (250, 2, 10_000_000)
 """Of the garbage collector's generations, in objects and rounds; see `main`."""
 
 ROWS_PER_TURN = 100
@@ -597,7 +597,8 @@ def serve(worker: Worker) -> int:
     signal.signal(signal.SIGTERM, stop)
     # What is loaded now lives as long as the process; a full collection would stop the packets for
     # longer than the oldest generation can win back, since the hot path makes no cycles.
-    # The two younger ones are kept small: 10,000 objects at once took 4 ms, 2,000 take 1.
+    # The two younger ones are kept small: looking at 2,000 objects takes 1 ms, and was seen to take
+    # 6 where other processes have the caches; 750 take a third of that, and not more in all.
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     try:
