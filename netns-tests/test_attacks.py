@@ -19,7 +19,7 @@ import pytest
 from datapath_rig import Rule
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.packet import Raw
-from traffic import Echo, carries, eventually, exchange, token
+from traffic import Echo, Pulse, carries, eventually, exchange, token
 
 from firewall.policy.verdict import DropReason
 from lab.laboratory import Host
@@ -125,6 +125,12 @@ def flow_count(one: "datapath_rig.Rig") -> int:
                if r["name"] == "datapath_conntrack_entries")  # fmt: skip
 
 
+def overflow_count(one: "datapath_rig.Rig") -> int:
+    """Packets that found the queue full (/proc/net/netfilter/nfnetlink_queue, the sixth number)."""
+    text = one.lab.node.run(["cat", "/proc/net/netfilter/nfnetlink_queue"], check=True).stdout
+    return sum(int(line.split()[5]) for line in text.splitlines())
+
+
 Attack = Callable[[random.Random, Host, Host], Iterator[bytes]]
 
 
@@ -153,22 +159,24 @@ def test_a_flood_touches_nobody_else(rig, attack: Attack, outside: tuple[str, ..
         before = resident_bytes(one.processes[0].pid)
         # A full queue may take the last segment of a handshake several times.
         server.server.settimeout(30.0)
-        with Flood(c, attack(random.Random(SEED), c, b)) as flood:
+        with Flood(c, attack(random.Random(SEED), c, b)) as flood, Pulse() as pulse:
             flood.wait_for(2 * FLOW_LIMIT)
             assert exchange(client, accepted, b"during")
-            opening_s = []
             for _ in range(5):
+                pulse.stalled()
+                overflown = overflow_count(one)
                 begun = time.monotonic()
                 with a.connect(b.address4, 81) as newcomer:
-                    opening_s.append(time.monotonic() - begun)
+                    opening_s = time.monotonic() - begun
+                    # On a busy machine the queue may overflow, or the table be anew (after 0.4 s at
+                    # RATE) before the newcomer's next segment is decided.
+                    busy = pulse.stalled() or overflow_count(one) > overflown
+                    assert opening_s < 1.0 or busy, opening_s
                     assert exchange(newcomer, server.accept(), b"newcomer")
             assert FLOW_LIMIT * 9 // 10 <= flow_count(one) <= FLOW_LIMIT, (
                 "the attack fills the table"
             )
             flood.wait_for(PACKETS)
-        # A SYN that is lost is sent again after a second (RFC 6298 2.1); a busy processor may take
-        # as long once.
-        assert sorted(opening_s)[len(opening_s) // 2] < 1.0, opening_s
         assert exchange(client, accepted, b"after")
         eventually(lambda: lost_count(client) == 0, "the established flow lost no segment")
         assert flow_count(one) <= FLOW_LIMIT

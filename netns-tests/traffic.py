@@ -8,6 +8,7 @@ did: a later packet on the same path, a counter, a flow record.
 import itertools
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Self, TypeVar
@@ -50,6 +51,39 @@ def eventually(
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {within_s} s; last answer {answer!r}")
         nothing.poll(every_s * 1000)
+
+
+class Pulse:
+    """Wakes up every 10 ms and notes by how much too late, which is the machine's doing.
+
+    For what must happen within a time unless the machine has none to give.
+    """
+
+    STALL_S = 0.2
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._latest_s = 0.0
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            begun = time.monotonic()
+            self._stop.wait(0.01)
+            self._latest_s = max(self._latest_s, time.monotonic() - begun - 0.01)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def stalled(self) -> bool:
+        """Whether the machine stood still since the last call."""
+        latest_s, self._latest_s = self._latest_s, 0.0
+        return latest_s >= self.STALL_S
 
 
 # --- packets ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ should be, those with packets first; the others end.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,22 +54,32 @@ class Plan(NamedTuple):
     outdated: frozenset[int]
 
 
-class _Running(NamedTuple):
+class Running(NamedTuple):
+    """A worker that was found: its process, its command line, and its version ("": it hangs)."""
+
     pid: int
     arguments: tuple[str, ...]
     version: str
 
 
 async def plan(config: Config, installed_queue: int | None, *, renew: bool) -> Plan:
-    """Look at who runs, and say who shall.
+    """Look at who runs, and say who shall; the arguments are those of `choose`."""
+    found = {path: await _running(path, config.run_dir) for path in worker_sockets(config.run_dir)}
+    running = {path: one for path, one in found.items() if one is not None}
+    return choose(config, running, installed_queue, renew=renew)
+
+
+def choose(
+    config: Config, running: Mapping[Path, Running], installed_queue: int | None, *, renew: bool
+) -> Plan:
+    """Say who shall run.
 
     Args:
-        config: who shall run.
+        config: who shall run by it.
+        running: who runs, by socket.
         installed_queue: the first queue that the rules feed now; None = there are no rules.
         renew: adopt nobody.
     """
-    found = {path: await _running(path, config.run_dir) for path in worker_sockets(config.run_dir)}
-    running = {path: one for path, one in found.items() if one is not None}
     outdated = frozenset(one.pid for one in running.values()) if renew else frozenset()
     datapath = {path: one for path, one in running.items() if path.name.startswith("datapath-")}
     if not datapath:
@@ -134,7 +144,7 @@ def _datapath(config: Config, bank: int) -> dict[Path, tuple[str, ...]]:
     }
 
 
-async def _running(path: Path, run_dir: Path) -> _Running | None:
+async def _running(path: Path, run_dir: Path) -> Running | None:
     """Return who listens at a socket, if it is a worker of ours."""
     try:
         pid = listener_pid(path)
@@ -148,4 +158,4 @@ async def _running(path: Path, run_dir: Path) -> _Running | None:
     with contextlib.suppress(ChannelError, TimeoutError):
         version = (await channel.connect(GREETING_S)).version
     channel.close()
-    return _Running(pid, arguments, version)
+    return Running(pid, arguments, version)
