@@ -42,11 +42,12 @@ class Sweep:
         self.lag_s = 0.0
         self._lag_at = now
 
-    def round(self, now: float) -> None:
-        """Remove some of what is dead, and say when to go on."""
+    def round(self, now: float) -> bool:
+        """Remove some of what is dead; return whether many were."""
         tracker = self._tracker
         many = tracker.expire(now, budget=BUDGET_COUNT) >= MANY_COUNT
         self.pause_s = BEHIND_PAUSE_S if many else PAUSE_S
         self.due_at = now + self.pause_s
         if tracker.counters.lag_s >= self.lag_s or now >= self._lag_at + LAG_S:
             self.lag_s, self._lag_at = tracker.counters.lag_s, now
+        return many

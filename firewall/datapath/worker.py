@@ -217,8 +217,10 @@ class Worker:
             if now >= flush_at:
                 self._flush()
                 flush_at = now + FLUSH_S
-            if now >= self._sweep.due_at:
-                self._sweep.round(now)
+            if now >= self._sweep.due_at and self._sweep.round(now):
+                # Python's collector counts what is made less what is freed: while many flows leave,
+                # new ones would gather, and be looked at all at once afterwards.
+                gc.collect(1)
         self._flush()
 
     def close(self) -> None:
