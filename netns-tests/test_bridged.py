@@ -4,11 +4,25 @@ The rules beside ours are those of Docker and Podman (`container_rules`). Eviden
 at the ends, and the flow records.
 """
 
+import sys
+
 import pytest
 from container_rules import rules
 from evidence import flow
 from rules import peers, policy, ports
-from traffic import FAMILIES, V4, V6, Echo, curl, exchange, tcp, token
+from traffic import (
+    FAMILIES,
+    V4,
+    V6,
+    Echo,
+    curl,
+    eventually,
+    exchange,
+    is_tcp,
+    parsed,
+    tcp,
+    token,
+)
 
 pytestmark = pytest.mark.needs(
     "nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset", "bridge"
@@ -139,8 +153,32 @@ def test_the_way_around_by_a_published_port_is_no_way_around(node):
         assert record["IP"]["destination"] == target
 
 
+def test_requests_from_elsewhere_to_a_container_are_judged(node):
+    """What the container answers comes through the bridge to the proxy, its port looked at."""
+    b, w = node.containers["b"].host, node.host("w")
+    b.start([sys.executable, "-m", "lab.demo.deathstar"])
+    eventually(lambda: "operational" in b.log(), "the server runs", 15)
+    landing = {"method": "POST", "path": "/v1/request-landing"}
+    world = {"fromEntities": ["world"], **ports("80/TCP", http=[landing])}
+    node.firewall.apply(policy("app=b", ingress=[world], name="to-b"))
+    for family in FAMILIES:
+        address = node.containers["b"].addresses[family]
+        url = f"http://{address}" if family == V4 else f"http://[{address}]"
+        landed = curl(w, f"{url}/v1/request-landing", "-X", "POST")
+        assert landed == (0, "200", "Ship landed\n")
+        assert curl(w, f"{url}/v1/exhaust-port", "-X", "PUT")[1] == "403"
+    assert "exhaust-port" not in b.log()
+    c, address = node.containers["c"].host, node.containers["b"].addresses[V4]
+    with b.capture() as at_b, w.connect(address, 80) as client:
+        client.sendall(b"POST /v1/request-landing HTTP/1.1\r\nHost: b\r\nContent-Length: 0\r\n\r\n")
+        asked = parsed(at_b.expect(is_tcp(flags="S")))
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        c.send(bytes(tcp(address, w, asked.sport, source_port=80, flags="R")))
+        refused(node, address, "INVALID_SOURCE_IP")
+
+
 def test_what_needs_the_proxy_is_not_switched_past_it(node):
-    """L7 rules on what comes through a bridge: dropped, not passed unread (docs/datapath.md)."""
+    """L7 rules on what a container asks for: dropped, not passed unread (docs/datapath.md)."""
     a, b = node.containers["a"].host, node.containers["b"].host
     web = ports("80/TCP", http=[{"method": "GET", "path": "/public"}])
     node.firewall.apply(policy("app=b", ingress=[{**peers("app=a"), **web}], name="to-b"))

@@ -270,6 +270,24 @@ class Pipeline:
             return self._first_packet(ground, tracked, arrival, now)
         return self._misfit(ground, tracked, arrival)
 
+    def admit(
+        self, payload: bytes, interface_index: int, *, complete: bool = True
+    ) -> PacketDecision:
+        """Say whether a packet may bear its source; nothing else of it is asked.
+
+        For what belongs to a socket of the proxy: the tracker does not know its flows.
+        """
+        ground = self._ground
+        try:
+            packet = parse(payload, complete=complete)
+        except PacketError as error:
+            return self._unreadable(payload, error.fault, interface_index)
+        arrival = Arrival(packet, packet.source, interface_index, PREROUTING)
+        if ground is None:
+            return self._drop(_NOT_READY, arrival)
+        refused = ground.admission.check(packet, interface_index).refused
+        return self._forward(packet) if refused is None else self._drop(refused, arrival)
+
     # --- packets without a flow ---------------------------------------------------------------
 
     def _unreadable(self, payload: bytes, fault: Fault, interface_index: int) -> PacketDecision:

@@ -13,13 +13,14 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
     a packet in PREROUTING, the node's or forwarded     rule
     loopback, unless on its way to the proxy            RETURN
     marked TO_PROXY by a worker                         TPROXY to the proxy's port (or dropped)
-    UDP reply to what the proxy asked                   mark LOCAL (not if its source is spoofed)
+    UDP reply to what the proxy asked                   mark LOCAL; a worker looks at the source
+        if no rule can: another interface than its own, or a bridge
     marked PASS_ON by a worker                          the named worker's queue
     marked DEFERRED by a worker                         RETURN: see FORWARD and INPUT
     marked OFFLOAD by a worker                          connmark OFFLOAD and generation; ACCEPT
     established, connmark of this generation            ACCEPT: the bypass, see below
     INVALID to the kernel's conntrack                   mark SUSPECT, then as any other
-    of an established socket of the proxy               mark LOCAL (not if its source is spoofed)
+    of an established socket of the proxy               as before
     of a flow whose destination is translated; reply    RETURN: see FORWARD and INPUT
         to a translated source
     managed source or destination, endpoint interface   NFQUEUE, balanced by address pair
@@ -60,7 +61,8 @@ of an endpoint is queued, the worker believes an address at its port only, and n
 in the set of those that need no such look. TPROXY has no effect there: what is to be switched is
 switched, and what is to be routed loses the socket on its way up (ip_rcv_core orphans it). So the
 worker redirects nothing that came through a bridge, and what is marked for local delivery is never
-forwarded.
+forwarded. What answers the proxy keeps its mark on that way, and the kernel finds the socket by its
+addresses: a server behind a bridge is reached through the proxy from anywhere else.
 
 The bypass. A worker marks one packet of an established flow that needs no more looking at OFFLOAD
 and repeats it; if the mark bears the present generation, it is saved to the flow's connmark (bits
@@ -98,13 +100,14 @@ CHAIN_PREFIX = "BARTIZAN-"
 HOOKS = ("PREROUTING", "OUTPUT", "FORWARD", "INPUT", "POSTROUTING")
 _SOCKET = f"{CHAIN_PREFIX}SOCKET"
 _LOCAL = f"{CHAIN_PREFIX}LOCAL"
+_ASKED = f"{CHAIN_PREFIX}ASKED"
 _OFFLOAD = f"{CHAIN_PREFIX}OFFLOAD"
 _BYPASS = f"{CHAIN_PREFIX}BYPASS"
 _TRANSLATED = f"{CHAIN_PREFIX}TRANSLATED"
 _DEFERRED = f"{CHAIN_PREFIX}DEFERRED"
 _CHAINS = (
     *(CHAIN_PREFIX + hook for hook in HOOKS),
-    *(_SOCKET, _LOCAL, _OFFLOAD, _BYPASS, _TRANSLATED, _DEFERRED),
+    *(_SOCKET, _LOCAL, _ASKED, _OFFLOAD, _BYPASS, _TRANSLATED, _DEFERRED),
 )
 _DNAT = "-m conntrack --ctstate DNAT"
 _SNAT_REPLY = "-m conntrack --ctstate SNAT --ctdir REPLY"
@@ -327,15 +330,18 @@ def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
 def _socket_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
     """Yield what happens to packets of the proxy's own connections.
 
-    A managed source counts only on its own interface; otherwise the worker shall see the packet,
-    and drop it as spoofed or, where the interface is not known, send it to the proxy.
+    A managed source counts only on its own interface. Where no rule can tell (a port of a bridge,
+    an interface that is not known), or it is another one, a worker looks at the source: what it
+    accepts is the socket's, by the mark that it bears already.
     """
     yield f"-A {_SOCKET} -m set --match-set {bound_set(family)} src,src -g {_LOCAL}"
-    yield f"-A {_SOCKET} -m set --match-set {INTERFACES} src,src -j RETURN"
-    yield f"-A {_SOCKET} -m set --match-set {managed_set(family)} src -j RETURN"
+    yield f"-A {_SOCKET} -m set --match-set {INTERFACES} src,src -g {_ASKED}"
+    yield f"-A {_SOCKET} -m set --match-set {managed_set(family)} src -g {_ASKED}"
     yield f"-A {_SOCKET} -g {_LOCAL}"
     yield f"-A {_LOCAL} -j MARK --set-xmark {config.marks.of(Kind.LOCAL)}"
     yield f"-A {_LOCAL} -j ACCEPT"
+    yield f"-A {_ASKED} -j MARK --set-xmark {config.marks.of(Kind.LOCAL)}"
+    yield f"-A {_ASKED} -j {_queue(config)}"
 
 
 def _offloaded(config: RulesetConfig, rule: str) -> Iterator[str]:

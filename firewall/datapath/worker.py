@@ -65,7 +65,7 @@ from firewall.datapath.events import packet_event
 from firewall.datapath.kernel_flows import Dump, read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
 from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
-from firewall.datapath.pipeline import Pipeline, PipelineSettings, Resets
+from firewall.datapath.pipeline import PREROUTING, Pipeline, PipelineSettings, Resets
 from firewall.datapath.raw import RawSender
 from firewall.datapath.ruleset import passing_count
 from firewall.datapath.sweep import Sweep
@@ -135,6 +135,7 @@ class Worker:
         self._decide = self._pipeline.decide
         self._offloaded = self._pipeline.offloaded
         self._suspect, self._mask = self._marks.of(Kind.SUSPECT)
+        self._local = self._marks.of(Kind.LOCAL).value
         self._poll = select.epoll()
         self._dump: Dump | None = None
         self._dumped_count = 0
@@ -263,7 +264,13 @@ class Worker:
         payload = packet.get_payload()
         complete = len(payload) < self._copy_bytes
         mark = packet.mark
-        suspect = mark != 0 and mark & self._mask == self._suspect
+        suspect = False
+        if mark:
+            marked = mark & self._mask
+            if marked == self._local and packet.hook == PREROUTING:
+                self._admit(packet, payload, complete)
+                return
+            suspect = marked == self._suspect
         verdict, report = self._decide(
             payload,
             packet.physindev or packet.indev,
@@ -290,6 +297,17 @@ class Worker:
             self._queue.repeat(packet, self._marks.put(mark, Kind.DEFERRED))
         elif isinstance(verdict, PassOn) and not self._pass_on(packet, verdict):
             report = None
+        if report is not None:
+            self._reports.append((report, time.time_ns(), payload))
+
+    def _admit(self, packet: QueuedPacket, payload: bytes, complete: bool) -> None:
+        """Look at the source of a packet that belongs to a socket of the proxy."""
+        place = packet.physindev or packet.indev
+        verdict, report = self._pipeline.admit(payload, place, complete=complete)
+        if verdict is ACCEPT:
+            self._queue.accept(packet)
+        else:
+            self._queue.drop(packet)
         if report is not None:
             self._reports.append((report, time.time_ns(), payload))
 

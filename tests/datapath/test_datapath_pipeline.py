@@ -11,6 +11,7 @@ from datapath_world import (
     ICMP,
     ICMPV6,
     ON_A,
+    ON_B,
     ON_W,
     TCP,
     UDP,
@@ -523,3 +524,18 @@ def test_what_came_through_a_bridge_is_not_redirected_and_says_so():
     is_drop(refused, DropReason.PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL, "through a bridge")
     assert world.pipeline.counts.redirected_count == 0
     assert world.pipeline.beyond_proxy(None).report is None
+
+
+@pytest.mark.parametrize(("a", "b"), ENDS)
+def test_of_the_proxys_packets_only_the_source_is_judged(a, b):
+    """No flow, no policy: whether the address lives where the packet came from."""
+    world = World()
+    answer = bytes(segment(b, a, port=4000, sport=80, flags="SA"))
+    pipeline = world.pipeline
+    assert pipeline.admit(answer, ON_B).verdict is ACCEPT
+    is_drop(pipeline.admit(answer, ON_A), DropReason.INVALID_SOURCE_IP)
+    is_drop(pipeline.admit(answer, ON_W), DropReason.INVALID_SOURCE_IP)
+    is_drop(pipeline.admit(answer[:30], ON_B), DropReason.CT_TRUNCATED_OR_INVALID_HEADER)
+    assert len(pipeline.tracker) == 0
+    pipeline.view = None
+    is_drop(pipeline.admit(answer, ON_B), DropReason.DROP_EP_NOT_READY)

@@ -113,6 +113,19 @@ def test_a_server_of_this_node_answers_the_proxy_here(family):
 
 
 @pytest.mark.parametrize("family", Family)
+def test_only_a_bound_source_or_a_stranger_reaches_the_proxy_unasked(family):
+    """Of every other endpoint a worker looks at the source; what it accepts is marked already."""
+    text = install_text(RulesetConfig(queue_count=2), family, EMPTY)
+    assert [rule.rsplit(" ", 1)[1] for rule in rules(text, "SOCKET")] == [
+        *("BARTIZAN-LOCAL", "BARTIZAN-ASKED", "BARTIZAN-ASKED", "BARTIZAN-LOCAL")
+    ]
+    assert rules(text, "ASKED") == [
+        "-j MARK --set-xmark 0x2000000/0xff000000",
+        "-j NFQUEUE --queue-balance 0:1",
+    ]
+
+
+@pytest.mark.parametrize("family", Family)
 def test_what_dns_servers_reply_to_the_proxy_is_known_by_its_flow(family):
     """The question leaves its mark on the flow; the reply meets no queue, unless it is spoofed."""
     text = install_text(RulesetConfig(), family, EMPTY)
@@ -131,7 +144,7 @@ def test_no_queue_can_be_bypassed(family, port):
     config = RulesetConfig(http_proxy_port=port, queue_count=3)
     text = install_text(config, family, EMPTY)
     assert "--queue-bypass" not in text
-    assert text.count("--queue-balance 0:2") == text.count("NFQUEUE --queue-balance") == 11
+    assert text.count("--queue-balance 0:2") == text.count("NFQUEUE --queue-balance") == 12
 
 
 def test_what_is_marked_for_a_proxy_that_is_not_there_is_dropped():
