@@ -28,6 +28,7 @@ from conntrack.packet import PacketError, parse
 from conntrack.tracker import STRICT, Tracker
 
 ENTRIES = 1_000_000
+GROWING = 300_000
 EXPIRING = 200_000
 COLLIDING = 32_000
 MUTANTS = 300_000
@@ -190,16 +191,16 @@ class Worst:
 def growth(flows_per_source: int) -> tuple[float, float]:
     """Milliseconds of CPU of the worst packets while a table grows, collections included."""
     chance = random.Random(3)
-    tracker = Tracker(STRICT, limit_count=2 * ENTRIES, source_limit_count=ENTRIES)
+    tracker = Tracker(STRICT, limit_count=2 * GROWING, source_limit_count=GROWING)
     _as_in_the_worker()
     worst = Worst()
-    for number in range(ENTRIES):
+    for number in range(GROWING):
         source, turn = divmod(number, flows_per_source)
         server, port = divmod(turn, 60_000)
         number_sent = chance.getrandbits(32)
         data = segment(0x0B000000 + source, port + 1, _SYN, number_sent, server=_SERVER + server)
         _timed_feed(tracker, data, 0.0, worst)
-    assert len(tracker) == ENTRIES
+    assert len(tracker) == GROWING
     return worst.figures()
 
 
@@ -408,7 +409,7 @@ def _times() -> list[Figure]:
 
 
 def _tables() -> list[Figure]:
-    shapes = {2: "two of each source", ENTRIES: "all of one source"}
+    shapes = {2: "two of each source", GROWING: "all of one source"}
     with ThreadPoolExecutor(2) as pool:
         established = pool.submit(_apart, "memory", "established")
         lived = pool.submit(_apart, "lifetime")
@@ -422,7 +423,7 @@ def _tables() -> list[Figure]:
         "UDP": datagrams.result(),
     }
     waits = {f"growing to {ENTRIES:,}, a source each": said["growing"]}
-    waits |= {f"growing to {ENTRIES:,}, {shapes[n]}": grown[n].result() for n in shapes}
+    waits |= {f"growing to {GROWING:,}, {shapes[n]}": grown[n].result() for n in shapes}
     waits[f"{EXPIRING:,} of {ENTRIES:,} expire"] = said["dying"]
     waits["as many are kept"] = said["later"]
     figures = [
