@@ -1,11 +1,14 @@
 """Write the pages that come from the source: `make docs`. A test says when one is stale."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
+from firewall.agent import api
+from firewall.agent.api import Api
 from firewall.agent.config import Config
 from firewall.agent.setting import SettingRow, settings
 from firewall.cli import main
@@ -133,7 +136,36 @@ reason. Names and moves are Cilium's; what differs says so.
     return "\n".join([head, *parts, "| from | to | when |", "|---|---|---|", *moves, ""])
 
 
+def routes() -> str:
+    """Render docs/api.md: every route of the REST API with what it does."""
+    head = """# The REST API
+
+Written by `make docs` from the source (`firewall/agent/api.py`); change the docstrings there. It is
+JSON over the unix socket `<run_dir>/api.sock`; who may open it (mode 0660, `api.group`) may do
+everything:
+
+```
+# curl --unix-socket /run/bartizan/api.sock http://agent/v1/status
+```
+"""
+    errors = (inspect.getdoc(api) or "").partition("check. ")[2].partition("\n\n")
+    application = Api.__new__(Api)._application()  # its routes need no engine
+    rows = [
+        f"| {route.method} | `{route.resource.canonical}` | {_cell(_summary(route.handler))} |"
+        for route in application.router.routes()
+        if route.resource is not None and route.method != "HEAD"  # aiohttp adds one to each GET
+    ]
+    table = ["| | path | what it does |", "|---|---|---|", *rows]
+    return "\n".join([head, errors[0], "", errors[2], "", *table, ""])
+
+
+def _summary(handler: object) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    return " ".join((inspect.getdoc(handler) or "").partition("\n\n")[0].split())
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "api.md": routes,
     "cli.md": command_line,
     "config.md": configuration,
     "endpoints.md": endpoints,

@@ -163,15 +163,19 @@ class Api:
     # --- the daemon ---------------------------------------------------------------------------
 
     async def _healthz(self, _: web.Request) -> web.Response:
+        """Say that the agent answers."""
         return web.json_response({"status": "ok"})
 
     async def _get_status(self, _: web.Request) -> web.Response:
+        """Return agent, workers, queues, endpoints, flows; present troubles under `errors`."""
         return web.json_response(await self._status.document())
 
     async def _get_proxy(self, _: web.Request) -> web.Response:
+        """Return the redirects with what became of their requests, and the workers of the proxy."""
         return web.json_response(await self._status.proxy())
 
     async def _get_config(self, _: web.Request) -> web.Response:
+        """Return every setting with its value and where that came from."""
         loaded = self._loaded()
         rows = [
             {"setting": path, "value": value(loaded.config, path), "source": source}
@@ -180,18 +184,21 @@ class Api:
         return web.json_response(body=_encode(rows))
 
     async def _get_metrics(self, _: web.Request) -> web.Response:
+        """Return all metrics in Prometheus' text form."""
         text = await self._status.metrics()
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     # --- endpoints ----------------------------------------------------------------------------
 
     async def _list_endpoints(self, _: web.Request) -> web.Response:
+        """Return all endpoints, this node among them if it is subject to policy."""
         rows = [views.endpoint(self._engine, member) for member in self._engine.roster]
         host = views.host_endpoint(self._engine)
         rows += [host] if host is not None else []
         return web.json_response(rows)
 
     async def _get_endpoint(self, request: web.Request) -> web.Response:
+        """Return one endpoint, the log of its states included."""
         name = request.match_info["name"]
         if self._engine.roster.find(name) is None and name == self._engine.config.node:
             host = views.host_endpoint(self._engine)
@@ -211,12 +218,14 @@ class Api:
         return _changed(document, enforced=enforced, status=200 if known is not None else 201)
 
     async def _delete_endpoint(self, request: web.Request) -> web.Response:
+        """Stop managing an endpoint."""
         wait_s = wait_of(request)
         member = self._engine.roster.meant(request.match_info["name"])
         await self._engine.delete_endpoint(member.endpoint.name, "api")
         return _changed({}, enforced=await self._engine.enforced(wait_s))
 
     async def _patch_labels(self, request: web.Request) -> web.Response:
+        """Set and remove labels: `{"set": {"app": "a"}, "remove": ["tier"]}`."""
         wait_s = wait_of(request)
         member = self._engine.roster.meant(request.match_info["name"])
         declaration = relabelled(member.declaration, await body_object(request))
@@ -228,9 +237,11 @@ class Api:
     # --- identities ---------------------------------------------------------------------------
 
     async def _list_identities(self, _: web.Request) -> web.Response:
+        """Return every identity that is known, with its labels."""
         return web.json_response(views.identities(self._engine))
 
     async def _get_identity(self, request: web.Request) -> web.Response:
+        """Return one identity."""
         text = request.match_info["number"]
         for row in views.identities(self._engine):
             if str(row["id"]) == text:
@@ -238,6 +249,7 @@ class Api:
         raise _NotFoundError(f"no identity {text!r} is known here")
 
     async def _get_ipcache(self, _: web.Request) -> web.Response:
+        """Return the identity of every known prefix, as published."""
         rows = [
             {
                 "prefix": format_prefix(Prefix(row.network, row.length)),
@@ -250,10 +262,12 @@ class Api:
     # --- names --------------------------------------------------------------------------------
 
     async def _get_names(self, request: web.Request) -> web.Response:
+        """Return what DNS answered; `matchpattern`, `endpoint` narrow it."""
         entries = self._engine.names.find(*self._names_meant(request))
         return web.json_response(views.names(entries))
 
     async def _delete_names(self, request: web.Request) -> web.Response:
+        """Forget what DNS answered; `matchpattern`, `endpoint` narrow it."""
         wait_s = wait_of(request)
         pattern, endpoint = self._names_meant(request)
         count = self._engine.names.forget(pattern, endpoint)
@@ -262,6 +276,7 @@ class Api:
         return _changed({"count": count}, enforced=await self._engine.enforced(wait_s))
 
     async def _get_name_selectors(self, _: web.Request) -> web.Response:
+        """Return the FQDN selectors of all policies, with the names and addresses they mean."""
         return web.json_response(views.name_selectors(self._engine))
 
     def _names_meant(self, request: web.Request) -> tuple[str, int | None]:
@@ -273,6 +288,7 @@ class Api:
     # --- policies -----------------------------------------------------------------------------
 
     async def _get_policy(self, request: web.Request) -> web.Response:
+        """Return policies and what they name; `kind`, `namespace`, `name`, `labels` narrow it."""
         book = self._engine.book
         selection = selection_of(request)
         objects = book.repository.select(**selection)
@@ -286,10 +302,12 @@ class Api:
         return sorted(key for key in self._engine.book.resources if fits(key, selection))
 
     async def _put_policy(self, request: web.Request) -> web.Response:
+        """Apply the YAML of the body, all or nothing; `file` is its name in messages."""
         file = request.query.get("file", "request")
         return await self._apply(request, [PolicyText(file, await body_text(request))])
 
     async def _put_policies(self, request: web.Request) -> web.Response:
+        """Apply several texts, all or nothing: `[["file.yaml", "text"], ...]`."""
         return await self._apply(request, await body_as(request, list[PolicyText]))
 
     async def _apply(self, request: web.Request, texts: list[PolicyText]) -> web.Response:
@@ -300,6 +318,7 @@ class Api:
         return _changed(views.applied(change), enforced=enforced)
 
     async def _delete_policy(self, request: web.Request) -> web.Response:
+        """Delete what `kind`, `namespace`, `name`, `labels` choose, or (`all=1`) everything."""
         wait_s = wait_of(request)
         selection = selection_of(request)
         if not selection and not is_set(request, "all"):
@@ -312,6 +331,7 @@ class Api:
         return _changed(views.deleted(change, files), enforced=enforced)
 
     async def _validate_policy(self, request: web.Request) -> web.Response:
+        """Say what is wrong with the YAML of the body; nothing is applied."""
         file = request.query.get("file", "request")
         result = read(await body_text(request), file, settings=reader_settings(self._engine.config))
         document = {
@@ -322,21 +342,26 @@ class Api:
         return web.json_response(document, status=422 if result.errors else 200)
 
     async def _get_selectors(self, _: web.Request) -> web.Response:
+        """Return every peer that a rule names, and the identities it means now."""
         return web.json_response(self._explainer.selectors())
 
     async def _trace_policy(self, request: web.Request) -> web.Response:
+        """Say what policy does with traffic that is asked about, and why."""
         asked = self._explainer.ask(await body_as(request, Question))
         return web.json_response(self._explainer.trace(asked))
 
     async def _get_why(self, request: web.Request) -> web.Response:
+        """Explain a recorded flow; `last-drop` stands for the newest dropped one."""
         await self._collector.catch_up()
         flow = self._explainer.find(request.match_info["uuid"])
         return web.json_response(body=msgspec.json.encode(self._explainer.why(flow)))
 
     async def _suggest_policy(self, request: web.Request) -> web.Response:
+        """Return the smallest change of policy that lets traffic pass."""
         return await self._suggestion(self._explainer.ask(await body_as(request, Question)))
 
     async def _get_suggestion(self, request: web.Request) -> web.Response:
+        """Return the smallest change of policy that lets the traffic of a flow pass."""
         await self._collector.catch_up()
         asked = self._explainer.ask_again(self._explainer.find(request.match_info["uuid"]))
         if asked is None:
@@ -348,11 +373,13 @@ class Api:
         return web.json_response(body=msgspec.json.encode(plan))
 
     async def _get_snapshot(self, _: web.Request) -> web.Response:
+        """Return the snapshot in force, as the workers have it."""
         return web.json_response(body=_encode(msgspec.to_builtins(self._engine.publisher.snapshot)))
 
     # --- traffic ------------------------------------------------------------------------------
 
     async def _get_conntrack(self, request: web.Request) -> web.Response:
+        """Return the tracked flows; `from`, `to` (names, addresses) narrow it, repeatable."""
         choice = choose(*self._ends(request))
         answers = await asyncio.gather(
             *(channel.ask("conntrack", ASK_TIMEOUT_S) for channel in self._trackers())
@@ -361,9 +388,10 @@ class Api:
         return web.json_response(body=_encode(rows))
 
     async def _delete_conntrack(self, request: web.Request) -> web.Response:
-        """Forget flows: first the workers, or they would mark a flow again that the kernel drops.
+        """Forget the flows that `from` and `to` choose, or (`all=1`) all.
 
-        What the kernel holds goes too, or a worker that starts would take it over from there.
+        First the workers forget, or they would mark a flow again that the kernel drops. What the
+        kernel holds goes too, or a worker that starts would take it over from there.
         """
         sources, destinations = self._ends(request)
         if sources is None and destinations is None and not is_set(request, "all"):
@@ -399,6 +427,7 @@ class Api:
         ]
 
     async def _get_flows(self, request: web.Request) -> web.StreamResponse:
+        """Stream flows as Hubble's JSON lines; filters are the flags of `hubble observe`."""
         query = self._collector.query(dict.fromkeys(request.query.keys()), request.query.getall)
         return await _streamed(request, self._collector.stream(query, self._ending))
 
