@@ -139,6 +139,9 @@ class LabelSet:
     """An immutable set of labels with at most one value per source and key.
 
     Equal sets are equal, hash equally and have the same `text`, whatever order they came in.
+
+    Raises:
+        LabelError: one key has two values, or a label holds what would end it in `text`.
     """
 
     __slots__ = ("_by_key", "_hash", "labels", "text")
@@ -155,6 +158,8 @@ class LabelSet:
         )
         by_key: dict[str, tuple[Label, ...]] = {}
         for label in ordered:
+            if _FORBIDDEN.search(label.key) or _FORBIDDEN.search(label.value):
+                raise LabelError(f"label {str(label)!r} would tear the text of its set")
             others = by_key.get(label.key, ())
             for other in others:
                 if other.source == label.source:

@@ -154,3 +154,12 @@ def test_the_default_list_is_complete():
     """filter.go has 6 includes and 15 excludes."""
     assert sum(rule.startswith("!") for rule in DEFAULT_FILTER) == 15
     assert len(DEFAULT_FILTER) == 21
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("a", "b;k8s:c=d"), ("a;k8s:b", ""), ("a b", ""), ("a", "\n")]
+)
+def test_no_label_tears_the_text_of_its_set(key, value):
+    """Made without parsing, it would be read back as others."""
+    with pytest.raises(LabelError, match="would tear"):
+        LabelSet([Label("k8s", key, value)])
