@@ -59,7 +59,8 @@ def ended(sock) -> bool:
         return True
 
 
-def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
+def between(lab, folder, *options):
+    """Client, server, and a proxy between them that is yet to be entered."""
     world = lab(a="app=a", b="app=b")
     client, server = world.hosts["a"], world.hosts["b"]
     source = snapshot(
@@ -67,10 +68,15 @@ def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
         clients=(parse_address(client.address4),),
         servers=(parse_address(server.address4),),
     )
+    live = Live(world.node, folder, *options, source=source)
+    live.redirect(server.address4, PORT)
+    return client, server, live
+
+
+def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
     options = [part for name in SHORT for part in ("--set", f"{name}_timeout_s=1")]
     fields = "%RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%"
-    live = Live(world.node, tmp_path, *options, "--access-log-format", fields, source=source)
-    live.redirect(server.address4, PORT)
+    client, server, live = between(lab, tmp_path, *options, "--access-log-format", fields)
     with live, ExitStack() as stack:
         listener = stack.enter_context(server.listen(PORT))
         threading.Thread(target=serve, args=(listener, stack), daemon=True).start()
@@ -106,16 +112,8 @@ def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
 
 def test_a_connection_may_be_told_to_end_after_some_time(lab, tmp_path):
     """With the next answer, and if there is none to give, without."""
-    world = lab(a="app=a", b="app=b")
-    client, server = world.hosts["a"], world.hosts["b"]
-    source = snapshot(
-        rules=RULES,
-        clients=(parse_address(client.address4),),
-        servers=(parse_address(server.address4),),
-    )
     options = ("--set", "connection_duration_s=0.5", "--set", "drain_gap_s=0.5")
-    live = Live(world.node, tmp_path, *options, source=source)
-    live.redirect(server.address4, PORT)
+    client, server, live = between(lab, tmp_path, *options)
     denied = b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n"
     with live, client.connect(server.address4, PORT) as busy:
         busy.settimeout(10)
@@ -133,15 +131,7 @@ def test_a_connection_may_be_told_to_end_after_some_time(lab, tmp_path):
 
 @pytest.mark.parametrize("setting", ["connection_count", "connection_count_per_source"])
 def test_connections_above_a_bound_are_reset_and_one_that_ends_makes_room(lab, tmp_path, setting):
-    world = lab(a="app=a", b="app=b")
-    client, server = world.hosts["a"], world.hosts["b"]
-    source = snapshot(
-        rules=RULES,
-        clients=(parse_address(client.address4),),
-        servers=(parse_address(server.address4),),
-    )
-    live = Live(world.node, tmp_path, "--set", f"{setting}=2", source=source)
-    live.redirect(server.address4, PORT)
+    client, server, live = between(lab, tmp_path, "--set", f"{setting}=2")
     denied = b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n"
 
     def served(sock):
