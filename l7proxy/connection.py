@@ -54,7 +54,7 @@ from l7proxy.refusals import Refusal
 from l7proxy.second_hello import SecondHello
 from l7proxy.secure import SecureTransport
 from l7proxy.serverside import (
-    Core,
+    Relay,
     TowardsServer,
     Transport,
     UpstreamConnection,
@@ -108,6 +108,7 @@ class ClientConnection(asyncio.Protocol):
         "_begun",
         "_close_at",
         "_course",
+        "_greeting",
         "_host",
         "_judge",
         "_leave_at",
@@ -146,7 +147,8 @@ class ClientConnection(asyncio.Protocol):
         self.client = client
         self.server = server
         self.ends = ends
-        self.exchange: Core | None = None
+        self._greeting: Greeting | None = None
+        self.exchange: Relay | None = None
 
     # --- the client's socket ---------------------------------------------------------------------
 
@@ -167,8 +169,8 @@ class ClientConnection(asyncio.Protocol):
             self._leave_at = now + limits.connection_duration_s
         if judge.looks:
             self._begun = None
-            self.exchange = Greeting(judge, limits, now)
-            self.perform(self.exchange.start(now))
+            self._greeting = Greeting(judge, limits, now)
+            self.perform(self._greeting.start(now))
             return
         judge.take(CLEAR)
         host = self._host
@@ -179,8 +181,13 @@ class ClientConnection(asyncio.Protocol):
         """Pass bytes of the client on."""
         if self._begun is not None:
             data = self._choose(data)
-        if self.exchange is not None:
-            self.perform(self.exchange.client_data(data, time.monotonic()))
+        if (core := self._core) is not None:
+            self.perform(core.client_data(data, time.monotonic()))
+
+    @property
+    def _core(self) -> Relay | Greeting | None:
+        """What the client's events go to."""
+        return self.exchange or self._greeting
 
     def _choose(self, data: bytes) -> bytes:
         """Serve HTTP/2 if the first bytes are its preface; return what to pass on.
@@ -201,34 +208,34 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Pass the client's FIN on; True: the transport stays open for our answers."""
-        if self.exchange is not None:
-            self.perform(self.exchange.client_ended(time.monotonic()))
+        if (core := self._core) is not None:
+            self.perform(core.client_ended(time.monotonic()))
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Pass the end of the client's connection on, and end everything behind it."""
-        if self.exchange is not None:
-            self.perform(self.exchange.client_lost(time.monotonic()))
+        if (core := self._core) is not None:
+            self.perform(core.client_lost(time.monotonic()))
         if self._admitted:
             self._shaken(done=False)
             self._host.forget(self)
 
     def pause_writing(self) -> None:
         """Pass on that the client reads too slowly."""
-        if self.exchange is not None:
-            self.perform(self.exchange.client_blocked(blocked=True, now=time.monotonic()))
+        if (core := self._core) is not None:
+            self.perform(core.client_blocked(blocked=True, now=time.monotonic()))
 
     def resume_writing(self) -> None:
         """Pass on that the client has caught up."""
-        if self.exchange is not None:
-            self.perform(self.exchange.client_blocked(blocked=False, now=time.monotonic()))
+        if (core := self._core) is not None:
+            self.perform(core.client_blocked(blocked=False, now=time.monotonic()))
 
     # --- events of the worker --------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         """Let time pass; called a few times a second."""
-        if self.exchange is not None and now >= self.exchange.deadline:
-            self.perform(self.exchange.tick(now))
+        if (core := self._core) is not None and now >= core.deadline:
+            self.perform(core.tick(now))
         if now >= self._leave_at:
             self._leave(now)
         if now >= self._close_at and self._transport is not None:
@@ -247,18 +254,18 @@ class ClientConnection(asyncio.Protocol):
 
     def policy_changed(self, now: float) -> None:
         """End the connection if the snapshot in force forbids it."""
-        if self.exchange is not None:
-            self.perform(self.exchange.policy_changed(now))
+        if (core := self._core) is not None:
+            self.perform(core.policy_changed(now))
 
     def finish(self, now: float) -> None:
         """Take no further request."""
-        if self.exchange is not None:
-            self.perform(self.exchange.finish(now))
+        if (core := self._core) is not None:
+            self.perform(core.finish(now))
 
     def drain(self, now: float) -> None:
         """Finish what has begun, then close."""
-        if self.exchange is not None:
-            self.perform(self.exchange.drain(now))
+        if (core := self._core) is not None:
+            self.perform(core.drain(now))
 
     # --- commands --------------------------------------------------------------------------------
 
@@ -343,8 +350,8 @@ class ClientConnection(asyncio.Protocol):
         if course.terminate is None:
             self._serve(hello, data, "")
             return
-        greeting, transport, now = self.exchange, self._transport, time.monotonic()
-        assert isinstance(greeting, Greeting)
+        greeting, transport, now = self._greeting, self._transport, time.monotonic()
+        assert greeting is not None
         assert isinstance(transport, Wire)
         if not self._host.metrics.handshake_begun(self._host.limits.tls_handshake_count):
             self.perform(greeting.failed(refusals.TLS_OVERFLOW, now))
@@ -363,14 +370,14 @@ class ClientConnection(asyncio.Protocol):
     def _secured(self, protocol: str) -> None:
         """Take that TLS with the client stands, with this protocol of ALPN in it or ""."""
         self._shaken(done=True)
-        if isinstance(self.exchange, Greeting):
+        if self._greeting is not None:
             self._serve(None, b"", protocol)
 
     def _insecure(self, reason: str) -> None:
         """Take that there will be no TLS with the client."""
-        if isinstance(self.exchange, Greeting):
+        if self._greeting is not None:
             refusal = _because(refusals.TLS_HANDSHAKE, reason)
-            self.perform(self.exchange.failed(refusal, time.monotonic()))
+            self.perform(self._greeting.failed(refusal, time.monotonic()))
 
     def _shaken(self, *, done: bool) -> None:
         if self._shaking_hands:
@@ -381,6 +388,7 @@ class ClientConnection(asyncio.Protocol):
         """Begin to serve; `data` came first."""
         host, judge, course, now = self._host, self._judge, self._course, time.monotonic()
         assert judge is not None
+        self._greeting = None
         if not course.http:
             secure = hello is not None or course.terminate is not None
             watch = None

@@ -27,10 +27,10 @@ Source: RFC 9112 9; RFC 9110 10.1.1.
 """
 
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec
 
 from l7proxy import commands, refusals, responses
 from l7proxy.commands import RecordKind
+from l7proxy.core import Core, event
 from l7proxy.framing import LAST_CHUNK, Delimiter, FramingFault, chunk
 from l7proxy.head import RequestHead
 from l7proxy.heads import Heads, KnownRequest
@@ -43,34 +43,13 @@ from l7proxy.phase import ANSWER, BODY, CLOSED, DISCARD, HEAD, IDLE, LINGER, Pha
 from l7proxy.refusals import Refusal, RequestRefused, ResponseRefused
 from l7proxy.reply import Reply
 from l7proxy.request import has_underscore
-from l7proxy.timer import Timer
 from l7proxy.tunnel import is_websocket
-
-_P = ParamSpec("_P")
 
 _REQUEST, _RESPONSE = RecordKind
 _CHUNKED, _UNTIL_CLOSE = Delimiter.CHUNKED, Delimiter.CLOSE
 
 
-def _event(
-    step: "Callable[Concatenate[Exchange, _P], None]",
-) -> "Callable[Concatenate[Exchange, _P], list[commands.Command]]":
-    """Make an event method of a step: it returns the commands, and fails closed."""
-
-    def event(self: "Exchange", /, *args: _P.args, **kwargs: _P.kwargs) -> list[commands.Command]:
-        asked: list[commands.Command] = []
-        self._commands = asked
-        try:
-            step(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing more may pass
-            self._fail(error)
-        return asked
-
-    event.__doc__, event.__name__ = step.__doc__, step.__name__
-    return event
-
-
-class Exchange:
+class Exchange(Core):
     """The requests of one client connection.
 
     The methods marked as events return the commands to perform, in order.
@@ -84,9 +63,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_client_blocked", "_client_ended", "_client_paused", "_closing", "_commands",
-        "_current", "_draining", "_heads", "_inbox", "_judge", "_limits", "_link",
-        "_new_request_id", "_phase", "_timer",
+        "_client_blocked", "_client_ended", "_client_paused", "_closing", "_current", "_draining",
+        "_heads", "_inbox", "_judge", "_limits", "_link", "_new_request_id",
     )  # fmt: skip
 
     def __init__(
@@ -97,11 +75,11 @@ class Exchange:
         now: float,
         heads: Heads | None = None,
     ) -> None:
+        super().__init__(IDLE, limits, now)
         self._heads = heads or Heads(limits)
         self._judge = judge
         self._limits = limits
         self._new_request_id = new_request_id
-        self._phase = IDLE
         self._link = Link()
         self._current: Ongoing | None = None
         self._inbox = Inbox(limits)
@@ -110,20 +88,13 @@ class Exchange:
         self._client_paused = False
         self._draining = False
         self._closing = False
-        self._commands: list[commands.Command] = []
-        self._timer = Timer(limits, now)
-
-    @property
-    def deadline(self) -> float:
-        """Monotonic time at which `tick` must be called, infinity if never."""
-        return self._timer.deadline
 
     def __repr__(self) -> str:
         return f"<Exchange {self._phase.name} {self._link.state.name}>"
 
     # --- the client's side -----------------------------------------------------------------------
 
-    @_event
+    @event
     def client_data(self, data: bytes, now: float) -> None:
         """Take bytes of the client."""
         if self._phase >= LINGER:
@@ -132,7 +103,7 @@ class Exchange:
         inbox.data = inbox.data + data if inbox.data else data
         self._advance(now)
 
-    @_event
+    @event
     def client_ended(self, now: float) -> None:
         """Take the client's FIN: it sends nothing more, and may still read."""
         self._client_ended = True
@@ -141,7 +112,7 @@ class Exchange:
         elif self._phase < LINGER:
             self._advance(now)
 
-    @_event
+    @event
     def client_lost(self, now: float) -> None:
         """Take the loss of the client's connection."""
         if self._phase is CLOSED:
@@ -166,7 +137,6 @@ class Exchange:
                 again = self._discard_body(now)
             else:
                 again = False
-        self._regulate()
 
     def _read_head(self, now: float) -> bool:
         """Take one head from the inbox; False if it is not complete."""
@@ -359,7 +329,7 @@ class Exchange:
         self._commands.append(self._link.open())
         self._timer.await_connection(now)
 
-    @_event
+    @event
     def upstream_opened(self, now: float, _link: int = 0) -> None:
         """Take that the server accepted the connection."""
         if self._link.state is not OPENING:
@@ -369,9 +339,8 @@ class Exchange:
             self._set_body_deadline(now)
         else:
             self._set_response_deadline(now)
-        self._regulate()
 
-    @_event
+    @event
     def upstream_failed(self, failure: commands.ConnectFailure, now: float, _link: int = 0) -> None:
         """Take that there is no connection to the server."""
         if self._link.state is not OPENING:
@@ -379,7 +348,7 @@ class Exchange:
         self._link.failed()
         self._fail_request(connect_refusal(failure), now)
 
-    @_event
+    @event
     def upstream_data(self, data: bytes, now: float, _link: int = 0) -> None:
         """Take bytes of the server."""
         if self._link.state is not OPEN:
@@ -426,15 +395,13 @@ class Exchange:
             self._next_request(now)
             if self._inbox.data or self._client_ended:
                 self._advance(now)
-            else:
-                self._regulate()
 
-    @_event
+    @event
     def upstream_ended(self, now: float, _link: int = 0) -> None:
         """Take the server's FIN."""
         self._end_upstream(now, lost=False)
 
-    @_event
+    @event
     def upstream_lost(self, now: float, _link: int = 0) -> None:
         """Take the loss of the server's connection, by RST or an error."""
         self._end_upstream(now, lost=True)
@@ -491,11 +458,9 @@ class Exchange:
         self._commands.append(commands.ShutdownClient())
 
     def _close_client(self, *, reset: bool = False) -> None:
-        self._phase = CLOSED
         self._inbox.clear()
         self._current = None
-        self._timer.stop()
-        self._commands.append(commands.CloseClient(reset=reset))
+        super()._close_client(reset=reset)
 
     def _reset(self, refusal: Refusal, now: float) -> None:
         """End everything at once."""
@@ -503,7 +468,7 @@ class Exchange:
         self._drop_upstream(reset=True)
         self._close_client(reset=True)
 
-    @_event
+    @event
     def tick(self, now: float) -> None:
         """Take that time has passed; does nothing before `deadline`."""
         if now < self.deadline:
@@ -525,7 +490,7 @@ class Exchange:
             case Phase.CLOSED:
                 self._timer.stop()
 
-    @_event
+    @event
     def policy_changed(self, now: float) -> None:
         """Take that another snapshot is in force: a connection that lost its permission ends."""
         if self._phase >= LINGER:
@@ -539,12 +504,12 @@ class Exchange:
             self._current.judgement = judgement
         self._reset(refusals.DENIED_CONNECTION, now)
 
-    @_event
+    @event
     def drain(self, now: float) -> None:  # noqa: ARG002 - an event
         """Say goodbye with the next answer; a client that has just connected shall get one."""
         self._draining = self._closing = True
 
-    @_event
+    @event
     def finish(self, now: float) -> None:
         """Close if nothing is being served, and after what is."""
         self._draining = self._closing = True
@@ -553,18 +518,16 @@ class Exchange:
 
     # --- back-pressure ---------------------------------------------------------------------------
 
-    @_event
+    @event
     def client_blocked(self, blocked: bool, now: float) -> None:
         """Take that what was sent to the client piles up, or no longer does."""
         self._client_blocked = blocked
         if self._phase is ANSWER and self._current is not None and self._current.answer_begun:
             self._timer.await_answer(now, begun=True, flush=blocked)
-        if blocked:
-            self._regulate()
-        else:
+        if not blocked:
             self._advance(now)
 
-    @_event
+    @event
     def upstream_blocked(self, blocked: bool, now: float, _link: int = 0) -> None:
         """Take that what was sent to the server piles up, or no longer does."""
         self._link.blocked = blocked
@@ -573,7 +536,6 @@ class Exchange:
                 self._timer.await_answer(now, begun=False)
             else:
                 self._set_body_deadline(now)
-        self._regulate()
 
     def _must_pause_client(self, phase: Phase, link: Link) -> bool:
         limit_bytes = self._limits.buffer_bytes
@@ -584,7 +546,7 @@ class Exchange:
         full = phase is not HEAD and len(self._inbox.data) > limit_bytes
         return full or self._client_blocked or link.held_bytes > limit_bytes
 
-    def _regulate(self) -> None:
+    def _settle(self) -> None:
         """Pause whoever fills a buffer that the other side does not empty."""
         phase, link = self._phase, self._link
         quiet = not (self._client_blocked or self._client_paused or link.blocked or link.paused)
@@ -594,28 +556,18 @@ class Exchange:
         if pause is not self._client_paused:
             self._client_paused = pause
             self._commands.append(commands.PauseClient() if pause else commands.ResumeClient())
-        if self._client_blocked is not link.paused and link.state is OPEN:
-            link.paused = self._client_blocked
-            self._commands.append(
-                commands.PauseUpstream() if link.paused else commands.ResumeUpstream()
-            )
+        link.follow(self._commands, client_blocked=self._client_blocked)
 
     # --- records ---------------------------------------------------------------------------------
 
-    def _fail(self, error: Exception) -> None:
-        """Reset both sides after an error of our own."""
-        detail = f"internal_error{{{type(error).__name__}: {error}}}"
+    def _break_off(self, refusal: Refusal) -> None:
         if self._phase is CLOSED:
             return
-        refusal = refusals.INTERNAL._replace(status=0, detail=detail)
         if self._current is None:
             self._log(connection_record(refusal, None))
         self._log_end(refusal, self._current.head_at if self._current else 0.0)
         self._drop_upstream(reset=True)
         self._close_client(reset=True)
-
-    def _log(self, record: commands.Record) -> None:
-        self._commands.append(commands.Log(record))
 
     def _log_end(self, refusal: Refusal, now: float) -> None:
         """commands.Log how a request ended, if one is being served, without a complete answer."""

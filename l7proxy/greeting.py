@@ -12,68 +12,35 @@ On such a port anything that is not a complete valid hello is refused, unless no
 two sides. Source: docs/l7.md, TLS; Envoy's tls_inspector.
 """
 
-from collections.abc import Callable
-from typing import Concatenate, ParamSpec
-
 from msgspec.structs import replace
 
 from firewall.policy.course import CLEAR, Course, Form
 from l7proxy import commands, refusals
 from l7proxy.client_hello import ClientHello, HelloReader, HelloRefused, NotTls
+from l7proxy.core import Core, event
 from l7proxy.judgement import Judge, Judgement
 from l7proxy.limits import Limits
 from l7proxy.ongoing import connection_record
 from l7proxy.phase import Phase
 from l7proxy.refusals import Refusal
-from l7proxy.timer import Timer
-
-_P = ParamSpec("_P")
 
 
-def _event(
-    step: "Callable[Concatenate[Greeting, _P], None]",
-) -> "Callable[Concatenate[Greeting, _P], list[commands.Command]]":
-    """Make an event method of a step: it returns the commands, and fails closed."""
-
-    def event(self: "Greeting", /, *args: _P.args, **kwargs: _P.kwargs) -> list[commands.Command]:
-        asked: list[commands.Command] = []
-        self._commands = asked
-        if self._phase is Phase.CLOSED:
-            return asked
-        try:
-            step(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing more may pass
-            detail = f"internal_error{{{type(error).__name__}: {error}}}"
-            self._refuse(refusals.INTERNAL._replace(status=0, detail=detail), None)
-        return asked
-
-    event.__doc__, event.__name__ = step.__doc__, step.__name__
-    return event
-
-
-class Greeting:
+class Greeting(Core):
     """The beginning of one client connection; `start` comes first.
 
-    Args and events as for `exchange.Exchange`.
+    Args and events as for `exchange.Exchange`, without those of a server: there is none yet.
     """
 
-    __slots__ = ("_commands", "_judge", "_limits", "_phase", "_protocol", "_reader", "_timer")
+    __slots__ = ("_judge", "_limits", "_protocol", "_reader")
 
     def __init__(self, judge: Judge, limits: Limits, now: float) -> None:
+        super().__init__(Phase.HEAD, limits, now)
         self._judge = judge
         self._limits = limits
-        self._phase = Phase.HEAD
         self._protocol = "TCP"
         self._reader = HelloReader(limits.client_hello_bytes)
-        self._commands: list[commands.Command] = []
-        self._timer = Timer(limits, now)
 
-    @property
-    def deadline(self) -> float:
-        """Monotonic time at which `tick` must be called, infinity if never."""
-        return self._timer.deadline
-
-    @_event
+    @event
     def start(self, now: float) -> None:
         """Judge the connection before anything is read from it."""
         judgement = self._judge.connection()
@@ -86,7 +53,7 @@ class Greeting:
 
     # --- the client's side -----------------------------------------------------------------------
 
-    @_event
+    @event
     def client_data(self, data: bytes, now: float) -> None:
         """Take bytes of the client."""
         if self._phase is not Phase.HEAD:
@@ -144,31 +111,31 @@ class Greeting:
             self._phase = Phase.ANSWER
             self._timer.await_handshake(now)
 
-    @_event
+    @event
     def client_ended(self, now: float) -> None:  # noqa: ARG002 - an event
         """Take the client's FIN: a hello that has not come will not."""
         self._refuse(refusals.CLIENT_GONE, None)
 
-    @_event
+    @event
     def client_lost(self, now: float) -> None:  # noqa: ARG002 - an event
         """Take the loss of the client's connection; one that never said anything is not told."""
         self._phase = Phase.CLOSED
         self._timer.stop()
 
-    @_event
+    @event
     def client_blocked(self, blocked: bool, now: float) -> None:
         """Take that what was sent to the client piles up, or no longer does; it is bounded."""
 
     # --- TLS that ends here ----------------------------------------------------------------------
 
-    @_event
+    @event
     def failed(self, refusal: Refusal, now: float) -> None:  # noqa: ARG002 - an event
         """Take that there will be no TLS with this client."""
         self._refuse(refusal, self._judge.opening())
 
     # --- both ------------------------------------------------------------------------------------
 
-    @_event
+    @event
     def tick(self, now: float) -> None:
         """Take that time has passed; does nothing before `deadline`."""
         if now < self.deadline:
@@ -178,24 +145,22 @@ class Greeting:
         else:
             self._refuse(refusals.HELLO_TIMEOUT, None)
 
-    @_event
+    @event
     def policy_changed(self, now: float) -> None:  # noqa: ARG002 - an event
         """Take that another snapshot is in force: a connection that lost its permission ends."""
         judgement = self._judge.connection()
         if not judgement.connected:
             self._refuse(refusals.DENIED_CONNECTION, judgement)
 
-    @_event
+    @event
     def drain(self, now: float) -> None:
         """A client that has just connected is still served; what comes next says goodbye."""
 
-    @_event
+    @event
     def finish(self, now: float) -> None:  # noqa: ARG002 - an event
         """Begin nothing more."""
         if self._phase is Phase.HEAD and not self._reader.data:
-            self._phase = Phase.CLOSED
-            self._timer.stop()
-            self._commands.append(commands.CloseClient(reset=False))
+            self._close_client()
 
     def _refuse(self, refusal: Refusal, judgement: Judgement | None) -> None:
         """Reset the connection, and say why."""
@@ -207,36 +172,14 @@ class Greeting:
             tls=self._protocol == "TLS",
             server_name=name,
         )
-        self._commands.append(commands.Log(record))
-        self._phase = Phase.CLOSED
-        self._timer.stop()
-        self._commands.append(commands.CloseClient(reset=True))
+        self._log(record)
+        self._close_client(reset=True)
+
+    def _break_off(self, refusal: Refusal) -> None:
+        self._refuse(refusal, None)
+
+    def _settle(self) -> None:
+        """Nothing: what is read is bounded, and nothing is sent."""
 
     def _count(self, name: str) -> None:
         self._commands.append(commands.Count(name))
-
-    # --- events of servers, of which there are none yet ------------------------------------------
-
-    @_event
-    def upstream_opened(self, now: float, link: int = 0) -> None:
-        """Never comes."""
-
-    @_event
-    def upstream_failed(self, failure: commands.ConnectFailure, now: float, link: int = 0) -> None:
-        """Never comes."""
-
-    @_event
-    def upstream_data(self, data: bytes, now: float, link: int = 0) -> None:
-        """Never comes."""
-
-    @_event
-    def upstream_ended(self, now: float, link: int = 0) -> None:
-        """Never comes."""
-
-    @_event
-    def upstream_lost(self, now: float, link: int = 0) -> None:
-        """Never comes."""
-
-    @_event
-    def upstream_blocked(self, blocked: bool, now: float, link: int = 0) -> None:
-        """Never comes."""

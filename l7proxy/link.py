@@ -3,7 +3,15 @@
 from enum import IntEnum
 
 from l7proxy import refusals
-from l7proxy.commands import CloseUpstream, Command, ConnectFailure, OpenUpstream, SendUpstream
+from l7proxy.commands import (
+    CloseUpstream,
+    Command,
+    ConnectFailure,
+    OpenUpstream,
+    PauseUpstream,
+    ResumeUpstream,
+    SendUpstream,
+)
 from l7proxy.refusals import Refusal
 
 _REFUSALS = {
@@ -88,6 +96,13 @@ class Link:
         self.blocked = False
         self.paused = False
         self._forget()
+
+    def follow(self, commands: list[Command], *, client_blocked: bool) -> None:
+        """Read from the server while the client takes what it sends, and only then."""
+        if self.paused is not client_blocked and self.state is OPEN:
+            self.paused = client_blocked
+            pause = PauseUpstream if client_blocked else ResumeUpstream
+            commands.append(pause(self.number))
 
     def _forget(self) -> None:
         self._held.clear()

@@ -22,13 +22,14 @@ Source: RFC 9113; CVE-2023-44487, CVE-2025-8671, CVE-2019-9511 to 9518.
 """
 
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, assert_never
+from typing import assert_never
 
 import h2.events
 import h2.exceptions
 from msgspec.structs import replace
 
 from l7proxy import commands, refusals, streams
+from l7proxy.core import Core, event
 from l7proxy.downstream import Downstream, Progress
 from l7proxy.frames import LAST_STREAM, ErrorCode, FrameFault, Kind, goaway
 from l7proxy.framing import LengthReader
@@ -47,50 +48,28 @@ from l7proxy.stream_head import (
     response_fields,
 )
 from l7proxy.streams import Stream
-from l7proxy.timer import Timer
 from l7proxy.ways import Ways
 
-_P = ParamSpec("_P")
 
-
-def _event(
-    step: "Callable[Concatenate[Multiplex, _P], None]",
-) -> "Callable[Concatenate[Multiplex, _P], list[commands.Command]]":
-    """Make an event method of a step: it returns the commands, and fails closed."""
-
-    def event(self: "Multiplex", /, *args: _P.args, **kwargs: _P.kwargs) -> list[commands.Command]:
-        asked: list[commands.Command] = []
-        self._commands = asked
-        try:
-            step(self, *args, **kwargs)
-            self._settle()
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing more may pass
-            self._fail_closed(error)
-        return asked
-
-    event.__doc__, event.__name__ = step.__doc__, step.__name__
-    return event
-
-
-class Multiplex:
+class Multiplex(Core):
     """The streams of one client connection; arguments and events as for `exchange.Exchange`.
 
     `link` in the events about servers is the number in the command that opened the connection.
     """
 
     __slots__ = (
-        "_client_blocked", "_client_ended", "_client_paused", "_commands", "_down", "_judge",
-        "_leaving", "_limits", "_new_request_id", "_now", "_phase", "_streams", "_timer", "_ways",
+        "_client_blocked", "_client_ended", "_client_paused", "_down", "_judge", "_leaving",
+        "_limits", "_new_request_id", "_now", "_streams", "_ways",
     )  # fmt: skip
 
     def __init__(
         self, judge: Judge, limits: Limits, new_request_id: Callable[[], str], now: float
     ) -> None:
+        super().__init__(Phase.IDLE, limits, now)
         self._judge = judge
         self._limits = limits
         self._new_request_id = new_request_id
         self._now = now
-        self._phase = Phase.IDLE
         self._down = Downstream(limits, now)
         self._streams: dict[int, Stream] = {}
         self._ways = Ways(limits)
@@ -98,8 +77,6 @@ class Multiplex:
         self._client_blocked = False
         self._client_paused = False
         self._leaving = False
-        self._commands: list[commands.Command] = []
-        self._timer = Timer(limits, now)
 
     @property
     def deadline(self) -> float:
@@ -117,7 +94,7 @@ class Multiplex:
 
     # --- the client's side -----------------------------------------------------------------------
 
-    @_event
+    @event
     def client_data(self, data: bytes, now: float) -> None:
         """Take bytes of the client."""
         self._now = now
@@ -179,7 +156,7 @@ class Multiplex:
             self._drop(stream)
             self._down.count_resets(1, self._now)
 
-    @_event
+    @event
     def client_ended(self, now: float) -> None:
         """Take the client's FIN: requests that are complete are still answered."""
         self._now = now
@@ -191,7 +168,7 @@ class Multiplex:
             if not stream.request_ended:
                 self._fail(stream, refusals.CLIENT_GONE)
 
-    @_event
+    @event
     def client_lost(self, now: float) -> None:
         """Take the loss of the client's connection."""
         self._now = now
@@ -394,7 +371,7 @@ class Multiplex:
 
     # --- the server's side -----------------------------------------------------------------------
 
-    @_event
+    @event
     def upstream_opened(self, now: float, link: int) -> None:
         """Take that the server accepted a connection."""
         self._now = now
@@ -404,7 +381,7 @@ class Multiplex:
         self._apply(lane.opened(now, self._commands))
         self._resume_uploads(lane)
 
-    @_event
+    @event
     def upstream_failed(self, failure: commands.ConnectFailure, now: float, link: int) -> None:
         """Take that there is no connection to the server."""
         self._now = now
@@ -414,7 +391,7 @@ class Multiplex:
         self._apply(lane.failed(connect_refusal(failure)))
         self._ways.tidy(lane)
 
-    @_event
+    @event
     def upstream_data(self, data: bytes, now: float, link: int) -> None:
         """Take bytes of a server."""
         self._now = now
@@ -425,12 +402,12 @@ class Multiplex:
         self._resume_uploads(lane)
         self._ways.tidy(lane)
 
-    @_event
+    @event
     def upstream_ended(self, now: float, link: int) -> None:
         """Take a server's FIN."""
         self._end_upstream(now, link, lost=False)
 
-    @_event
+    @event
     def upstream_lost(self, now: float, link: int) -> None:
         """Take the loss of a server's connection."""
         self._end_upstream(now, link, lost=True)
@@ -443,7 +420,7 @@ class Multiplex:
         self._apply(lane.ended(lost=lost, commands=self._commands))
         self._ways.tidy(lane)
 
-    @_event
+    @event
     def upstream_blocked(self, blocked: bool, now: float, link: int) -> None:
         """Take that what was sent to a server piles up, or no longer does."""
         self._now = now
@@ -466,7 +443,7 @@ class Multiplex:
 
     # --- the connection --------------------------------------------------------------------------
 
-    @_event
+    @event
     def tick(self, now: float) -> None:
         """Take that time has passed; does nothing before `deadline`."""
         self._now = now
@@ -487,7 +464,7 @@ class Multiplex:
             self._commands.append(commands.Count("http_downstream_cx_idle_timeout"))
             self._leave()
 
-    @_event
+    @event
     def policy_changed(self, now: float) -> None:
         """Take that another snapshot is in force: a connection that lost its permission ends."""
         self._now = now
@@ -502,7 +479,7 @@ class Multiplex:
             stream.ongoing.judgement = judgement
         self._reset(refusals.DENIED_CONNECTION)
 
-    @_event
+    @event
     def drain(self, now: float) -> None:
         """Announce the end; streams that are on their way will be served (RFC 9113 6.8)."""
         self._now = now
@@ -510,14 +487,14 @@ class Multiplex:
             self._flush_codec()
             self._send(goaway(LAST_STREAM, ErrorCode.NO_ERROR))
 
-    @_event
+    @event
     def finish(self, now: float) -> None:
         """Take no further stream; close when those that have begun have ended."""
         self._now = now
         if self._phase < LINGER:
             self._leave()
 
-    @_event
+    @event
     def client_blocked(self, blocked: bool, now: float) -> None:
         """Take that what was sent to the client piles up, or no longer does."""
         self._now = now
@@ -583,11 +560,9 @@ class Multiplex:
         self._timer.linger(self._now)
         self._commands.append(commands.ShutdownClient())
 
-    def _close_client(self, *, reset: bool) -> None:
-        self._phase = Phase.CLOSED
+    def _close_client(self, *, reset: bool = False) -> None:
         self._down.frames.waits_since = None
-        self._timer.stop()
-        self._commands.append(commands.CloseClient(reset=reset))
+        super()._close_client(reset=reset)
 
     def _reset(self, refusal: Refusal) -> None:
         """End everything at once."""
@@ -596,18 +571,12 @@ class Multiplex:
 
     # --- records ---------------------------------------------------------------------------------
 
-    def _fail_closed(self, error: Exception) -> None:
-        """Reset both sides after an error of our own."""
+    def _break_off(self, refusal: Refusal) -> None:
         if self._phase is Phase.CLOSED:
             return
-        detail = f"internal_error{{{type(error).__name__}: {error}}}"
-        refusal = refusals.INTERNAL._replace(status=0, detail=detail)
         if not self._streams:
             self._log(connection_record(refusal, None))
         self._reset(refusal)
-
-    def _log(self, record: commands.Record) -> None:
-        self._commands.append(commands.Log(record))
 
     def _log_response(self, stream: Stream, refusal: Refusal | None) -> None:
         ongoing = stream.ongoing

@@ -5,45 +5,19 @@ half alone. The passage ends when a snapshot no longer allows the form in which 
 bounded: who sends faster than the other side reads is paused.
 """
 
-from collections.abc import Callable
-from typing import Concatenate, ParamSpec
-
 from l7proxy import commands, refusals
 from l7proxy.client_hello import HelloRefused
+from l7proxy.core import event
 from l7proxy.judgement import Judge, Judgement
 from l7proxy.limits import Limits
-from l7proxy.link import Link, LinkState, connect_refusal
+from l7proxy.link import LinkState, connect_refusal
 from l7proxy.phase import Phase
+from l7proxy.pipe import Pipe
 from l7proxy.refusals import Refusal
 from l7proxy.second_hello import SecondHello
-from l7proxy.timer import Timer
-
-_P = ParamSpec("_P")
 
 
-def _event(
-    step: "Callable[Concatenate[Passage, _P], None]",
-) -> "Callable[Concatenate[Passage, _P], list[commands.Command]]":
-    """Make an event method of a step: it returns the commands, and fails closed."""
-
-    def event(self: "Passage", /, *args: _P.args, **kwargs: _P.kwargs) -> list[commands.Command]:
-        asked: list[commands.Command] = []
-        self._commands = asked
-        if self._phase is Phase.CLOSED:
-            return asked
-        try:
-            step(self, *args, **kwargs)
-            self._regulate()
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing more may pass
-            detail = f"internal_error{{{type(error).__name__}: {error}}}"
-            self._reset(refusals.INTERNAL._replace(status=0, detail=detail), self._begun_at)
-        return asked
-
-    event.__doc__, event.__name__ = step.__doc__, step.__name__
-    return event
-
-
-class Passage:
+class Passage(Pipe):
     """One client connection and the one to its server.
 
     Args:
@@ -55,40 +29,27 @@ class Passage:
     """
 
     __slots__ = (
-        "_begun_at", "_client_blocked", "_client_ended", "_client_paused", "_commands", "_judge",
-        "_judgement", "_limits", "_link", "_phase", "_protocol", "_received_bytes", "_sent_bytes",
-        "_server_ended", "_timer", "_watch",
+        "_begun_at", "_client_ended", "_judgement", "_protocol", "_received_bytes", "_sent_bytes",
+        "_server_ended", "_watch",
     )  # fmt: skip
 
     def __init__(
         self, judge: Judge, limits: Limits, protocol: str, watch: SecondHello | None, now: float
     ) -> None:
-        self._judge = judge
+        super().__init__(judge, limits, now)
         self._judgement = judge.opening()
-        self._limits = limits
         self._protocol = protocol
         self._watch = watch
-        self._phase = Phase.ANSWER
-        self._link = Link()
         self._begun_at = now
-        self._client_blocked = False
         self._client_ended = False
-        self._client_paused = False
         self._server_ended = False
         self._received_bytes = 0
         self._sent_bytes = 0
-        self._commands: list[commands.Command] = []
-        self._timer = Timer(limits, now)
 
-    @property
-    def deadline(self) -> float:
-        """Monotonic time at which `tick` must be called, infinity if never."""
-        return self._timer.deadline
-
-    @_event
+    @event
     def start(self, hello_bytes: int, data: bytes, now: float) -> None:
         """Connect to the server; send it the hello, the first bytes of `data`, and what follows."""
-        self._log(commands.RecordKind.REQUEST, None, now)
+        self._tell(commands.RecordKind.REQUEST, None, now)
         self._commands.append(self._link.open())
         self._timer.await_connection(now)
         if hello_bytes:
@@ -99,7 +60,7 @@ class Passage:
 
     # --- the client's side -----------------------------------------------------------------------
 
-    @_event
+    @event
     def client_data(self, data: bytes, now: float) -> None:
         """Take bytes of the client."""
         self._take(data, now)
@@ -120,7 +81,7 @@ class Passage:
             self._link.send(data, self._commands)
         self._wait(now)
 
-    @_event
+    @event
     def client_ended(self, now: float) -> None:
         """Take the client's FIN, and pass it on behind what it has sent."""
         self._client_ended = True
@@ -129,22 +90,17 @@ class Passage:
         elif self._link.state is LinkState.OPEN:
             self._commands.append(commands.ShutdownUpstream())
 
-    @_event
+    @event
     def client_lost(self, now: float) -> None:
         """Take the loss of the client's connection."""
-        self._log(commands.RecordKind.RESPONSE, refusals.CLIENT_GONE, now)
+        self._tell(commands.RecordKind.RESPONSE, refusals.CLIENT_GONE, now)
         self._link.drop(self._commands, reset=True)
         self._phase = Phase.CLOSED
         self._timer.stop()
 
-    @_event
-    def client_blocked(self, blocked: bool, now: float) -> None:  # noqa: ARG002 - an event
-        """Take that what was sent to the client piles up, or no longer does."""
-        self._client_blocked = blocked
-
     # --- the server's side -----------------------------------------------------------------------
 
-    @_event
+    @event
     def upstream_opened(self, now: float, _link: int = 0) -> None:
         """Take that the server accepted the connection."""
         self._commands.append(self._link.opened())
@@ -152,13 +108,13 @@ class Passage:
             self._commands.append(commands.ShutdownUpstream())
         self._wait(now)
 
-    @_event
+    @event
     def upstream_failed(self, failure: commands.ConnectFailure, now: float, _link: int = 0) -> None:
         """Take that there is no connection to the server."""
         self._link.failed()
         self._reset(connect_refusal(failure), now)
 
-    @_event
+    @event
     def upstream_data(self, data: bytes, now: float, _link: int = 0) -> None:
         """Take bytes of the server."""
         self._sent_bytes += len(data)
@@ -172,7 +128,7 @@ class Passage:
         self._commands.append(commands.SendClient(data))
         self._wait(now)
 
-    @_event
+    @event
     def upstream_ended(self, now: float, _link: int = 0) -> None:
         """Take the server's FIN, and pass it on."""
         self._server_ended = True
@@ -181,25 +137,20 @@ class Passage:
         else:
             self._commands.append(commands.ShutdownClient())
 
-    @_event
+    @event
     def upstream_lost(self, now: float, _link: int = 0) -> None:
         """Take the loss of the server's connection, by RST or an error."""
         self._reset(refusals.UPSTREAM_TRUNCATED, now)
 
-    @_event
-    def upstream_blocked(self, blocked: bool, now: float, _link: int = 0) -> None:  # noqa: ARG002
-        """Take that what was sent to the server piles up, or no longer does."""
-        self._link.blocked = blocked
-
     # --- both ------------------------------------------------------------------------------------
 
-    @_event
+    @event
     def tick(self, now: float) -> None:
         """Take that time has passed; does nothing before `deadline`."""
         if now >= self.deadline:
             self._reset(self._timer.timeout or refusals.STREAM_IDLE, now)
 
-    @_event
+    @event
     def policy_changed(self, now: float) -> None:
         """Take that another snapshot is in force: what no longer may pass ends."""
         judgement = self._judge.connection()
@@ -207,49 +158,29 @@ class Passage:
             self._judgement = judgement
             self._reset(refusals.DENIED_CONNECTION, now)
 
-    @_event
-    def drain(self, now: float) -> None:
-        """Go on until it ends by itself; the worker's deadline ends it otherwise."""
-
-    @_event
-    def finish(self, now: float) -> None:
-        """As `drain`."""
-
     def _wait(self, now: float) -> None:
         if self._phase is Phase.ANSWER and self._link.state is LinkState.OPEN:
             self._timer.await_bytes(now)
 
-    def _regulate(self) -> None:
-        """Pause whoever fills a buffer that the other side does not empty."""
-        link = self._link
-        if self._phase is Phase.CLOSED:
-            return
-        pause = link.blocked or link.held_bytes > self._limits.buffer_bytes
-        if pause is not self._client_paused:
-            self._client_paused = pause
-            self._commands.append(commands.PauseClient() if pause else commands.ResumeClient())
-        if link.state is LinkState.OPEN and link.paused is not self._client_blocked:
-            link.paused = paused = self._client_blocked
-            self._commands.append(commands.PauseUpstream() if paused else commands.ResumeUpstream())
+    def _held_bytes(self) -> int:
+        return self._link.held_bytes
+
+    def _break_off(self, refusal: Refusal) -> None:
+        self._reset(refusal, self._begun_at)
 
     def _finish(self, now: float) -> None:
         """Close both sides, which have said all that they had to say."""
-        self._log(commands.RecordKind.RESPONSE, None, now)
+        self._tell(commands.RecordKind.RESPONSE, None, now)
         self._link.drop(self._commands, reset=False)
-        self._close(reset=False)
+        self._close_client(reset=False)
 
     def _reset(self, refusal: Refusal, now: float) -> None:
         """End both sides at once."""
-        self._log(commands.RecordKind.RESPONSE, refusal, now)
+        self._tell(commands.RecordKind.RESPONSE, refusal, now)
         self._link.drop(self._commands, reset=True)
-        self._close(reset=True)
+        self._close_client(reset=True)
 
-    def _close(self, *, reset: bool) -> None:
-        self._phase = Phase.CLOSED
-        self._timer.stop()
-        self._commands.append(commands.CloseClient(reset=reset))
-
-    def _log(self, kind: commands.RecordKind, refusal: Refusal | None, now: float) -> None:
+    def _tell(self, kind: commands.RecordKind, refusal: Refusal | None, now: float) -> None:
         judgement: Judgement | None = self._judgement
         record = commands.Record(
             kind,
@@ -264,4 +195,4 @@ class Passage:
             received_bytes=self._received_bytes,
             sent_bytes=self._sent_bytes,
         )
-        self._commands.append(commands.Log(record))
+        self._log(record)

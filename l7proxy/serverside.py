@@ -16,7 +16,6 @@ from l7proxy import upstream
 from l7proxy.accesslog import SocketAddress
 from l7proxy.commands import Command, ConnectFailure
 from l7proxy.exchange import Exchange
-from l7proxy.greeting import Greeting
 from l7proxy.multiplex import Multiplex
 from l7proxy.passage import Passage
 from l7proxy.poller import WRITE, Poller
@@ -26,8 +25,8 @@ from l7proxy.wire import Wire
 
 log = logging.getLogger(__name__)
 
-Core = Exchange | Multiplex | Tunnel | Greeting | Passage
-"""What decides what happens to a client connection."""
+Relay = Exchange | Multiplex | Tunnel | Passage
+"""What decides what happens to a client connection that is served."""
 
 Transport = asyncio.Transport | SecureTransport
 
@@ -38,7 +37,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class Owner(Protocol):
     """The client's connection."""
 
-    exchange: Core | None
+    exchange: Relay | None
 
     def perform(self, commands: list[Command]) -> None:
         """Do what the core asks for, in order."""
@@ -196,7 +195,7 @@ class UpstreamConnection(asyncio.Protocol):
     # --- the server's events ---------------------------------------------------------------------
 
     @property
-    def _exchange(self) -> Core | None:
+    def _exchange(self) -> Relay | None:
         return None if self._closed else self._owner.exchange
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -13,25 +13,22 @@ that opened it. Source: RFC 6455 1.3, 4.1, 4.2.2; RFC 9110 7.8; CVE-2024-23326 (
 import base64
 import hashlib
 import re
-from collections.abc import Callable
-from typing import Concatenate, ParamSpec
 
 from l7proxy import commands, refusals, responses
+from l7proxy.core import event
 from l7proxy.framing import NO_BODY
 from l7proxy.head import ResponseHead, check_response_start, parse_response
 from l7proxy.judgement import Judge
 from l7proxy.limits import Limits
-from l7proxy.link import Link, LinkState, connect_refusal
+from l7proxy.link import LinkState, connect_refusal
 from l7proxy.ongoing import Ongoing
 from l7proxy.phase import Phase
+from l7proxy.pipe import Pipe
 from l7proxy.reference import check_response
 from l7proxy.refusals import Refusal, ResponseRefused
 from l7proxy.reply import Reply
 from l7proxy.request import Request
 from l7proxy.responses import Response
-from l7proxy.timer import Timer
-
-_P = ParamSpec("_P")
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """RFC 6455 1.3."""
@@ -67,29 +64,7 @@ def _accept(request: Request) -> bytes:
     return base64.b64encode(digest)
 
 
-def _event(
-    step: "Callable[Concatenate[Tunnel, _P], None]",
-) -> "Callable[Concatenate[Tunnel, _P], list[commands.Command]]":
-    """Make an event method of a step: it returns the commands, and fails closed."""
-
-    def event(self: "Tunnel", /, *args: _P.args, **kwargs: _P.kwargs) -> list[commands.Command]:
-        asked: list[commands.Command] = []
-        self._commands = asked
-        if self._phase is Phase.CLOSED:
-            return asked
-        try:
-            step(self, *args, **kwargs)
-            self._regulate()
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, nothing more may pass
-            detail = f"internal_error{{{type(error).__name__}: {error}}}"
-            self._end(refusals.INTERNAL._replace(status=0, detail=detail), 0.0)
-        return asked
-
-    event.__doc__, event.__name__ = step.__doc__, step.__name__
-    return event
-
-
-class Tunnel:
+class Tunnel(Pipe):
     """What a client connection becomes with an allowed WebSocket request.
 
     The events are those of `exchange.Exchange`; `start` comes first.
@@ -99,35 +74,20 @@ class Tunnel:
         early: what the client has sent after it.
     """
 
-    __slots__ = (
-        "_client_blocked", "_client_paused", "_commands", "_early", "_inbox", "_judge", "_limits",
-        "_link", "_ongoing", "_phase", "_reply", "_timer", "_tunnelled",
-    )  # fmt: skip
+    __slots__ = ("_early", "_inbox", "_ongoing", "_reply", "_tunnelled")
 
     def __init__(
         self, judge: Judge, limits: Limits, ongoing: Ongoing, early: bytes, now: float
     ) -> None:
-        self._judge = judge
-        self._limits = limits
+        super().__init__(judge, limits, now)
         self._ongoing = ongoing
         self._early = early
         self._inbox = b""
         self._reply = Reply(ongoing.request, limits)
         ongoing.reply = self._reply
         self._tunnelled = False
-        self._link = Link()
-        self._phase = Phase.ANSWER
-        self._client_blocked = False
-        self._client_paused = False
-        self._commands: list[commands.Command] = []
-        self._timer = Timer(limits, now)
 
-    @property
-    def deadline(self) -> float:
-        """Monotonic time at which `tick` must be called, infinity if never."""
-        return self._timer.deadline
-
-    @_event
+    @event
     def start(self, head: bytes, now: float) -> None:
         """Connect to the server and send it the request: `head`, and the fields of the upgrade."""
         self._commands.append(self._link.open())
@@ -137,7 +97,7 @@ class Tunnel:
 
     # --- the client's side -----------------------------------------------------------------------
 
-    @_event
+    @event
     def client_data(self, data: bytes, now: float) -> None:
         """Take bytes of the client."""
         if self._phase is Phase.LINGER:
@@ -149,12 +109,12 @@ class Tunnel:
         self._link.send(data, self._commands)
         self._timer.await_answer(now, begun=True)
 
-    @_event
+    @event
     def client_ended(self, now: float) -> None:
         """Take the client's FIN: WebSocket has no half-closed state (RFC 6455 7.1.1)."""
         self._end(None if self._tunnelled else refusals.CLIENT_GONE, now)
 
-    @_event
+    @event
     def client_lost(self, now: float) -> None:
         """Take the loss of the client's connection."""
         self._log_end(refusals.CLIENT_GONE, now)
@@ -162,26 +122,21 @@ class Tunnel:
         self._phase = Phase.CLOSED
         self._timer.stop()
 
-    @_event
-    def client_blocked(self, blocked: bool, now: float) -> None:  # noqa: ARG002 - an event
-        """Take that what was sent to the client piles up, or no longer does."""
-        self._client_blocked = blocked
-
     # --- the server's side -----------------------------------------------------------------------
 
-    @_event
+    @event
     def upstream_opened(self, now: float, _link: int = 0) -> None:
         """Take that the server accepted the connection."""
         self._commands.append(self._link.opened())
         self._timer.await_answer(now, begun=False)
 
-    @_event
+    @event
     def upstream_failed(self, failure: commands.ConnectFailure, now: float, _link: int = 0) -> None:
         """Take that there is no connection to the server."""
         self._link.failed()
         self._end(connect_refusal(failure), now)
 
-    @_event
+    @event
     def upstream_data(self, data: bytes, now: float, _link: int = 0) -> None:
         """Take bytes of the server."""
         if self._link.state is not LinkState.OPEN:
@@ -247,12 +202,12 @@ class Tunnel:
             self._link.send(self._early, self._commands)
             self._early = b""
 
-    @_event
+    @event
     def upstream_ended(self, now: float, _link: int = 0) -> None:
         """Take the server's FIN."""
         self._end_upstream(now, lost=False)
 
-    @_event
+    @event
     def upstream_lost(self, now: float, _link: int = 0) -> None:
         """Take the loss of the server's connection."""
         self._end_upstream(now, lost=True)
@@ -271,24 +226,19 @@ class Tunnel:
             self._commands.append(commands.SendClient(written))
             self._end(None, now)
 
-    @_event
-    def upstream_blocked(self, blocked: bool, now: float, _link: int = 0) -> None:  # noqa: ARG002
-        """Take that what was sent to the server piles up, or no longer does."""
-        self._link.blocked = blocked
-
     # --- both ------------------------------------------------------------------------------------
 
-    @_event
+    @event
     def tick(self, now: float) -> None:
         """Take that time has passed; does nothing before `deadline`."""
         if now < self.deadline:
             return
         if self._phase is Phase.LINGER:
-            self._close(reset=False)
+            self._close_client(reset=False)
         else:
             self._end(self._timer.timeout or refusals.STREAM_IDLE, now)
 
-    @_event
+    @event
     def policy_changed(self, now: float) -> None:
         """Take that another snapshot is in force: what no longer may be said ends."""
         if self._phase is Phase.LINGER:
@@ -298,38 +248,22 @@ class Tunnel:
             self._ongoing.judgement = judgement
             self._end(refusals.DENIED_CONNECTION, now)
 
-    @_event
-    def drain(self, now: float) -> None:
-        """Go on until the tunnel ends by itself; the worker's deadline ends it otherwise."""
+    def _held_bytes(self) -> int:
+        return len(self._early)
 
-    @_event
-    def finish(self, now: float) -> None:
-        """As `drain`."""
-
-    def _regulate(self) -> None:
-        """Pause whoever fills a buffer that the other side does not empty."""
-        link = self._link
-        if self._phase is Phase.CLOSED:
-            return
-        pause = link.blocked or len(self._early) > self._limits.buffer_bytes
-        if pause is not self._client_paused:
-            self._client_paused = pause
-            self._commands.append(commands.PauseClient() if pause else commands.ResumeClient())
-        if link.state is LinkState.OPEN and link.paused is not self._client_blocked:
-            link.paused = self._client_blocked
-            paused = link.paused
-            self._commands.append(commands.PauseUpstream() if paused else commands.ResumeUpstream())
+    def _break_off(self, refusal: Refusal) -> None:
+        self._end(refusal, self._ongoing.head_at)
 
     def _end(self, refusal: Refusal | None, now: float) -> None:
         """End both sides; `refusal` None: all that was to be said was said."""
         if self._phase is not Phase.ANSWER:
             if self._phase is Phase.LINGER:
-                self._close(reset=False)
+                self._close_client(reset=False)
             return
         self._log_end(refusal, now)
         self._link.drop(self._commands, reset=refusal is not None)
         if refusal is not None and (self._reply.response is not None or not refusal.status):
-            self._close(reset=True)
+            self._close_client(reset=True)
             return
         if refusal is not None:
             denied_body = self._limits.denied_body
@@ -340,11 +274,6 @@ class Tunnel:
         self._phase = Phase.LINGER
         self._timer.linger(now)
         self._commands.append(commands.ShutdownClient())
-
-    def _close(self, *, reset: bool) -> None:
-        self._phase = Phase.CLOSED
-        self._timer.stop()
-        self._commands.append(commands.CloseClient(reset=reset))
 
     def _log_end(self, refusal: Refusal | None, now: float) -> None:
         if self._phase is Phase.ANSWER:
