@@ -48,6 +48,22 @@ class Watched(Protocol):
         ...
 
 
+class Reader:
+    """Somebody who only wants to be called when there is something to read."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def ready(self, events: int) -> None:  # noqa: ARG002 - as any that is watched
+        """Call."""
+        self._call()
+
+    def fail(self, error: Exception) -> None:
+        """Go on."""
+
+
 class Poller:
     """Watches descriptors for the running loop."""
 

@@ -115,6 +115,7 @@ class Worker:
         self.limits = limits
         self.heads = Heads(limits)
         self.metrics = Metrics()
+        self.poller = Poller()
         self._redirects = Redirects()
         self.mark: int = options.mark_from_proxy
         self._number: int = options.number
@@ -167,12 +168,11 @@ class Worker:
     async def run(self) -> None:
         """Serve until `drain` has ended."""
         loop = asyncio.get_running_loop()
-        self.poller = Poller()
         for name, sock in self._listeners.items():
             if name.startswith("tcp"):
                 self._doors.append(Door(self.poller, sock, self._enter))
         assert self._dns is not None
-        self._dns.start(loop)
+        self._dns.start(self.poller)
         loop.add_reader(self._channel.fileno(), self._listen)
         loop.add_signal_handler(signal.SIGTERM, self.drain, DRAIN_S)
         if self._access_log is not None:
@@ -189,7 +189,6 @@ class Worker:
                 sweep_at = now + SWEEP_S
         self._flush()
         loop.remove_reader(self._channel.fileno())
-        self.poller.close()
 
     def _enter(self, sock: socket.socket, client: SocketAddress) -> None:
         """Meet a connection, of which nothing is known yet."""
@@ -204,6 +203,7 @@ class Worker:
         """Close the control socket and the log."""
         if self._dns is not None:
             self._dns.close()
+        self.poller.close()
         self._channel.close()
         if self._access_log is not None:
             self._access_log.close()
