@@ -82,7 +82,11 @@ class Wire(asyncio.Transport):
             self._lose(error)
             return
         if data:
-            self._choose_size(len(data))
+            size = self._read_bytes
+            if len(data) == size:
+                self._read_bytes = min(size * _GROWTH, _LARGE_BYTES)
+            elif size > _SMALL_BYTES and len(data) * _GROWTH * 4 < size:
+                self._read_bytes = size // _GROWTH
             self._protocol.data_received(data)
         elif self._broken is not None:
             self._lose(self._broken)
@@ -91,12 +95,6 @@ class Wire(asyncio.Transport):
             self._watch()
             if not self._protocol.eof_received():
                 self.close()
-
-    def _choose_size(self, length: int) -> None:
-        if length == self._read_bytes < _LARGE_BYTES:
-            self._read_bytes *= _GROWTH
-        elif length * 4 * _GROWTH < self._read_bytes > _SMALL_BYTES:
-            self._read_bytes //= _GROWTH
 
     def fail(self, error: Exception) -> None:  # noqa: ARG002 - the poller has told it
         """End after an error of our own."""
