@@ -159,7 +159,7 @@ def test_connection_ends_when_a_snapshot_takes_its_name_away(world):
 def test_unread_bytes_pass_both_ways_in_bounded_memory_and_each_half_ends_alone(world):
     """A slow reader at either end; after the client's FIN the server still answers."""
     here = world(names_row(NAME))
-    size = 24 * 1024 * 1024
+    size = 128 * 1024 * 1024  # the kernel keeps up to 32 MiB for each of two readers (tcp_rmem)
     first = hellos.real(NAME)
     with here.live, here.server.listen(443) as listener, here.connect() as client:
         listener.settimeout(10)
