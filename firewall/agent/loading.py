@@ -4,6 +4,7 @@ A flag is `--set policy.audit=on`, a variable `BARTIZAN_POLICY_AUDIT`. `Loaded.s
 where each value came from. Everything wrong is reported at once, each with its place.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -30,6 +31,9 @@ from firewall.datapath.marks import Marks, MaskError
 from firewall.identities.labels import LabelError, LabelFilter
 
 T = TypeVar("T")
+
+_RUN_DIR_BYTES = 107 - len("/datapath-127.sock")
+"""unix(7): the path of a socket has 107 bytes at most; that is the longest name in the folder."""
 
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 """A Kubernetes label's value that is not empty: selectors could not hold another."""
@@ -233,6 +237,12 @@ def _check(reader: Reader, config: Config, given: Mapping[str, Value]) -> None:
             if (node := nodes.get(address)) is not None:
                 text = f"{format_address(address)} belongs to node {node.name} already"
                 reader.note(declaration.place, f"{text} (line {node.place.line})")
+    size_bytes = len(os.fsencode(config.run_dir))
+    if size_bytes > _RUN_DIR_BYTES:
+        reader.note(
+            _of(given, "run_dir"),
+            f"is {size_bytes} bytes long; at most {_RUN_DIR_BYTES}, because sockets lie in it",
+        )
     if not _CLUSTER_NAME.fullmatch(config.cluster_name):
         reader.note(
             _of(given, "cluster_name"),

@@ -69,6 +69,7 @@ def test_every_error_is_reported_at_once_with_its_place():
         ("identity: {grace_period_s: nan}", "nan is outside"),
         ("flows: {export: {max_bytes: 10}}", "10 is outside 4096 or more"),
         ("conntrack: {limit: 0}", "0 is outside 16-16777216"),
+        (f"run_dir: /{'a' * 89}", "is 90 bytes long; at most 89"),
         ("cluster_name: a b", "'a b' is no cluster name"),
         ("cluster_name: ''", "'' is no cluster name"),
         ("x: !!python/object/apply:os.system [ls]", "unknown setting"),
