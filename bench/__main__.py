@@ -25,6 +25,7 @@ NAMES = (
     "policy",
     "policytest",
     "proxy",
+    "restart",
     "tracker",
 )
 
