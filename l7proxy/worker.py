@@ -71,7 +71,8 @@ from l7proxy.listener import ListenError, is_local, listen
 from l7proxy.logfile import AccessLog
 from l7proxy.logformat import ENCODINGS, FormatError, compile_format
 from l7proxy.metrics import Metrics, Redirects, Row
-from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.plan import Policy
+from l7proxy.policy import ConnectionJudge
 from l7proxy.poller import Door, Poller
 from l7proxy.secrets import SecretFiles
 from l7proxy.wire import Wire

@@ -34,7 +34,8 @@ from l7proxy.dns_policy import NamePolicy, Traffic
 from l7proxy.head import parse_request
 from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
-from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.plan import Policy
+from l7proxy.policy import ConnectionJudge
 from l7proxy.refusals import RequestRefused
 from l7proxy.request import Request, admit
 from policytest.answer import Answer, of_decision, passed, refused_hello, refused_request

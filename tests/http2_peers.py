@@ -27,7 +27,8 @@ from l7proxy.commands import (
 )
 from l7proxy.limits import Limits
 from l7proxy.multiplex import Multiplex
-from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.plan import Policy
+from l7proxy.policy import ConnectionJudge
 
 
 class H1Server:

@@ -44,7 +44,8 @@ from l7proxy.commands import (
 )
 from l7proxy.exchange import Exchange
 from l7proxy.limits import Limits
-from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.plan import Policy
+from l7proxy.policy import ConnectionJudge
 
 CLIENT = bytes((10, 0, 1, 1))
 SERVER = bytes((10, 0, 2, 1))

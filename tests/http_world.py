@@ -22,7 +22,8 @@ from l7proxy.frames import PREFACE_LINE
 from l7proxy.heads import Heads
 from l7proxy.limits import Limits
 from l7proxy.multiplex import Multiplex
-from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.plan import Policy
+from l7proxy.policy import ConnectionJudge
 from l7proxy.tunnel import Tunnel
 
 LIMITS = Limits()

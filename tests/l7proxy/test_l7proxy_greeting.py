@@ -11,7 +11,8 @@ from l7proxy.commands import CloseClient, ConnectFailure, Enter, Log, RecordKind
 from l7proxy.greeting import Greeting
 from l7proxy.limits import Limits
 from l7proxy.passage import Passage
-from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.plan import Policy
+from l7proxy.policy import ConnectionJudge
 from l7proxy.second_hello import SecondHello
 
 NAME = "a.example"

@@ -6,7 +6,8 @@ from http_transcript import CLIENT, PUBLIC, SERVER, Script, snapshot
 from firewall.policy.snapshot import HeaderMatchRow, HttpRuleRow
 from firewall.policy.verdict import DropReason, TrafficDirection
 from l7proxy.commands import Log, SendUpstream
-from l7proxy.policy import ConnectionJudge, Policy
+from l7proxy.plan import Policy
+from l7proxy.policy import ConnectionJudge
 
 
 def ask(source, path=b"/public/a", headers=b"", secrets=None, **limits):
