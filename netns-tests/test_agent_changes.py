@@ -151,9 +151,11 @@ def test_files_of_the_endpoint_directory_are_followed(directories):
         firewall.put("/v1/endpoint/c", {"addresses": ["10.0.1.78"]})
     assert caught.value.status == 409
     assert str(file) in str(caught.value)
-    put(file, json.dumps({**declared, "addresses": [directories.host("a").address4]}))
+    address = directories.host("a").address4
+    put(file, "\n" + json.dumps({**declared, "addresses": [address]}))
     eventually(lambda: errors(firewall), "the clash is reported", 10)
-    assert "endpoint a" in str(errors(firewall))
+    clash = f"{file}: line 2: {address} belongs to endpoint a (through the API)"
+    assert clash in str(errors(firewall))
     assert firewall.endpoint("c")["addresses"]["ipv4"] == ["10.0.1.77"]
     file.unlink()
     eventually(lambda: names() == ["a", "b"], "c is gone", 10)

@@ -233,7 +233,7 @@ class Engine:
         try:
             await self._put(declaration, origin)
         except RosterError as error:
-            return str(error)
+            return f"line {declaration.place.line}: {error}"
         return ""
 
     def _is_as_declared(self, declaration: Declaration, origin: Origin) -> bool:
