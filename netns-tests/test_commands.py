@@ -1,10 +1,12 @@
 """What a user types, against one running daemon: answers, messages and exit codes."""
 
 import json
+import os
+import signal
 
 import pytest
 import yaml
-from evidence import dropped, of
+from evidence import dropped, of, workers
 from rules import peers, policy, ports
 from traffic import V6, delivered, tcp, token, udp
 
@@ -132,6 +134,24 @@ def test_files_are_applied_together_or_not_at_all(three, tmp_path):
         "ciliumnetworkpolicy default/other created",
         f"Revision: {before['revision'] + 1}",
     ]
+
+
+def test_a_change_that_a_worker_does_not_enforce_in_time_is_said(three, tmp_path):
+    """It is made all the same; who asked not to wait is not told."""
+    file = tmp_path / "open.yaml"
+    file.write_text(OPEN)
+    pid = workers(three.firewall)["datapath", 0]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        late = said(three, "policy", "apply", "-f", file, "--wait", "0.2")
+        file.write_text(OPEN.replace("'53'", "'54'"))
+        unasked = said(three, "policy", "apply", "-f", file, "--wait", "0")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert "ciliumnetworkpolicy default/rule created" in late
+    assert "warning: not every worker enforces this yet" in late
+    assert "warning" not in unasked
+    assert "warning" not in said(three, "policy", "apply", "-f", file)
 
 
 def test_what_is_not_there_is_an_error(three, tmp_path):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5.0
 """The agent accepts at once or not at all; longer waits only hide that it hangs."""
 
+LATE = "not every worker enforces this yet; `bartizan status` says which"
+
 Query = dict[str, str | list[str]]
 
 
@@ -70,11 +72,15 @@ class AgentUnreachableError(click.ClickException):
 
 
 class Answer(NamedTuple):
-    """The head of an answer; `length_bytes` None = the body ends with the stream."""
+    """The head of an answer; `length_bytes` None = the body ends with the stream.
+
+    `enforced` False: the change is made, and some worker still decides by what was before.
+    """
 
     status: int
     length_bytes: int | None
     body: IO[bytes]
+    enforced: bool = True
 
     def read(self) -> bytes:
         """Return the whole body; raises ValueError if it is cut short."""
@@ -140,6 +146,8 @@ class Client:
     ) -> Any:
         with self._request(method, segments, query, body, content_type) as answer:
             payload = answer.read()
+        if not answer.enforced and (query or {}).get("wait") != "0":
+            click.echo(f"warning: {LATE}", err=True)
         return json.loads(payload) if payload else None
 
     @contextmanager
@@ -208,12 +216,14 @@ def read_head(reader: IO[bytes]) -> Answer:
     version, _, rest = line.partition(b" ")
     if not version.startswith(b"HTTP/1."):
         raise ValueError(f"no HTTP answer: {line[:80]!r}")
-    length_bytes = None
+    length_bytes, enforced = None, True
     while field := reader.readline().strip():
         name, _, value = field.partition(b":")
         if name.lower() == b"content-length":
             length_bytes = int(value)
-    return Answer(int(rest[:3]), length_bytes, reader)
+        elif name.lower() == b"bartizan-enforced":
+            enforced = value.strip() != b"no"
+    return Answer(int(rest[:3]), length_bytes, reader, enforced)
 
 
 def _refusal(answer: Answer) -> ApiError:

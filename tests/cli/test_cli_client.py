@@ -16,6 +16,12 @@ def test_a_body_of_the_promised_length_is_whole():
     assert (answer.status, answer.length_bytes, answer.read()) == (200, 2, b"{}")
 
 
+@pytest.mark.parametrize(("said", "enforced"), [("yes", True), ("no", False)])
+def test_a_change_that_is_not_enforced_yet_says_so(said, enforced):
+    head = f"HTTP/1.0 200 OK\r\nBartizan-Enforced: {said}\r\nContent-Length: 2\r\n\r\n{{}}"
+    assert answered(head.encode()).enforced is enforced
+
+
 def test_without_a_length_the_body_ends_with_the_stream():
     """RFC 1945 section 7.2.2: so a stream of flows is read."""
     answer = answered(b"HTTP/1.1 422 Unprocessable Entity\r\n\r\none\ntwo\n")
