@@ -248,7 +248,7 @@ class Multiplex(Core):
         elif stream.request_ended or not lane.takes_body(stream):
             stream.timer.await_answer(self._now, begun=stream.head_sent)
         elif stream.grpc or stream.head_sent:  # both speak when they have something to say
-            stream.timer.await_message(self._now, begun=stream.head_sent)
+            stream.timer.await_message(self._now, stream.ongoing.head_at, begun=stream.head_sent)
         else:
             stream.timer.await_body(self._now, stream.ongoing.head_at, size_bytes)
 

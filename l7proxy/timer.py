@@ -53,15 +53,20 @@ class Timer:
         if self.timeout is refusals.BODY_TIMEOUT:
             latest = min(latest, self.deadline + size_bytes / limits.body_rate_bytes)
         self.timeout = refusals.BODY_TIMEOUT
-        if limits.request_timeout_s and head_at + limits.request_timeout_s < latest:
-            latest = head_at + limits.request_timeout_s
-            self.timeout = refusals.REQUEST_TIMEOUT
-        self.deadline = latest
+        self._until(latest, head_at)
 
-    def await_message(self, now: float, *, begun: bool) -> None:
+    def await_message(self, now: float, head_at: float, *, begun: bool) -> None:
         """Wait for either side of a stream on which both may speak; `begun`: the server has."""
-        self.deadline = now + self._limits.stream_idle_timeout_s
         self.timeout = refusals.STREAM_IDLE if begun else refusals.BODY_TIMEOUT
+        self._until(now + self._limits.stream_idle_timeout_s, head_at)
+
+    def _until(self, latest: float, head_at: float) -> None:
+        """Wait until then, or the end of the time that a request with this head may take."""
+        self.deadline = latest
+        whole_s = self._limits.request_timeout_s
+        if whole_s and head_at + whole_s < latest:
+            self.deadline = head_at + whole_s
+            self.timeout = refusals.REQUEST_TIMEOUT
 
     def await_connection(self, now: float) -> None:
         """Wait for the server to accept."""

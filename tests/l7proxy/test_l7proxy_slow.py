@@ -195,3 +195,16 @@ def test_a_grpc_stream_may_say_little_for_long():
     assert not peers.answers
     peers.tick(301.0)
     assert peers.details[-1] == "request_body_timeout"
+
+
+def test_a_grpc_stream_is_bounded_as_a_whole_where_requests_are():
+    """Who calls itself gRPC is not slower for that."""
+    peers = Peers(H2Server, source=snapshot(rules=RULES), request_timeout_s=250.0)
+    grpc = (b"content-type", b"application/grpc")
+    peers.request(1, b"/public/a", grpc, method=b"POST", end=False).flush()
+    for _ in range(2):
+        peers.tick(100.0)
+        peers.client.send_data(1, b"x")
+        peers.flush()
+    peers.tick(50.0)
+    assert peers.details[-1] == "request_overall_timeout"
