@@ -6,12 +6,12 @@ ingress side, or both. Rules are compiled once per list and kept over snapshots 
 rules make of TLS is the business of `firewall.policy.course`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from firewall.policy import course
 from firewall.policy.course import Course, Form, Leg, Restriction
-from firewall.policy.http_match import HttpMatch, HttpMatcher, SecretReader
+from firewall.policy.http_match import HeaderEdit, HttpMatch, HttpMatcher, SecretReader, edited
 from firewall.policy.policymap import DirectionVerdict
 from firewall.policy.snapshot import HttpRuleRow, OriginRow, Snapshot
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
@@ -48,11 +48,12 @@ class Rules:
             if match.secret_name is not None
         )
 
-    def evaluate(self, request: Request) -> HttpMatch:
-        """Return the rule that allows a request, and what to change in it."""
+    def evaluate(self, request: Request, edits: Sequence[HeaderEdit] = ()) -> HttpMatch:
+        """Return the rule that allows a request after some edits, and what else to change in it."""
         method, target = request.method, request.target
         if self.uses_headers:
-            return self._matcher.evaluate(method, target.wire, target.authority, request.headers)
+            headers = edited(request.headers, edits)
+            return self._matcher.evaluate(method, target.wire, target.authority, headers)
         key = method, target.wire, target.authority
         found = self._memo.get(key)
         if found is None:

@@ -148,7 +148,7 @@ class ConnectionJudge:
         for side in plan.sides:
             if side.rules is None:
                 continue
-            found = side.rules.evaluate(request)
+            found = side.rules.evaluate(request, edits)
             judgement = self._answer(plan, side, found.rule)
             if not judgement.allowed:
                 break

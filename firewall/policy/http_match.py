@@ -11,7 +11,8 @@ wanted one, as in Cilium's proxy, so a header that is sent twice never equals a 
 
 `headerMatches` may change the request (ADD, DELETE, REPLACE) or only record (LOG). As in Cilium's
 proxy, once one rule of the list has headerMatches every rule whose other fields match is evaluated,
-and the edits of all of them are applied, not only those of the rule that allows.
+and the edits of all of them are applied, not only those of the rule that allows. What comes later,
+items and rules, sees the headers as edited, because that is what the server will get.
 """
 
 import hmac
@@ -66,6 +67,20 @@ class HeaderEdit(NamedTuple):
     kind: EditKind
     name: bytes
     value: bytes
+
+
+_ONCE = frozenset((EditKind.LOG, EditKind.ADD))
+"""Edits that, given again, would only repeat themselves."""
+
+
+def edited(headers: Sequence[Header], edits: Sequence[HeaderEdit]) -> Sequence[Header]:
+    """Return what rules see after some edits, in their order."""
+    for kind, name, value in edits:
+        if kind in (EditKind.DELETE, EditKind.REPLACE):
+            headers = [header for header in headers if header[0].lower() != name]
+        if kind in (EditKind.ADD, EditKind.REPLACE):
+            headers = [*headers, (name, value)]
+    return headers
 
 
 class HttpMatch(NamedTuple):
@@ -218,9 +233,14 @@ class HttpMatcher:
                 continue
             if not self._edits:
                 return HttpMatch(rule.row, ())
-            results = [test.evaluate(headers, self._secrets) for test in rule.header_matches]
-            edits += [edit for _, edit in results if edit is not None and edit not in edits]
-            if allowed is None and all(held for held, _ in results):
+            held = True
+            for test in rule.header_matches:
+                holds, edit = test.evaluate(headers, self._secrets)
+                held = held and holds
+                if edit is not None and not (edit.kind in _ONCE and edit in edits):
+                    edits.append(edit)
+                    headers = edited(headers, (edit,))
+            if allowed is None and held:
                 allowed = rule.row
         return HttpMatch(allowed, tuple(edits))
 

@@ -38,6 +38,16 @@ def test_each_side_with_rules_must_allow_the_request(rules, egress, path, allowe
     assert ask(snapshot(rules, egress=egress), path)[0] is allowed
 
 
+def test_the_receiver_judges_what_the_sender_made_of_the_request():
+    leaving = (HttpRuleRow(header_matches=(HeaderMatchRow("X", mismatch="REPLACE", value="1"),)),)
+    arriving = (HttpRuleRow(headers=("X: 1",)),)
+    sent, data, _ = ask(snapshot(arriving, egress=leaving), headers=b"X: 2\r\n")
+    assert sent
+    assert b"x: 1\r\n" in data
+    refusing = (HttpRuleRow(headers=("X: 2",)),)
+    assert not ask(snapshot(refusing, egress=leaving), headers=b"X: 2\r\n")[0]
+
+
 def test_the_refusing_side_is_the_direction_of_the_record():
     _, _, record = ask(snapshot(PUBLIC, egress=X_ONLY))
     assert record.judgement.direction is TrafficDirection.EGRESS

@@ -154,3 +154,41 @@ def test_conditions_name_each_field_that_failed():
         ("method", "POST", "PUT", False),
         ("path", "/v1/request-landing", "/v1/request-landing", True),
     ]
+
+
+def header_matches(*items):
+    return tuple(HeaderMatchRow(name, mismatch=how, value=value) for name, how, value in items)
+
+
+@pytest.mark.parametrize(
+    ("rules", "headers", "allowed", "edits"),
+    [
+        # An item sees what an earlier one did, in one rule and in the next.
+        ([[("x", "REPLACE", "1"), ("x", "", "1")]], [(b"x", b"2")], 0, [("REPLACE", "1")]),
+        ([[("x", "REPLACE", "1")], [("x", "", "2")]], [(b"x", b"2")], 0, [("REPLACE", "1")]),
+        ([[("y", "", "1"), ("x", "DELETE", "1")], [("x", "", None)]], [(b"x", b"2")], None,
+         [("DELETE", "1")]),
+        ([[("x", "ADD", "1")], [("x", "", "1")]], [], 0, [("ADD", "1")]),
+        # The same change is made once.
+        ([[("x", "ADD", "1"), ("x", "ADD", "1")]], [(b"x", b"2")], 0, [("ADD", "1")]),
+        ([[("x", "REPLACE", "1")], [("x", "REPLACE", "1")]], [], 0, [("REPLACE", "1")]),
+        ([[("x", "LOG", "1")], [("x", "LOG", "1")]], [], 0, [("LOG", "1")]),
+    ],
+)  # fmt: skip
+def test_later_items_see_the_request_as_changed(rules, headers, allowed, edits):
+    """cilium/proxy changes the head while it matches; what is matched is what the server gets."""
+    rows = tuple(HttpRuleRow(header_matches=header_matches(*items)) for items in rules)
+    found = HttpMatcher(rows).evaluate(b"GET", b"/", b"", headers)
+    assert found.rule == (None if allowed is None else rows[allowed])
+    assert [(edit.kind.name, edit.value.decode()) for edit in found.edits] == edits
+
+
+def test_plain_header_rules_see_the_request_as_changed_too():
+    first = HttpRuleRow(method="PUT", header_matches=header_matches(("role", "REPLACE", "user")))
+    late = HttpRuleRow(headers=("role: admin",))
+    rows = (
+        HttpRuleRow(header_matches=header_matches(("no", "", "1"), ("role", "REPLACE", "u"))),
+        late,
+    )
+    assert HttpMatcher((first, late)).match(b"GET", b"/", b"", [(b"role", b"admin")]) is late
+    assert HttpMatcher(rows).match(b"GET", b"/", b"", [(b"role", b"admin")]) is None
