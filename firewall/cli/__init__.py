@@ -54,6 +54,20 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; one that does not exist is answered with the nearest that does."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from firewall.policy.problem import did_you_mean
+
+            hint = did_you_mean(args[0], _COMMANDS)
+            if args[0] in _COMMANDS or not hint:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}{hint}", ctx) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""
         del ctx

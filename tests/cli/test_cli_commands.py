@@ -25,6 +25,14 @@ def test_every_listed_command_can_be_imported_and_explains_itself(name: str) -> 
     assert "Usage:" in answer.output
 
 
+def test_a_command_that_does_not_exist_is_answered_with_the_nearest_that_does() -> None:
+    """As options and the commands of a noun are."""
+    answer = _run("endpoit", "list")
+    assert answer.exit_code == ExitCode.USAGE
+    assert "No such command 'endpoit'; did you mean \"endpoint\"?" in answer.output
+    assert "did you mean" not in _run("xyzzy").output
+
+
 def test_without_an_agent_the_message_names_the_socket_and_the_next_step(tmp_path: Path) -> None:
     """Exit code 3: the machine, not the request, is the problem."""
     answer = _run("--api-socket", str(tmp_path / "none.sock"), "identity", "list")
