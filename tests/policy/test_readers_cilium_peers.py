@@ -190,6 +190,34 @@ def test_peers_of_the_other_direction_are_explained():
     assert 'did you mean "toCIDR"?' in refuse_egress("{fromCIDR: []}")
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "app",
+        "k8s:app.kubernetes.io/name",
+        "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name",
+        "container:_x",
+        "cidr:10.0.0.0/8",
+        "cidr:2001-db8--0/32",
+        "fqdn:*.a.com",
+        "cidrgroup:g",
+    ],
+)
+def test_keys_of_every_source_are_taken(key):
+    text = cnp(
+        f"endpointSelector: {{}}\ningress: [{{fromEndpoints: [{{matchLabels: {{'{key}': ''}}}}]}}]"
+    )
+    assert read_text(text).problems == ()
+
+
+def test_a_reserved_label_that_does_not_exist_is_nobodys():
+    text = cnp(
+        "endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {'reserved:hots': ''}}]}]"
+    )
+    (warning,) = read_text(text).warnings
+    assert warning.message == 'no identity has the label "reserved:hots"; did you mean "host"?'
+
+
 def test_names_cannot_be_denied():
     spec = "endpointSelector: {}\negressDeny: [{toFQDNs: [{matchName: a.com}]}]"
     assert "names cannot be denied" in refuse(cnp(spec))[0]
@@ -204,6 +232,10 @@ def test_names_cannot_be_denied():
         ("{operator: Exists}", "needs key"),
         ("{key: 'moon:a', operator: Exists}", "unknown label source"),
         ("{key: a, operator: In, values: ['b c']}", "is no label value"),
+        ("{key: 'a b', operator: DoesNotExist}", '"a b" is no label key'),
+        ("{key: 'k8s:a;b', operator: Exists}", '"a;b" is no label key'),
+        ("{key: -a, operator: Exists}", '"-a" is no label key'),
+        ("{key: ä, operator: Exists}", "is no label key"),
     ],
 )
 def test_selectors_are_checked(expression, message):

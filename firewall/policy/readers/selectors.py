@@ -19,8 +19,10 @@ from firewall.identities.labels import (
     NAMESPACE_LABELS,
     POD_NAMESPACE,
     RESERVED,
+    UNSPEC,
     LabelError,
 )
+from firewall.identities.reserved import NUMBERS
 from firewall.identities.selector import (
     OPERATOR_WORDS,
     Key,
@@ -31,6 +33,7 @@ from firewall.identities.selector import (
     parse_key,
     require,
 )
+from firewall.policy.problem import did_you_mean
 from firewall.policy.readers.document import Value, shorten
 from firewall.policy.readers.settings import ReaderSettings
 
@@ -40,6 +43,12 @@ _EXPRESSION_FIELDS = ("key", "operator", "values")
 _K8S_KEY = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
+
+_KEY = re.compile(r"[A-Za-z0-9_]([-A-Za-z0-9_./]{0,314}[A-Za-z0-9_])?")
+"""Every key of Kubernetes (prefix 253, name 63), and those of others, which may begin with `_`."""
+
+_WRITTEN_BY_PEOPLE = frozenset({ANY, K8S, UNSPEC, "container", "mesos", "node"})
+"""Sources whose keys are names; those of others are prefixes, patterns and the like."""
 
 KeyReader = Callable[[str], Key]
 """Makes a selector key of a written one; raises LabelError."""
@@ -84,10 +93,20 @@ def read_selector(value: Value, key_of: KeyReader = parse_key) -> Selector:
 
 def _key(name: str, place: Value, key_of: KeyReader) -> Key | None:
     try:
-        return key_of(name)
+        key = key_of(name)
     except LabelError as error:
         place.error(str(error))
         return None
+    if key.source == RESERVED:
+        if key.name not in NUMBERS:
+            hint = did_you_mean(key.name, NUMBERS)
+            place.warning(f'no identity has the label "{RESERVED}:{shorten(key.name)}"{hint}')
+    elif key.source in _WRITTEN_BY_PEOPLE and not _KEY.fullmatch(key.name):
+        place.error(
+            f'"{shorten(key.name)}" is no label key: letters, digits, "-", "_", "." and "/"'
+        )
+        return None
+    return key
 
 
 def read_label_value(value: Value) -> str | None:
