@@ -11,7 +11,7 @@ COMPILED_PATH := -o "pythonpath=$(COMPILED) . tests netns-tests"
 SOURCES := $(shell find conntrack firewall l7proxy lab policytest -name '*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit-test netns-test fuzz compiled test-compiled compiled-unit-test bench docs clean
+.PHONY: help setup demo test check unit-test netns-test fuzz compiled test-compiled test-path bench docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,18 +57,20 @@ $(COMPILED)/.stamp: setup.py $(SOURCES) | setup
 	@touch $@
 
 # Processes that tests start must not find the source before the compiled tree: hence SAFEPATH.
-test-compiled: compiled-unit-test ## Run every test on the compiled packet path
+test-compiled: compiled ## Run every test on the compiled packet path
+	$(ON_COMPILED) $(BIN)/pytest $(COMPILED_PATH) tests -n auto --dist worksteal
 	$(ON_COMPILED) $(BIN)/pytest $(COMPILED_PATH) netns-tests -n auto --dist loadscope --no-loadscope-reorder
 
-compiled-unit-test: compiled
-	$(ON_COMPILED) $(BIN)/pytest $(COMPILED_PATH) tests -n auto --dist worksteal
+test-path: compiled ## Run on the compiled packet path the unit tests that go through it
+	$(ON_COMPILED) $(BIN)/pytest $(COMPILED_PATH) tests/conntrack tests/datapath tests/replay -n auto --dist worksteal
 
 $(RIVALS)/.stamp:
 	@$(PYTHON) -m venv $(RIVALS)
 	@$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check mitmproxy proxy.py \
 		&& touch $@ || echo "mitmproxy and proxy.py cannot be installed: measuring without them"
 
-bench: setup $(RIVALS)/.stamp ## Measure, each figure as a ratio to its baseline in the same run
+bench: setup $(RIVALS)/.stamp ## Measure, each figure as a ratio to its baseline in the same run, on both builds
+	@$(MAKE) --no-print-directory compiled || echo "cannot compile: measuring pure Python alone"
 	@./.ci/packages iperf3 haproxy wrk nginx dnsmasq-base
 	$(BIN)/python -m lab.enclosure -- $(BIN)/python -m bench --plot docs/figures.svg
 
