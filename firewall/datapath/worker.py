@@ -628,4 +628,6 @@ def serve(worker: Worker) -> int:
         return 1
     finally:
         worker.close()
+        signal.set_wakeup_fd(-1)
+        awake.close()  # not before: compiled code lets go of a variable after its last use
     return 0
