@@ -97,6 +97,7 @@ def test_each_client_gets_the_version_that_it_speaks_at_both_ends(peers):
         for version, spoken in (("--http1.1", "1.1"), ("--http2", "2")):
             code, out = here.curl(f"https://{NAME}/public/a", version)
             assert (code, out.split()) == (0, ["nginx", "here", "200", spoken])
+        eventually(lambda: len(here.asked()) == 2, "both stand in nginx's log")
         assert [line.split()[0] for line in here.asked()] == ["HTTP/1.1", "HTTP/2.0"]
 
 
