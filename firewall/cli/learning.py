@@ -46,17 +46,14 @@ def _requests(lines: Iterable[bytes], source: str) -> "Iterator[Seen]":
             continue
         try:
             flow = json.loads(line).get("flow", {})
-        except (ValueError, AttributeError):
+            layer7 = flow.get("l7", {})
+            http = layer7.get("http")
+            if not http or layer7.get("type") != "REQUEST" or flow.get("verdict") == "DROPPED":
+                continue
+            url, method = http.get("url", ""), http["method"]
+            port = flow["l4"]["TCP"]["destination_port"]
+            ends = party(flow.get("source", {})), party(flow.get("destination", {}))
+        except (ValueError, AttributeError, KeyError, TypeError):
             raise click.UsageError(f"{source}:{number}: not a flow as JSON") from None
-        http = flow.get("l7", {}).get("http")
-        asked = flow.get("l7", {}).get("type") == "REQUEST" and flow.get("verdict") != "DROPPED"
-        if not http or not asked:
-            continue
-        target = http.get("url", "").partition("://")[2] or http.get("url", "")
-        yield Seen(
-            party(flow.get("source", {})),
-            party(flow.get("destination", {})),
-            flow["l4"]["TCP"]["destination_port"],
-            http["method"],
-            f"/{target.partition('/')[2]}",
-        )
+        target = url.partition("://")[2] or url
+        yield Seen(*ends, port, method, f"/{target.partition('/')[2]}")
