@@ -6,9 +6,10 @@ Said when a policy is applied or validated; the proxy looks again with each snap
 finds stands in the status (Cilium: a missing secret denies, and only the proxy's log says so).
 """
 
-import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firewall.policy.compile import make_l7_row
 from firewall.policy.model import PolicyObject
@@ -16,9 +17,9 @@ from firewall.policy.problem import Problem
 from firewall.policy.snapshot import L7Row, Snapshot
 from l7proxy.certificates import Certificates
 from l7proxy.secrets import SecretFiles
-from l7proxy.x509 import Certificate, CertificateTextError, read_certificates
 
-_DAY_S = 86_400
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 
 def secret_problems(objects: Iterable[PolicyObject], folder: Path | None) -> Iterator[Problem]:
@@ -40,8 +41,9 @@ def secret_problems(objects: Iterable[PolicyObject], folder: Path | None) -> Ite
             yield Problem.warning(place.file, place.line, place.column, place.path, said)
         for path in (path for pair in certificates.files(Snapshot(l7=(row,))) for path in pair):
             for one in () if path is None else read_file(path):
-                if one.valid_until < time.time():
-                    said = f"{path}: a certificate is valid no longer, since {utc(one.valid_until)}"
+                end = one.not_valid_after_utc
+                if end < datetime.now(UTC):
+                    said = f"{path}: a certificate is valid no longer, since {_utc(end)}"
                     yield Problem.warning(place.file, place.line, place.column, place.path, said)
         for text in _missing_values(row, values):
             yield Problem.warning(place.file, place.line, place.column, place.path, text)
@@ -62,17 +64,35 @@ def _missing_values(row: L7Row, values: SecretFiles | None) -> Iterator[str]:
             yield f"secret {namespace}/{name}: there is no such file: the rule allows nothing"
 
 
-def read_file(path: Path) -> list[Certificate]:
+def read_file(path: Path) -> "list[Certificate]":
     """Return the certificates of a PEM file, none if it cannot be read; OpenSSL says why then."""
+    from cryptography import x509  # noqa: PLC0415 -- 0.1 s of imports, for those who have secrets
+
     try:
-        return read_certificates(path.read_bytes())
-    except (OSError, CertificateTextError):
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError):
         return []
 
 
-def utc(seconds: int) -> str:
-    """Return a time as Envoy's /certs writes it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def _names(certificate: "Certificate") -> Iterator[dict[str, str]]:
+    """Yield the subject alternative names under Envoy's words for them."""
+    from cryptography import x509  # noqa: PLC0415 -- as above
+
+    kinds = {x509.DNSName: "dns", x509.UniformResourceIdentifier: "uri", x509.RFC822Name: "email"}
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):  # none, or extensions that cannot be read
+        return
+    for name in names:
+        if isinstance(name, x509.IPAddress):
+            yield {"ip_address": str(name.value)}
+        elif type(name) in kinds:
+            yield {kinds[type(name)]: name.value}
+
+
+def _utc(at: datetime) -> str:
+    """Write a time as Envoy's /certs does."""
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def inventory(snapshot: Snapshot, folder: Path | None) -> list[dict[str, object]]:
@@ -88,11 +108,13 @@ def _shown(path: Path | None) -> list[dict[str, object]]:
     return [
         {
             "path": str(path),
-            "serial_number": one.serial,
-            "subject_alt_names": [{kind: value} for kind, value in one.names],
-            "days_until_expiration": str(max(0, int(one.valid_until - time.time()) // _DAY_S)),
-            "valid_from": utc(one.valid_from),
-            "expiration_time": utc(one.valid_until),
+            "serial_number": f"{one.serial_number:x}",
+            "subject_alt_names": list(_names(one)),
+            "days_until_expiration": str(
+                max(0, (one.not_valid_after_utc - datetime.now(UTC)).days)
+            ),
+            "valid_from": _utc(one.not_valid_before_utc),
+            "expiration_time": _utc(one.not_valid_after_utc),
         }
         for one in ([] if path is None else read_file(path))
     ]
