@@ -206,7 +206,7 @@ class NameBook:
     def restore(self) -> None:
         """Read what an earlier life knew; a file that cannot be used is kept aside."""
         try:
-            stored = statefile.read(self._path, "names", StoredNames, "ask for every name again")
+            stored = statefile.read(self._path, "names", StoredNames)
             entries = [_entry(row) for row in stored.entries] if stored is not None else []
         except (statefile.StateError, ValueError) as error:
             aside = self._path.with_name(f"{_FILE}.unusable")

@@ -137,7 +137,7 @@ class NodeNumbers:
     def restore(self) -> None:
         """Read which number each label set had; a file that cannot be read costs only those."""
         try:
-            stored = statefile.read(self._path, "nodes", dict[str, int], "number them anew")
+            stored = statefile.read(self._path, "nodes", dict[str, int])
             self._before = stored or {}
         except statefile.StateError as error:
             aside = self._path.with_name(f"{_FILE}.unusable")

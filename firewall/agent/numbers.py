@@ -33,7 +33,7 @@ class PrefixNumbers:
     def restore(self) -> None:
         """Read which number each prefix had."""
         try:
-            stored = statefile.read(self._path, "prefixes", dict[str, int], "number them anew")
+            stored = statefile.read(self._path, "prefixes", dict[str, int])
             self._before = {parse_prefix(text): n for text, n in (stored or {}).items()}
         except (statefile.StateError, ValueError) as error:
             aside = self._path.with_name(f"{_FILE}.unusable")

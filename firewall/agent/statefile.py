@@ -37,14 +37,15 @@ def write(path: Path, kind: str, value: object) -> None:
     replace(path, header + payload)
 
 
-def read(path: Path, kind: str, shape: type[T], mend: str) -> T | None:
+def read(path: Path, kind: str, shape: type[T], mend: str = "") -> T | None:
     """Return the value of a file, None if there is no file.
 
     Args:
         path: the file.
         kind: what `write` was told.
         shape: the msgspec type of the value.
-        mend: what happens if the operator moves the file away, for the message.
+        mend: what happens if the operator moves the file away, for the message; "" = the caller
+            moves it away.
 
     Raises:
         StateError: cut short, altered, of another kind or version, or not readable.
@@ -55,24 +56,26 @@ def read(path: Path, kind: str, shape: type[T], mend: str) -> T | None:
         return None
     except OSError as error:
         raise StateError(f"{path}: cannot be read: {error.strerror}") from error
-    advice = f"it was left as it is; restore it from a backup, or move it away to {mend}"
+    advice = ""
+    if mend:
+        advice = f"; it was left as it is; restore it from a backup, or move it away to {mend}"
     header, newline, payload = data.partition(b"\n")
     words = header.decode(errors="replace").split(" ")
     if not newline or len(words) != 4 or words[0] != f"bartizan-{kind}":
-        raise StateError(f"{path}: is no bartizan-{kind} file; {advice}")
+        raise StateError(f"{path}: is no bartizan-{kind} file{advice}")
     if words[1] != str(FORMAT):
+        other = ", or run the version that wrote it" if mend else ""
         raise StateError(
-            f"{path}: has format {words[1]}, this version reads {FORMAT}; {advice}, "
-            "or run the version that wrote it"
+            f"{path}: has format {words[1]}, this version reads {FORMAT}{advice}{other}"
         )
     if words[2] != str(len(payload)):
-        raise StateError(f"{path}: is cut short: {len(payload)} bytes of {words[2]}; {advice}")
+        raise StateError(f"{path}: is cut short: {len(payload)} bytes of {words[2]}{advice}")
     if words[3] != hashlib.sha256(payload).hexdigest():
-        raise StateError(f"{path}: was altered: its SHA-256 does not match; {advice}")
+        raise StateError(f"{path}: was altered: its SHA-256 does not match{advice}")
     try:
         return msgspec.json.decode(payload, type=shape)
     except msgspec.MsgspecError as error:
-        raise StateError(f"{path}: does not decode: {error}; {advice}") from error
+        raise StateError(f"{path}: does not decode: {error}{advice}") from error
 
 
 def replace(path: Path, data: bytes) -> None:

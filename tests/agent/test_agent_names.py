@@ -113,6 +113,7 @@ def test_a_file_that_cannot_be_used_is_kept_and_reported(book, tmp_path, damage)
     again = Book(tmp_path)
     assert again.cache.count == 0
     assert str(path) in again.problem
+    assert "left as it is" not in again.problem
     assert (tmp_path / "names.unusable").read_bytes() == broken
     again.learn(1, "www.example.", [A], 300)
     asyncio.run(again.save())
