@@ -45,9 +45,11 @@ def severities(lab, tmp_path, *options, runner="run_h1.py"):
         )
         out = tmp_path / "results.jsonl"
         done = host.run(
-            # The HTTP/2 runner imports build_h2, which lies beside this file.
-            ["env", f"PYTHONPATH={Path(__file__).parent}", sys.executable, "-B", CORPUS / runner,
-             "--proxy", f"10.0.2.1:{PORT}", "--out", out, *options],
+            # The HTTP/2 runner imports build_h2, which lies beside this file, and what lies beside
+            # itself: without the PYTHONSAFEPATH of `make test-compiled`.
+            ["env", "-u", "PYTHONSAFEPATH", f"PYTHONPATH={Path(__file__).parent}",
+             sys.executable, "-B", CORPUS / runner, "--proxy",
+             f"10.0.2.1:{PORT}", "--out", out, *options],
             240,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
