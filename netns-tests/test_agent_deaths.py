@@ -74,7 +74,7 @@ def test_traffic_goes_on_without_the_agent_and_the_next_one_adopts(two):
         assert all(row["adopted"] for row in firewall.get("/v1/status")["workers"])
         assert firewall.get("/v1/status")["revision"] >= revision
         assert firewall.endpoint("a")["identity"] == identity
-        assert firewall.endpoint("a")["state"] == "ready"
+        eventually(lambda: firewall.endpoint("a")["state"] == "ready", "its policy is enforced", 10)
         assert exchange(client, connection, token())
     passes(two)
 
