@@ -469,10 +469,11 @@ def _like(seen: Seen, name: bytes) -> list[bytes]:
 # --- what a client was sent ----------------------------------------------------------------------
 
 
-def answer_faults(raw: bytes, methods: list[bytes]) -> list[str]:
+def answer_faults(raw: bytes, methods: list[bytes], *, switched: bool) -> list[str]:
     """What is wrong with the answers to requests with these methods, read strictly.
 
-    The last one may be cut. A 1xx head may precede each.
+    The last one may be cut. A 1xx head may precede each. `switched`: a server has made a 101; what
+    follows the client's is no answer then. The words may stand in a body without meaning it.
     """
     at, count = 0, 0
     while at < len(raw):
@@ -492,7 +493,7 @@ def answer_faults(raw: bytes, methods: list[bytes]) -> list[str]:
             fields.append((match[1].lower(), match[2]))
         if first[1].startswith(b"1"):
             if first[1] == b"101":
-                return []
+                return [] if switched else ["a switch that no server made"]
             continue
         if count >= len(methods):
             return [f"an answer to nothing: {lines[0][:80]!r}"]

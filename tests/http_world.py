@@ -123,7 +123,6 @@ class World:
         found = [*self.errors, *(fault for server in self.servers for fault in server.faults())]
         found += unasked(self.sent, self.servers)
         if not isinstance(self.exchange, Multiplex):
-            found += answer_faults(self.client, self.methods)
-        if b"HTTP/1.1 101 " in self.client and not any(one.switched_at for one in self.servers):
-            found.append("a switch that no server made")
+            switched = any(one.switched_at for one in self.servers)
+            found += answer_faults(self.client, self.methods, switched=switched)
         return found
