@@ -288,6 +288,9 @@ def _create(path: Path) -> None:
     os.close(descriptor)
     try:
         with closing(sqlite3.connect(name, isolation_level=None)) as connection:
+            # Now, because later it needs the whole file, and whoever finds that taken is refused
+            # at once, without the patience of `timeout`.
+            connection.execute("PRAGMA journal_mode = WAL")
             connection.executescript(_SCHEMA)
         with suppress(FileExistsError):
             os.link(name, path)
