@@ -264,21 +264,13 @@ class Worker:
         payload = packet.get_payload()
         complete = len(payload) < self._copy_bytes
         mark = packet.mark
-        suspect = False
-        if mark:
-            marked = mark & self._mask
-            if marked == self._local and packet.hook == PREROUTING:
-                self._admit(packet, payload, complete)
-                return
+        marked = mark & self._mask
+        place, hook = packet.physindev or packet.indev, packet.hook
+        if marked == self._local and hook == PREROUTING:  # of a socket of the proxy
+            verdict, report = self._pipeline.admit(payload, place, complete=complete)
+        else:
             suspect = marked == self._suspect
-        verdict, report = self._decide(
-            payload,
-            packet.physindev or packet.indev,
-            packet.hook,
-            self._now,
-            complete,
-            suspect,
-        )
+            verdict, report = self._decide(payload, place, hook, self._now, complete, suspect)
         if verdict is ACCEPT:
             self._queue.accept(packet)
         elif verdict is OFFLOAD:
@@ -297,17 +289,6 @@ class Worker:
             self._queue.repeat(packet, self._marks.put(mark, Kind.DEFERRED))
         elif isinstance(verdict, PassOn) and not self._pass_on(packet, verdict):
             report = None
-        if report is not None:
-            self._reports.append((report, time.time_ns(), payload))
-
-    def _admit(self, packet: QueuedPacket, payload: bytes, complete: bool) -> None:
-        """Look at the source of a packet that belongs to a socket of the proxy."""
-        place = packet.physindev or packet.indev
-        verdict, report = self._pipeline.admit(payload, place, complete=complete)
-        if verdict is ACCEPT:
-            self._queue.accept(packet)
-        else:
-            self._queue.drop(packet)
         if report is not None:
             self._reports.append((report, time.time_ns(), payload))
 
