@@ -6,59 +6,26 @@ by policy, "400" refused for form and closed before a server is asked, "cut" ref
 went out, so that the server never gets a whole request.
 """
 
-import re
-
 import pytest
 from http_observer import Observer
+from http_played import Played
 from http_transcript import Script, snapshot
-
-from l7proxy.commands import CloseClient, OpenUpstream, SendClient, SendUpstream, ShutdownClient
 
 HOST = b"Host: s\r\n"
 ADMIN = b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n"
-REPLY = b"HTTP/1.1 200 OK\r\nX-Upstream: 1\r\nContent-Length: 0\r\n\r\n"
 
 
-class Played:
-    """A connection played to its end; the server answers every complete request."""
+def read(server, data):
+    server.raw += data
+    return server.complete()
 
-    def __init__(self, segments) -> None:
-        self.script = Script(snapshot())
-        self.client = b""
-        self.servers = []
-        self.ended = False
-        for segment in segments:
-            if not self.ended:
-                self._apply(self.script.perform("client_data", segment))
 
-    def _apply(self, commands) -> None:
-        for command in commands:
-            match command:
-                case SendClient(data):
-                    self.client += data
-                case OpenUpstream():
-                    self.servers.append(Observer())
-                    self._apply(self.script.perform("upstream_opened"))
-                case SendUpstream(data):
-                    self.servers[-1].raw += data
-                    for _ in self.servers[-1].complete():
-                        self._apply(self.script.perform("upstream_data", REPLY))
-                case ShutdownClient() | CloseClient():
-                    self.ended = True
-
-    @property
-    def answers(self):
-        head = rb"HTTP/1\.1 (\d\d\d)[^\r]*\r\n((?:[^\r]+\r\n)*)\r\n"
-        found = re.findall(head, self.client)
-        return ["F" if b"X-Upstream" in rest else status.decode() for status, rest in found]
-
-    @property
-    def outcome(self):
-        answers = [answer for answer in self.answers if answer != "100"]
-        if answers and answers[-1] in ("400", "417", "426", "431", "505") and self.ended:
-            complete = sum(server.answered_count for server in self.servers)
-            answers[-1] = "400" if len(self.servers) == complete else "cut"
-        return " ".join(answers)
+def outcome_of(played):
+    answers = [answer for answer in played.answers if answer != "100"]
+    if answers and answers[-1] in ("400", "417", "426", "431", "505") and played.ended:
+        complete = sum(server.answered_count for server in played.servers)
+        answers[-1] = "400" if len(played.servers) == complete else "cut"
+    return " ".join(answers)
 
 
 def get(target):
@@ -177,6 +144,6 @@ CASES = (
 @pytest.mark.parametrize(("data", "outcome"), [pytest.param(*c[1:], id=c[0]) for c in CASES])
 def test_a_technique_gets_nothing_past_the_policy(data, outcome):
     for segments in ([data], [bytes([byte]) for byte in data]):
-        played = Played(segments)
-        assert played.outcome == outcome
+        played = Played(Script(snapshot()), segments, Observer, read)
+        assert outcome_of(played) == outcome
         assert [fault for server in played.servers for fault in server.faults()] == []
