@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rules import peers, policy, ports
 
 from lab import daemon, enclosure, topology
 from lab.daemon import Bartizan
@@ -98,6 +99,8 @@ def lacking(feature: str) -> str | None:
 
 PROCESSES_PER_CORE = 2
 """Tests wait for packets and for processes to start, more than they compute."""
+
+OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "53/UDP")}])
 
 _ENCLOSED = [sys.executable, "-m", "lab.enclosure", "--quiet", "--"]
 
@@ -270,6 +273,15 @@ def bartizan(request: pytest.FixtureRequest) -> StartBartizan:
     `endpoints=False` leaves the hosts unmanaged. It ends with the lab.
     """
     return _daemons(request.node)
+
+
+@pytest.fixture
+def two(lab: MakeLab, bartizan: StartBartizan) -> Any:
+    """Two datapath workers; `a` may reach `b` on 80/TCP and 53/UDP. The daemon is `firewall`."""
+    made: Any = lab(a="app=a", b="app=b")
+    made.firewall = bartizan(made, {"workers": 2})
+    made.firewall.apply(OPEN)
+    return made
 
 
 @pytest.fixture(scope="module")

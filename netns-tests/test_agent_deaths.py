@@ -3,21 +3,8 @@
 import os
 import signal
 
-import pytest
 from evidence import alive, passes, workers
-from rules import peers, policy, ports
 from traffic import Echo, eventually, exchange, token
-
-OPEN = policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "53/UDP")}])
-
-
-@pytest.fixture
-def two(lab, bartizan):
-    """a may reach b on 80/TCP and 53/UDP."""
-    made = lab(a="app=a", b="app=b")
-    made.firewall = bartizan(made, {"workers": 2})
-    made.firewall.apply(OPEN)
-    return made
 
 
 def test_killed_workers_come_back_with_the_same_snapshot(two):
