@@ -33,7 +33,12 @@ class Pipe(Core):
         self._client_blocked = blocked
 
     @event
-    def upstream_blocked(self, blocked: bool, now: float, _link: int = 0) -> None:  # noqa: ARG002
+    def upstream_blocked(
+        self,
+        blocked: bool,
+        now: float,  # noqa: ARG002 - an event
+        _link: int = 0,
+    ) -> None:
         """Take that what was sent to the server piles up, or no longer does."""
         self._link.blocked = blocked
 

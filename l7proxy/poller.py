@@ -114,7 +114,7 @@ class Poller:
                     continue
                 try:
                     who.ready(events)
-                except Exception as error:
+                except Exception as error:  # ends one connection, not those of the whole worker
                     log.exception("internal error")
                     who.fail(error)
         finally:
@@ -128,7 +128,7 @@ class Poller:
             for call in calls:
                 try:
                     call()
-                except Exception:
+                except Exception:  # as above
                     log.exception("internal error")
 
 

@@ -220,7 +220,7 @@ class Machine:
                 child.poll()
             if time.monotonic() > deadline + TERM_GRACE_S:
                 break
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # processes that die want the processor, too
         for child in self._children:
             child.wait()
             for stream in (child.stdin, child.stdout, child.stderr):

@@ -144,7 +144,7 @@ def test_files_of_the_endpoint_directory_are_followed(directories):
     firewall, file = directories.firewall, directories.endpoints / "c.json"
     declared = {"name": "c", "addresses": ["10.0.1.77"], "labels": {"app": "c"}}
     put(file, json.dumps(declared))
-    names = lambda: [row["name"] for row in firewall.get("/v1/endpoint")]  # noqa: E731
+    names = lambda: [row["name"] for row in firewall.get("/v1/endpoint")]
     eventually(lambda: names() == ["a", "b", "c"], "c is there", 10)
     assert firewall.endpoint("c")["origin"] == "directory"
     with pytest.raises(ApiRefused) as caught:
@@ -246,7 +246,7 @@ def test_a_new_link_of_an_endpoint_is_found(directories):
     node.run(["ip", "link", "del", "to-c"], check=True)
     eventually(lambda: errors(firewall), "its absence is reported", 10)
     node.run(link, check=True)
-    index = lambda: firewall.endpoint("c")["interface_index"]  # noqa: E731
+    index = lambda: firewall.endpoint("c")["interface_index"]
     eventually(lambda: index() not in (first, 0), "the new one is known", 10)
     assert errors(firewall) == []
 

@@ -208,7 +208,7 @@ def test_names_are_words_of_questions_and_a_refused_one_is_explained(world):
     unknown = cli("policy", "trace", "--from", "default/a", "--to", "never.example:80/TCP")
     assert "DNS answered no endpoint for never.example" in unknown.stderr
     questions.udp(world.a, DNS4, query("why.evil.org"))
-    asked = lambda r: r.get("l7", {}).get("dns", {}).get("query") == "why.evil.org."  # noqa: E731
+    asked = lambda r: r.get("l7", {}).get("dns", {}).get("query") == "why.evil.org."
     record = flow(world.firewall, asked, verdict="DROPPED")
     why = cli("why", record["uuid"]).stdout
     assert "dns rule matchPattern *.example: does not mean why.evil.org." in why
@@ -279,7 +279,7 @@ def test_what_has_expired_stays_for_its_connection_only(world):
     questions.udp(world.a, DNS4, query(name))
     client = world.a.connect(V4S[3], 7)
     server = world.echo.accept()
-    sources = lambda: [row["source"] for row in world.cache(name)]  # noqa: E731
+    sources = lambda: [row["source"] for row in world.cache(name)]
     eventually(lambda: sources() == ["connection"], "the name has expired", 10)
     assert exchange(client, server, b"still there")
     client.close()

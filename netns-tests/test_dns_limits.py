@@ -101,9 +101,9 @@ def test_a_name_has_so_many_addresses_and_no_more(world):
     for number, ttl in ((13, 100), (14, 200), (15, 300)):
         world.records = [row for row in world.records if not row.startswith(name)]
         world.add(f"{name} {ttl} A {V4S[number]}")
-        found = lambda n=number: addresses(questions.udp(world.a, DNS4, query(name))) == {V4S[n]}  # noqa: E731
+        found = lambda n=number: addresses(questions.udp(world.a, DNS4, query(name))) == {V4S[n]}
         eventually(found, "the zone is read again", 15)
-    kept = lambda: {row["ips"][0] for row in world.cache(name)}  # noqa: E731
+    kept = lambda: {row["ips"][0] for row in world.cache(name)}
     eventually(lambda: kept() == {V4S[14], V4S[15]}, "the first has given way", 10)
     eventually(lambda: not world.opens(V4S[13]), "the first is closed", 10)
     assert world.opens(V4S[14])

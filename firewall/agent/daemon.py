@@ -373,7 +373,7 @@ class Daemon:
             await self._engine.sync_endpoints(new.endpoints, "config")
         except OSError as error:
             self._status.problems["configuration"] = f"endpoints not persisted: {error}"
-            log.error("endpoints not persisted", extra=fields(error=error))  # noqa: TRY400
+            log.error("endpoints not persisted", extra=fields(error=error))  # noqa: TRY400 - the disk's
         self._engine.reconfigure(new)
         # The proxy takes most of its settings by handing over to a process that has them.
         applied = replace(

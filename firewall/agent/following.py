@@ -55,7 +55,7 @@ class Following:
         try:
             await self.look()
             self._problems.pop("watched directories", None)
-        except Exception as error:
+        except Exception as error:  # of any kind: the policies in force must outlive a bad file
             if self._problems.get("watched directories") != repr(error):
                 log.exception("watched directories not followed")
             self._problems["watched directories"] = repr(error)
@@ -120,7 +120,7 @@ class Following:
                 await self._engine.sync_endpoints(declarations, "directory", str(path))
             except DocumentError as error:
                 self._problems[topic] = f"its last valid text stays: {error}"
-                log.error("endpoint file is invalid", extra=fields(problems=str(error)))  # noqa: TRY400
+                log.error("endpoint file is invalid", extra=fields(problems=str(error)))  # noqa: TRY400 - the user's
             except OSError as error:
                 watch.forget(path)
                 self._endpoint_files.add(path)  # if it is gone, it is looked for once more

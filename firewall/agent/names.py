@@ -225,7 +225,9 @@ class NameBook:
         except (OSError, UnicodeDecodeError, PrecacheError) as error:
             said = error.strerror if isinstance(error, OSError) else error
             self.problem = f"{path}: {said}; names are learnt as they are asked for"
-            log.error("fqdn.pre_cache is not used", extra=fields(file=path, error=said))  # noqa: TRY400
+            log.error(  # noqa: TRY400 - the user's
+                "fqdn.pre_cache is not used", extra=fields(file=path, error=said)
+            )
 
     async def save(self) -> None:
         """Write the file if something changed since it was written.

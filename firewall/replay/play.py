@@ -114,7 +114,7 @@ class Witness(Tracker):
         self.entry = self.latest.entry
         return self.latest
 
-    def proceed(self, entry: Entry, packet: Packet, now: float) -> bool:  # noqa: ARG002
+    def proceed(self, _entry: Entry, _packet: Packet, _now: float) -> bool:
         """Decline, so that `track` is asked, whose answer can be remembered."""
         return False
 

@@ -337,7 +337,7 @@ def test_body_of_a_denied_stream_does_not_take_the_connections_window():
 
 def test_rapid_reset_ends_the_connection_and_bounds_the_servers_work():
     """CVE-2023-44487."""
-    silent = lambda seen: H1Server(seen, b"")  # noqa: E731
+    silent = lambda seen: H1Server(seen, b"")
     peers = Peers(silent)
     for number in range(1, 1001, 2):
         peers.request(number)

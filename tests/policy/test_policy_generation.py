@@ -111,15 +111,15 @@ def test_removing_a_doubled_allow_raises_nothing(made):
 
 def test_a_new_identity_raises_nothing(made):
     """Labels that no endpoint here has, at an address that nothing was known about."""
-    act = lambda m: m.endpoint("far", "10.0.9.9", ["k8s:app=db", "k8s:x=1"], managed=False)  # noqa: E731
+    act = lambda m: m.endpoint("far", "10.0.9.9", ["k8s:app=db", "k8s:x=1"], managed=False)
     assert change(made, act) is None
 
 
 def test_a_new_endpoint_raises_the_generation_only_if_it_is_isolated(made):
     """Flows of its address may live already; nobody has decided about them."""
-    act = lambda m: m.endpoint("free", "10.0.9.9", ["k8s:app=free", *_COMMON])  # noqa: E731
+    act = lambda m: m.endpoint("free", "10.0.9.9", ["k8s:app=free", *_COMMON])
     assert change(made, act) is None
-    act = lambda m: m.endpoint("shut", "10.0.9.8", ["k8s:app=web", *_COMMON])  # noqa: E731
+    act = lambda m: m.endpoint("shut", "10.0.9.8", ["k8s:app=web", *_COMMON])
     assert "newly managed and isolated" in change(made, act)
 
 
