@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from firewall.cli.client import Client
+from firewall.cli.client import AgentUnreachableError, Client
 from firewall.cli.interrupt import Interrupt
 
 
@@ -23,6 +23,18 @@ def test_a_signal_ends_a_stream_between_two_lines(number, monkeypatch):
         os.kill(os.getpid(), number)
         assert list(lines) == [b"two\n"]
     assert signal.getsignal(number) is before
+
+
+def test_a_stream_that_its_sender_cuts_is_an_error(monkeypatch):
+    """Else half of the flows would look like all of them."""
+    ours, agent = socket.socketpair()
+    monkeypatch.setattr(Client, "_connected", lambda self: ours)
+    agent.sendall(b"HTTP/1.0 200 OK\r\n\r\none\ntw")
+    agent.shutdown(socket.SHUT_WR)
+    lines = Client("").lines("flows")
+    with agent, pytest.raises(AgentUnreachableError, match="the answer broke off: after b'tw'"):
+        assert next(lines) == b"one\n"
+        next(lines)
 
 
 def test_a_second_signal_does_what_it_always_does():

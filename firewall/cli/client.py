@@ -131,10 +131,14 @@ class Client:
         Args:
             segments: of the path.
             query: its parameters.
-            until: has been entered, and ends the stream. A line that is cut by an end is left out.
+            until: has been entered, and ends the stream; a line that it cuts is left out.
         """
         with self._request("GET", segments, query, until=until) as answer:
-            yield from (line for line in answer.body if line.endswith(b"\n"))
+            for line in answer.body:
+                if line.endswith(b"\n"):
+                    yield line
+                elif until is None or not until.came:
+                    raise ValueError(f"after {line[-40:]!r}")
 
     def _json(
         self,

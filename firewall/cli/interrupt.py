@@ -19,7 +19,13 @@ class Interrupt:
     """Turns the first ^C or SIGTERM into the end of what is being read.
 
     Only the main thread can enter it (signal.signal).
+
+    Attributes:
+        came: whether `wait` has met it.
     """
+
+    def __init__(self) -> None:
+        self.came = False
 
     def __enter__(self) -> Self:
         self._woken, self._waking = socket.socketpair()
@@ -48,4 +54,5 @@ class Interrupt:
     def wait(self, stream: socket.socket) -> bool:
         """Wait until there is something to read; False = the user wants an end."""
         ready, _, _ = select.select([stream, self._woken], [], [])
-        return self._woken not in ready
+        self.came = self._woken in ready
+        return not self.came
