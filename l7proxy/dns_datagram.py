@@ -11,6 +11,7 @@ all. Its own receive queue is closed by a filter that lets nothing in.
 Sources: ip(7), ipv6(7), raw(7), socket(7) SO_ATTACH_FILTER; RFC 768, RFC 8200 section 8.1.
 """
 
+import asyncio
 import ctypes
 import errno
 import logging
@@ -24,13 +25,14 @@ from typing import Protocol
 from conntrack.address import format_address, parse_address
 from l7proxy import dns
 from l7proxy.accesslog import Ends, SocketAddress
-from l7proxy.dns_desk import Desk, Finished, Lesson, Pending
+from l7proxy.dns_desk import Desk, Lesson, Pending
 from l7proxy.listener import (
     IP_RECVORIGDSTADDR,
     IPV6_RECVORIGDSTADDR,
     is_local,
     make_transparent,
 )
+from l7proxy.poller import READ, Poller
 
 UDP = 17
 
@@ -40,6 +42,12 @@ IP_PKTINFO = 8
 MAX_DATAGRAM_BYTES = 65_535
 READS_PER_WAKE = 64
 """Datagrams taken before everybody else gets a turn."""
+
+_NOTE_BYTES = 128
+"""Room for the original address beside a datagram: 48 for IPv6, header included (cmsg(3))."""
+
+Notes = list[tuple[int, int, bytes]]
+"""Ancillary data: level, type, bytes."""
 
 _SOCKADDR = struct.Struct("!2xH4s")  # sockaddr_in: family, port, address
 _SOCKADDR6 = struct.Struct("!2xH4x16s")  # sockaddr_in6: family, port, flow, address
@@ -68,14 +76,6 @@ class Host(Protocol):
         """Count something."""
         ...
 
-    def watch(self, sock: socket.socket, ready: Callable[[], None]) -> None:
-        """Call `ready` whenever the socket can be read."""
-        ...
-
-    def unwatch(self, sock: socket.socket) -> None:
-        """Watch it no more."""
-        ...
-
 
 class DatagramServer:
     """The UDP side of the DNS proxy.
@@ -96,9 +96,11 @@ class DatagramServer:
         self._host = host
         self._desk = desk
         self._timeout_s = timeout_s
-        self._open: dict[Pending, socket.socket] = {}
+        self._poller: Poller | None = None
+        self._open: dict[Pending, _Question] = {}
         self._order: deque[tuple[float, Pending]] = deque()
         self._listeners = list(listeners)
+        self._ears: list[_Ear] = []
         self._port: int = self._listeners[0].getsockname()[1]
         self._voices: dict[int, socket.socket] = {}
         try:
@@ -108,29 +110,31 @@ class DatagramServer:
             self.close()
             raise
 
-    def start(self, clock: Callable[[], float]) -> None:
+    def start(self, poller: Poller, clock: Callable[[], float]) -> None:
         """Begin to serve."""
+        self._poller = poller
         self._clock = clock
-        for sock in self._listeners:
-            self._host.watch(sock, lambda sock=sock: self._readable(sock))  # type: ignore[misc]
+        self._ears = [_Ear(poller, sock, self._came) for sock in self._listeners]
 
     def stop(self) -> None:
         """Take no more questions; those that are open are answered yet.
 
         What waits in the sockets is a successor's, if there is one that has them.
         """
+        for ear in self._ears:
+            ear.close()
         for sock in self._listeners:
-            self._host.unwatch(sock)
             sock.close()
+        self._ears.clear()
         self._listeners.clear()
 
     def close(self) -> None:
         """Close every socket."""
-        for sock in (*self._listeners, *self._voices.values()):
+        self.stop()
+        for sock in self._voices.values():
             sock.close()
         for pending in tuple(self._open):
             self._end(pending)
-        self._listeners.clear()
         self._voices.clear()
 
     @property
@@ -148,22 +152,11 @@ class DatagramServer:
 
     # --- from the client --------------------------------------------------------------------------
 
-    def _readable(self, sock: socket.socket) -> None:
-        for _ in range(READS_PER_WAKE):
-            try:
-                data, notes, flags, client = sock.recvmsg(MAX_DATAGRAM_BYTES, 128)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                log.warning("DNS listener: %s", error)
-                return
-            server = _original(notes)
-            if server is None or flags & socket.MSG_CTRUNC:
-                self._host.count("dns_not_redirected")
-                continue
-            self._question(data, client, server)
-
-    def _question(self, data: bytes, client: SocketAddress, server: tuple[bytes, int]) -> None:
+    def _came(self, data: bytes, notes: Notes, flags: int, client: SocketAddress) -> None:
+        server = _original(notes)
+        if server is None or flags & socket.MSG_CTRUNC:
+            self._host.count("dns_not_redirected")
+            return
         address, port = server
         if port == self._port and is_local(format_address(address)):
             self._host.count("dns_not_redirected")
@@ -191,38 +184,37 @@ class DatagramServer:
             sock.close()
             self._say(self._desk.fail(pending, error.strerror or "send", now), ends, client)
             return
-        self._open[pending] = sock
+        assert self._poller is not None
+        self._open[pending] = question = _Question(self, pending, client, sock)
         self._order.append((now + self._timeout_s, pending))
-        self._host.watch(sock, lambda: self._answered(pending, client))
+        self._poller.watch(sock.fileno(), READ, question)
 
     # --- from the server --------------------------------------------------------------------------
 
-    def _answered(self, pending: Pending, client: SocketAddress) -> None:
-        sock = self._open[pending]
-        for _ in range(READS_PER_WAKE):
-            try:
-                data = sock.recv(MAX_DATAGRAM_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:  # an ICMP error: nobody serves there
-                self._end(pending)
-                reply = self._desk.fail(pending, error.strerror or "refused", self._clock())
-                self._say(reply, pending.ends, client)
-                return
-            finished = self._desk.finish(pending, data, self._clock())
-            if finished is not None:
-                self._end(pending)
-                self._deliver(finished, pending, client)
-                return
-
-    def _deliver(self, finished: Finished, pending: Pending, client: SocketAddress) -> None:
+    def answered(self, question: "_Question", data: bytes) -> bool:
+        """Take what a server sent; False: the question stays open."""
+        pending, client = question.pending, question.client
+        finished = self._desk.finish(pending, data, self._clock())
+        if finished is None:
+            return False
+        self._end(pending)
         reply = finished.reply
         self._host.hold(finished.lesson, lambda: self._say(reply, pending.ends, client))
+        return True
+
+    def failed(self, question: "_Question", reason: str) -> None:
+        """Answer that nobody can be asked."""
+        pending = question.pending
+        if pending in self._open:
+            self._end(pending)
+            reply = self._desk.fail(pending, reason, self._clock())
+            self._say(reply, pending.ends, question.client)
 
     def _end(self, pending: Pending) -> None:
-        sock = self._open.pop(pending)
-        self._host.unwatch(sock)
-        sock.close()
+        question = self._open.pop(pending)
+        assert self._poller is not None
+        self._poller.forget(question.sock.fileno())
+        question.sock.close()
 
     def _say(self, reply: bytes, ends: Ends, client: SocketAddress) -> None:
         """Send a datagram to the client as the server."""
@@ -243,6 +235,76 @@ class DatagramServer:
         except OSError as error:
             self._host.count("dns_reply_failures")
             log.debug("DNS answer not sent to %s: %s", client[0], error)
+
+
+class _Ear:
+    """A socket that questions come to; `take` gets each datagram as recvmsg(2) gives it."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        sock: socket.socket,
+        take: Callable[[bytes, Notes, int, SocketAddress], None],
+    ) -> None:
+        self._poller = poller
+        self._sock = sock
+        self._take = take
+        self._pause: asyncio.TimerHandle | None = None
+        poller.watch(sock.fileno(), READ, self)
+
+    def ready(self, events: int) -> None:  # noqa: ARG002 - as any that is watched
+        """Take what waits, up to a limit."""
+        for _ in range(READS_PER_WAKE):
+            try:
+                data, notes, flags, client = self._sock.recvmsg(MAX_DATAGRAM_BYTES, _NOTE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.warning("DNS listener: %s", error)
+                self._pause = self._poller.pause(self._sock.fileno(), READ, self)
+                return
+            self._take(data, notes, flags, client)
+
+    def fail(self, error: Exception) -> None:
+        """Go on: the datagram that it was about is taken already."""
+
+    def close(self) -> None:
+        """Take nothing more."""
+        if self._pause is not None:
+            self._pause.cancel()
+        # Closing alone would not end the watch: it ends with the last copy of the descriptor.
+        self._poller.forget(self._sock.fileno())
+
+
+class _Question:
+    """The socket that one server was asked by."""
+
+    __slots__ = ("_owner", "client", "pending", "sock")
+
+    def __init__(
+        self, owner: DatagramServer, pending: Pending, client: SocketAddress, sock: socket.socket
+    ) -> None:
+        self._owner = owner
+        self.pending = pending
+        self.client = client
+        self.sock = sock
+
+    def ready(self, events: int) -> None:  # noqa: ARG002 - as any that is watched
+        """Take what came, until it is the answer."""
+        for _ in range(READS_PER_WAKE):
+            try:
+                data = self.sock.recv(MAX_DATAGRAM_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:  # an ICMP error: nobody serves there
+                self._owner.failed(self, error.strerror or "refused")
+                return
+            if self._owner.answered(self, data):
+                return
+
+    def fail(self, error: Exception) -> None:
+        """Give up after an error of our own."""
+        self._owner.failed(self, f"internal error: {error}")
 
 
 def _voice(family: int, mark: int) -> socket.socket:
@@ -306,7 +368,7 @@ def _with_scope(client: SocketAddress, ends: Ends) -> SocketAddress:
     return text, ends.destination_port
 
 
-def _original(notes: list[tuple[int, int, bytes]]) -> tuple[bytes, int] | None:
+def _original(notes: Notes) -> tuple[bytes, int] | None:
     """Return address and port that a datagram was sent to."""
     for level, kind, data in notes:
         if (level, kind) == (socket.IPPROTO_IP, IP_RECVORIGDSTADDR) and len(data) >= 8:

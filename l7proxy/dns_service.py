@@ -20,7 +20,7 @@ from l7proxy.dns_datagram import DatagramServer
 from l7proxy.dns_desk import Desk, Lesson
 from l7proxy.dns_policy import NamePolicy
 from l7proxy.limits import Limits
-from l7proxy.poller import READ, Poller, Reader
+from l7proxy.poller import Poller
 
 UNTOLD_COUNT = 10_000
 """Lessons kept for an agent that is not there, about 2 MB; older ones are forgotten."""
@@ -71,7 +71,6 @@ class DnsService:
         self.desk = Desk(self._policy, limits, count, report)
         self._datagrams = DatagramServer(self, self.desk, listeners, limits.dns_timeout_s)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._poller: Poller | None = None
         self._held: dict[int, _Held] = {}
         self._token = 0
         self._untold: deque[Learnt] = deque(maxlen=UNTOLD_COUNT)
@@ -80,8 +79,7 @@ class DnsService:
     def start(self, poller: Poller) -> None:
         """Begin to serve."""
         self._loop = asyncio.get_running_loop()
-        self._poller = poller
-        self._datagrams.start(time.monotonic)
+        self._datagrams.start(poller, time.monotonic)
 
     def stop(self) -> None:
         """Take no more datagrams."""
@@ -106,18 +104,6 @@ class DnsService:
         self._datagrams.tick(now)
         while self._untold and self._send(self._untold[0]):
             self._untold.popleft()
-
-    # --- sockets ----------------------------------------------------------------------------------
-
-    def watch(self, sock: socket.socket, ready: Callable[[], None]) -> None:
-        """Call `ready` whenever the socket can be read."""
-        assert self._poller is not None
-        self._poller.watch(sock.fileno(), READ, Reader(ready))
-
-    def unwatch(self, sock: socket.socket) -> None:
-        """Watch it no more."""
-        assert self._poller is not None
-        self._poller.forget(sock.fileno())
 
     # --- answers that wait ------------------------------------------------------------------------
 

@@ -28,10 +28,18 @@ EVENTS_PER_TURN = 64
 ACCEPTS_PER_TURN = 8
 """Connections accepted at once, about 1 ms with their first requests."""
 
-ACCEPT_PAUSE_S = 1.0
-"""After accept(2) found no descriptor or memory; asyncio's ACCEPT_RETRY_DELAY."""
+PAUSE_S = 1.0
+"""After a socket could not be read or accepted from, no descriptor or memory for one: it stays
+ready, and would be called for in every turn. asyncio's ACCEPT_RETRY_DELAY."""
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_OF_THE_CONNECTION = frozenset(
+    (
+        errno.ECONNABORTED, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH,
+        errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.EOPNOTSUPP, errno.EPERM,
+    )
+)  # fmt: skip
+"""What accept(2) tells of a connection that is gone, or that a firewall forbids: the next one may
+be well."""
 
 log = logging.getLogger(__name__)
 
@@ -46,22 +54,6 @@ class Watched(Protocol):
     def fail(self, error: Exception) -> None:
         """Take that `ready` raised: end, and do not raise."""
         ...
-
-
-class Reader:
-    """Somebody who only wants to be called when there is something to read."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-
-    def ready(self, events: int) -> None:  # noqa: ARG002 - as any that is watched
-        """Call."""
-        self._call()
-
-    def fail(self, error: Exception) -> None:
-        """Go on."""
 
 
 class Poller:
@@ -82,6 +74,11 @@ class Poller:
         else:
             self._epoll.register(descriptor, events)
         self._watched[descriptor] = who
+
+    def pause(self, descriptor: int, events: int, who: Watched) -> asyncio.TimerHandle:
+        """Tell nothing for `PAUSE_S`; until then the handle can be cancelled."""
+        self.forget(descriptor)
+        return self._loop.call_later(PAUSE_S, self.watch, descriptor, events, who)
 
     def forget(self, descriptor: int) -> None:
         """Tell nothing more. To be called while the descriptor is open."""
@@ -144,13 +141,8 @@ class Door:
         self._poller = poller
         self._sock = sock
         self._enter = enter
-        self._loop = asyncio.get_running_loop()
         self._reopening: asyncio.TimerHandle | None = None
-        self._open()
-
-    def _open(self) -> None:
-        self._reopening = None
-        self._poller.watch(self._sock.fileno(), READ, self)
+        poller.watch(sock.fileno(), READ, self)
 
     def close(self) -> None:
         """Accept nothing more. The socket may live on in another process, with what waits in it."""
@@ -166,17 +158,16 @@ class Door:
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, client = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
+                if error.errno in _OF_THE_CONNECTION:
+                    continue
                 log.error("cannot accept: %s", error)  # noqa: TRY400 - the text says it all
-                self._poller.forget(self._sock.fileno())
-                self._reopening = self._loop.call_later(ACCEPT_PAUSE_S, self._open)
+                self._reopening = self._poller.pause(self._sock.fileno(), READ, self)
                 return
             sock.setblocking(False)
             self._enter(sock, client)
 
     def fail(self, error: Exception) -> None:
-        """Go on: one connection failed, or a call of the kernel."""
+        """Go on: one connection failed, which is taken from the queue already."""

@@ -5,9 +5,10 @@ import errno
 import os
 
 import pytest
+from idle_poller import Watching
 
 from l7proxy import poller as under_test
-from l7proxy.poller import ACCEPTS_PER_TURN, READ, Door, Poller, Reader
+from l7proxy.poller import ACCEPTS_PER_TURN, READ, Door, Poller
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_an_error_fails_its_own_descriptor_and_no_other(pipes, caplog):
 
         told.append(Watcher(fault))
         watching.watch(pipes[0], READ, told[0])
-        watching.watch(pipes[1], READ, Reader(served))
+        watching.watch(pipes[1], READ, Watcher(served))
 
     turned(set_up)
     assert isinstance(told[0].failure, ValueError)
@@ -89,7 +90,7 @@ def test_what_is_put_off_comes_after_everything_that_is_ready(pipes):
             return act
 
         for descriptor in pipes:
-            watching.watch(descriptor, READ, Reader(at(descriptor)))
+            watching.watch(descriptor, READ, Watcher(at(descriptor)))
 
     turned(set_up)
     assert told == ["ready", "ready", "later", "later"]
@@ -131,20 +132,6 @@ class Accepted:
         assert not blocking
 
 
-class Watching:
-    """Remembers the descriptors that are watched."""
-
-    def __init__(self):
-        self.watched, self.changed = set(), asyncio.Event()
-
-    def watch(self, descriptor, events, who):
-        self.watched.add(descriptor)
-        self.changed.set()
-
-    def forget(self, descriptor):
-        self.watched.discard(descriptor)
-
-
 def test_a_crowd_at_the_door_does_not_keep_everybody_else_waiting():
     async def run():
         crowd = [(f"10.0.0.{number}", 1) for number in range(ACCEPTS_PER_TURN + 3)]
@@ -159,13 +146,14 @@ def test_a_crowd_at_the_door_does_not_keep_everybody_else_waiting():
     asyncio.run(run())
 
 
-def test_without_a_descriptor_the_door_stays_shut_for_a_while(monkeypatch):
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EBADF, errno.EINVAL])
+def test_where_accepting_fails_the_door_stays_shut_for_a_while(number, monkeypatch, caplog):
     """A listener stays readable, and would keep the loop busy."""
-    monkeypatch.setattr(under_test, "ACCEPT_PAUSE_S", 0.0)
+    monkeypatch.setattr(under_test, "PAUSE_S", 0.0)
 
     async def run():
         watching, entered = Watching(), []
-        listener = Listener(OSError(errno.EMFILE, "too many open files"), ("10.0.0.1", 1))
+        listener = Listener(OSError(number, "no"), ("10.0.0.1", 1))
         door = Door(watching, listener, lambda _, client: entered.append(client))
         watching.changed.clear()
         door.ready(READ)
@@ -176,10 +164,26 @@ def test_without_a_descriptor_the_door_stays_shut_for_a_while(monkeypatch):
         assert entered == [("10.0.0.1", 1)]
 
     asyncio.run(run())
+    assert caplog.messages == [f"cannot accept: [Errno {number}] no"]
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPERM, errno.ENETDOWN])
+def test_a_connection_that_cannot_be_accepted_keeps_nobody_out(number, caplog):
+    """accept(2), "Error handling": try again."""
+
+    async def run():
+        watching, entered = Watching(), []
+        listener = Listener(OSError(number, "no"), ("10.0.0.1", 1))
+        Door(watching, listener, lambda _, client: entered.append(client)).ready(READ)
+        assert entered == [("10.0.0.1", 1)]
+        assert watching.watched == {listener.fileno()}
+
+    asyncio.run(run())
+    assert not caplog.messages
 
 
 def test_a_door_that_is_closed_while_shut_stays_closed(monkeypatch):
-    monkeypatch.setattr(under_test, "ACCEPT_PAUSE_S", 0.0)
+    monkeypatch.setattr(under_test, "PAUSE_S", 0.0)
 
     async def run():
         watching = Watching()
