@@ -8,17 +8,18 @@ kernel.
 """
 
 import asyncio
-import contextlib
 import random
+import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, cast
 
 from l7proxy import dns, upstream
 from l7proxy.accesslog import Ends, SocketAddress
 from l7proxy.dns_desk import Desk, Lesson, Pending
 from l7proxy.limits import Limits
-from l7proxy.poller import Poller
+from l7proxy.poller import WRITE, Poller
 from l7proxy.wire import Wire
 
 TCP = 6
@@ -96,8 +97,6 @@ class DnsStream(asyncio.Protocol):
         self._frames = Frames()
         self._open: dict[int, Pending] = {}
         self._server: _ServerStream | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._waiting: list[bytes] = []
         self._paused = False
         self._writable = True
         self._draining = False
@@ -167,34 +166,17 @@ class DnsStream(asyncio.Protocol):
             pending.number = _draw(65_536)
         self._open[pending.number] = pending
         message = framed(dns.with_id(pending.query.wire, pending.number))
-        if self._server is not None:
+        if self._server is None:
+            self._server = _ServerStream(self, self._host.poller)
             self._server.write(message)
-            return
-        self._waiting.append(message)
-        if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
-
-    async def _connect(self) -> None:
-        try:
-            async with asyncio.timeout(self._host.limits.connect_timeout_s):
-                sock = await upstream.connect(self.client, self.server, self._host.mark)
-            server = _ServerStream(self)
-            Wire(self._host.poller, sock, server)
-        except (OSError, TimeoutError) as error:
-            self._fail_all(str(error) or "connection timed out")
+            self._server.dial(self._host.mark)
         else:
-            self._server = server
-            waiting, self._waiting = self._waiting, []
-            for message in waiting:
-                server.write(message)
-        finally:
-            self._connecting = None
+            self._server.write(message)
 
     def _fail_all(self, detail: str) -> None:
         """Answer SERVFAIL to what the server was asked and will not answer."""
         assert self._desk is not None
         opened, self._open = self._open, {}
-        self._waiting.clear()
         now = time.monotonic()
         for pending in opened.values():
             self._send(self._desk.fail(pending, detail, now))
@@ -230,10 +212,9 @@ class DnsStream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Forget everything that was open."""
-        if self._connecting is not None:
-            self._connecting.cancel()
         if self._server is not None:
             self._server.abort()
+            self._server = None
         if self._desk is not None:
             for pending in self._open.values():
                 self._desk.abandon(pending)
@@ -272,12 +253,12 @@ class DnsStream(asyncio.Protocol):
         if not self._open and not self._held_count and (self._ended or self._draining):
             transport.close()
 
-    def server_lost(self, server: "_ServerStream") -> None:
-        """Note that the server's connection has ended."""
+    def server_lost(self, server: "_ServerStream", reason: str) -> None:
+        """Note that the server's connection has ended, or did not come about."""
         if server is self._server:
             self._server = None
             if self._open:
-                self._fail_all("the server closed the connection")
+                self._fail_all(reason)
 
     # --- events of the worker --------------------------------------------------------------------
 
@@ -285,6 +266,8 @@ class DnsStream(asyncio.Protocol):
         """Let time pass."""
         limits = self._host.limits
         assert self._desk is not None
+        if self._server is not None:
+            self._server.tick(now, limits.connect_timeout_s)
         late = [p for p in self._open.values() if now - p.asked_at >= limits.dns_timeout_s]
         for pending in late:
             del self._open[pending.number]
@@ -314,15 +297,67 @@ class DnsStream(asyncio.Protocol):
 
 
 class _ServerStream(asyncio.Protocol):
-    """The connection to the server."""
+    """The connection to the server, and what waits until there is one."""
 
-    def __init__(self, client: DnsStream) -> None:
+    def __init__(self, client: DnsStream, poller: Poller) -> None:
         self._client = client
+        self._poller = poller
         self._frames = Frames()
-        self._transport: asyncio.Transport | None = None
+        self._waiting: list[bytes] = []
+        self._dialling: socket.socket | None = None
+        self._dialled_at = 0.0
+        self._transport: Wire | None = None
+
+    # --- until it is open ------------------------------------------------------------------------
+
+    def dial(self, mark: int) -> None:
+        """Connect in the client's name, though not from within this call.
+
+        A failure is told as the end of the connection.
+        """
+        self._dialled_at = time.monotonic()
+        try:
+            self._dialling = upstream.open_socket(self._client.client, mark)
+        except OSError as error:
+            self._poller.later(partial(self._give_up, str(error)))
+            return
+        self._poller.watch(self._dialling.fileno(), WRITE, self)
+
+    def ready(self, events: int) -> None:  # noqa: ARG002 - as any that is watched
+        """Connect, or look what became of it."""
+        sock = self._dialling
+        assert sock is not None
+        try:
+            if not upstream.connected(sock, self._client.server):
+                return
+        except OSError as error:
+            self._give_up(str(error))
+            return
+        self._poller.forget(sock.fileno())
+        self._dialling = None
+        Wire(self._poller, sock, self)
+
+    def fail(self, error: Exception) -> None:
+        """End after an error of our own."""
+        self._give_up(f"internal error: {error}")
+
+    def tick(self, now: float, timeout_s: float) -> None:
+        """Give up a server that does not take the connection."""
+        if self._dialling is not None and now - self._dialled_at >= timeout_s:
+            self._give_up("connection timed out")
+
+    def _give_up(self, reason: str) -> None:
+        self.abort()
+        self._client.server_lost(self, reason)
+
+    # --- the server's events ---------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        assert isinstance(transport, Wire)
+        self._transport = transport
+        for message in self._waiting:
+            transport.write(message)
+        self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:
         self._frames.add(data)
@@ -330,22 +365,28 @@ class _ServerStream(asyncio.Protocol):
             self._client.answered(message)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
-        self._client.server_lost(self)
+        self._client.server_lost(self, "the server closed the connection")
+
+    # --- what is asked of it ---------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is None:
+            self._waiting.append(data)
+        elif not self._transport.is_closing():
             self._transport.write(data)
 
     def abort(self) -> None:
+        if self._dialling is not None:
+            self._poller.forget(self._dialling.fileno())
+            self._dialling.close()
+            self._dialling = None
         if self._transport is not None:
             self._transport.abort()
 
     def pause(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            if self._transport is not None:
-                self._transport.pause_reading()
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def resume(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            if self._transport is not None:
-                self._transport.resume_reading()
+        if self._transport is not None:
+            self._transport.resume_reading()

@@ -8,7 +8,6 @@ client's port. On older kernels the port is chosen at bind() and looked at.
 Source: ip(7); linux/in.h.
 """
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -98,35 +97,3 @@ def connected(sock: socket.socket, server: SocketAddress) -> bool:
     if error == errno.EALREADY:
         return False
     raise OSError(error, os.strerror(error))
-
-
-async def connect(client: SocketAddress, server: SocketAddress, mark: int) -> socket.socket:
-    """Return a connected socket; how long it may take is the caller's to say.
-
-    Raises:
-        OSError: as `connected`.
-    """
-    sock = open_socket(client, mark)
-    try:
-        # Not loop.sock_connect: uvloop asks a thread for the address of this address, 2 ms.
-        while not connected(sock, server):
-            await _writable(sock)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _writable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(sock, _wake, done)
-    try:
-        await done
-    finally:
-        loop.remove_writer(sock)
-
-
-def _wake(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
