@@ -5,7 +5,8 @@ whose `path` is the only form of the path that exists afterwards. There is no se
 see it, and the server gets it.
 
 Rules, in order (RFC 3986 6.2.2 unless noted):
-  1. absolute-form loses scheme and authority; the authority must equal Host (RFC 9112 3.2.2);
+  1. absolute-form loses scheme and authority; the authority must equal Host (RFC 9112 3.2.2); with
+     OPTIONS nothing behind the authority means the server as a whole, `*` (3.2.4);
   2. `#` is refused; the query is everything after the first `?` and is never changed;
   3. refused in a path, because servers disagree about them: `\`, `%5C`, `%2F`, a `%` without two
      hex digits, an escaped control byte, escaped bytes that UTF-8 never has or that begin a longer
@@ -72,6 +73,10 @@ def normalise(method: bytes, raw: bytes, host: bytes, limits: Limits) -> Target:
         if raw == b"*" and method == b"OPTIONS":  # RFC 9112 3.2.4
             return Target(raw, raw, host)
         raw = _without_authority(raw, host)
+        if not raw and method == b"OPTIONS":
+            return Target(b"*", b"*", host)
+        if raw[:1] != b"/":
+            raw = b"/" + raw
     path, mark, query = raw.partition(b"?")
     if not _PLAIN.fullmatch(path) and path != b"/":
         path = _normalise_path(path, limits)
@@ -97,8 +102,7 @@ def _without_authority(raw: bytes, host: bytes) -> bytes:
     check_host(absolute[2])
     if absolute[2].lower() != host.lower():
         raise RequestRefused(refusals.HOST_DIFFERS)
-    rest = absolute[3]
-    return rest if rest[:1] == b"/" else b"/" + rest
+    return absolute[3]
 
 
 def _normalise_path(path: bytes, limits: Limits) -> bytes:

@@ -103,7 +103,7 @@ def _messages(sent: bytes) -> Iterator[Asked]:
             return
         one = Asked(
             first[1],
-            _origin_form(first[2]),
+            _origin_form(first[1], first[2]),
             [(match[1].lower(), match[2].strip(b" \t")) for match in fields if match],
         )
         framing = _framing(one, first[3])
@@ -123,8 +123,10 @@ def _messages(sent: bytes) -> Iterator[Asked]:
             return
 
 
-def _origin_form(target: bytes) -> bytes:
+def _origin_form(method: bytes, target: bytes) -> bytes:
     rest = re.sub(rb"^[A-Za-z][0-9A-Za-z+.-]*://[^/?#]*", b"", target)
+    if not rest and method == b"OPTIONS":  # RFC 9112 3.2.4
+        return b"*"
     return rest if rest[:1] == b"/" or rest == b"*" else b"/" + rest
 
 

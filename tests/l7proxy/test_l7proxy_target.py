@@ -59,6 +59,16 @@ def test_target_is_normalised(raw, expected):
     assert wire(raw) == expected
 
 
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [(b"*", b"*"), (b"http://svc.local", b"*"), (b"http://svc.local/", b"/"),
+     (b"http://svc.local?", b"/?"), (b"http://svc.local?x", b"/?x")],
+)  # fmt: skip
+def test_options_may_ask_about_the_server_as_a_whole(raw, expected):
+    """RFC 9112 3.2.4."""
+    assert wire(raw, method=b"OPTIONS") == expected
+
+
 REFUSED = [
     (b"/a#b", "path_with_fragment"),
     (b"/public/..%2fadmin", "path_with_escaped_slashes_rejected"),
