@@ -199,12 +199,19 @@ class ClientConnection(asyncio.Protocol):
         begun = self._begun + data
         if begun.startswith(PREFACE_LINE) and self._judge is not None:
             self._begun = None
-            host = self._host
-            now = time.monotonic()
-            self.exchange = Multiplex(self._judge, host.limits, host.new_request_id, now)
+            self.exchange = self._multiplex(self._judge, time.monotonic())
             return begun
         self._begun = begun if PREFACE_LINE.startswith(begun) else None
         return data
+
+    def _multiplex(self, judge: Judge, now: float) -> Multiplex:
+        """Return what serves HTTP/2."""
+        host, limits, scheme = self._host, self._host.limits, b"http"
+        if self._course.originate is not None:
+            scheme = b"https"
+            if limits.h2_upstream == "auto":
+                limits = replace(limits, h2_upstream="prefer")  # ALPN tells at no risk
+        return Multiplex(judge, limits, host.new_request_id, now, scheme)
 
     def eof_received(self) -> bool:
         """Pass the client's FIN on; True: the transport stays open for our answers."""
@@ -398,13 +405,10 @@ class ClientConnection(asyncio.Protocol):
             self.exchange = passage = Passage(judge, host.limits, name, watch, now)
             self.perform(passage.start(hello.size_bytes if hello is not None else 0, data, now))
             return
-        limits = host.limits
-        if course.originate is not None and limits.h2_upstream == "auto":
-            limits = replace(limits, h2_upstream="prefer")  # ALPN tells at no risk
         if protocol == "h2":
-            self.exchange = Multiplex(judge, limits, host.new_request_id, now)
+            self.exchange = self._multiplex(judge, now)
         else:
-            self.exchange = Exchange(judge, limits, host.new_request_id, now, host.heads)
+            self.exchange = Exchange(judge, host.limits, host.new_request_id, now, host.heads)
         self._begun = None if protocol else b""
         self.perform(self.exchange.policy_changed(now))
         if data:

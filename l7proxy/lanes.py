@@ -176,11 +176,13 @@ class H2Lane:
     """
 
     __slots__ = (
-        "_codec", "_frames", "_limits", "_streams", "_waiting", "leaving", "link", "spoken",
+        "_codec", "_frames", "_limits", "_scheme", "_streams", "_waiting", "leaving", "link",
+        "spoken",
     )  # fmt: skip
 
-    def __init__(self, number: int, limits: Limits) -> None:
+    def __init__(self, number: int, limits: Limits, scheme: bytes) -> None:
         self._limits = limits
+        self._scheme = scheme
         self.link = Link(number)
         self.spoken = False
         self.leaving = False
@@ -225,7 +227,7 @@ class H2Lane:
             request = stream.ongoing.request
             number = stream.upstream_number = codec.get_next_available_stream_id()
             self._streams[number] = stream
-            fields = request_fields(request, stream.fields, stream.request_id)
+            fields = request_fields(request, stream.fields, stream.request_id, self._scheme)
             ended = stream.request_ended and not stream.upload and not stream.upload_trailers
             codec.send_headers(number, fields, end_stream=ended)
             if not ended:

@@ -158,7 +158,9 @@ class Metrics:
             if not asked or detail:
                 counts["http_downstream_rq_completed_total", "", ""] += count
             if (not asked or detail) and status:
-                counts["http_downstream_rq_xx_total", "class", f"{status // 100}xx"] += count
+                # RFC 9110 15: a status that belongs to no class is one of 5xx.
+                in_class = f"{min(status // 100, 5)}xx"
+                counts["http_downstream_rq_xx_total", "class", in_class] += count
             if detail and detail != "via_upstream":
                 short = detail.partition("{")[0]
                 counts["http_response_details_total", "detail", short] += count

@@ -63,7 +63,12 @@ class Multiplex(Core):
     )  # fmt: skip
 
     def __init__(
-        self, judge: Judge, limits: Limits, new_request_id: Callable[[], str], now: float
+        self,
+        judge: Judge,
+        limits: Limits,
+        new_request_id: Callable[[], str],
+        now: float,
+        scheme: bytes = b"http",
     ) -> None:
         super().__init__(Phase.IDLE, limits, now)
         self._judge = judge
@@ -72,7 +77,7 @@ class Multiplex(Core):
         self._now = now
         self._down = Downstream(limits, now)
         self._streams: dict[int, Stream] = {}
-        self._ways = Ways(limits)
+        self._ways = Ways(limits, scheme)
         self._client_ended = False
         self._client_blocked = False
         self._client_paused = False

@@ -140,11 +140,16 @@ def is_grpc(request: Request) -> bool:
     )
 
 
-def request_fields(request: Request, fields: list[Field], request_id: bytes) -> FieldList:
-    """Return the field list for an HTTP/2 server, from the parsed form only."""
+def request_fields(
+    request: Request, fields: list[Field], request_id: bytes, scheme: bytes
+) -> FieldList:
+    """Return the field list for an HTTP/2 server, from the parsed form only.
+
+    `scheme` is that of the connection to the server, not what the client says (RFC 9113 8.3.1).
+    """
     sent = [
         (b":method", request.method),
-        (b":scheme", b"http"),
+        (b":scheme", scheme),
         (b":path", request.target.wire),
         (b":authority", request.target.authority),
         *((name, value) for name, _, value in fields),

@@ -20,10 +20,11 @@ class Ways:
         no_h2: the server was found to speak no HTTP/2.
     """
 
-    __slots__ = ("_lanes", "_limits", "_link_number", "_of", "_shared", "no_h2")
+    __slots__ = ("_lanes", "_limits", "_link_number", "_of", "_scheme", "_shared", "no_h2")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, scheme: bytes) -> None:
         self._limits = limits
+        self._scheme = scheme
         self._lanes: dict[int, Lane] = {}
         self._of: dict[int, Lane] = {}
         self._shared: H2Lane | None = None
@@ -52,7 +53,7 @@ class Ways:
         elif stream.grpc or known or mode == "prefer":
             if shared is None or shared.leaving:
                 number = self._next_number()
-                self._shared = shared = H2Lane(number, self._limits)
+                self._shared = shared = H2Lane(number, self._limits, self._scheme)
                 self._lanes[number] = shared
             self._of[stream.number] = shared
             return shared

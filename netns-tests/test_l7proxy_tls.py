@@ -11,6 +11,7 @@ from contextlib import suppress
 import hellos
 import pytest
 from authority import Authority
+from http2_peers import H2Server
 from test_l7proxy_grpc import PEERS, RULES, SEEN
 from test_l7proxy_transparent import receive
 from tls_world import NAME, TlsWorld, inside_row, names_row
@@ -438,6 +439,30 @@ def test_grpc_inside_tls_is_judged_call_by_call_with_http2_at_both_ends(world):
         server.kill()
         server.wait()
         server.stdout.close()
+
+
+def test_a_server_of_http2_is_told_the_scheme_of_its_own_connection(world):
+    """RFC 9113 8.3.1: https inside TLS, whatever the client's leg is."""
+    here = world(inside_row(PUBLIC, terminate=None))
+    folder = here.public.secret(here.folder / "server", NAME)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    context.set_alpn_protocols(["h2"])
+    url, seen = f"http://{NAME}:443/public/a", []
+    command = ["curl", "-sS", "--http2-prior-knowledge", "--resolve",
+               f"{NAME}:443:{here.server.address4}", url]  # fmt: skip
+    with here.live, here.server.listen(443) as listener:
+        listener.settimeout(10)
+        client = here.client.popen(command, stdout=subprocess.PIPE)
+        connection, _ = listener.accept()
+        with context.wrap_socket(connection, server_side=True) as server:
+            server.settimeout(10)
+            peer = H2Server(seen)
+            server.sendall(peer.receive(b""))
+            while not seen:
+                server.sendall(peer.receive(server.recv(65536)))
+            assert client.communicate(timeout=10)[0] in {b"/public/a", "/public/a"}
+    assert (b":scheme", b"https") in seen[0][2]
 
 
 def test_a_server_that_prefers_http_1_gets_it_although_its_client_speaks_http2(world):

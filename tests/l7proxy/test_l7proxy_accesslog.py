@@ -61,14 +61,17 @@ def test_counters_follow_from_records():
         ("client_data", get()),
         ("upstream_opened",),
         ("upstream_data", OK),
+        ("client_data", get()),
+        ("upstream_data", OK.replace(b"200", b"999")),
         ("client_data", b"GET /\r\n"),
     ):
         metrics.observe(record)
     found = {
         (row["name"], *row["labels"].values()): row["value"] for row in metrics.rows()
     }  # fmt: skip
-    assert found["http_downstream_rq_total",] == 3
+    assert found["http_downstream_rq_total",] == 4
     assert found["http_downstream_rq_xx_total", "2xx"] == 1
+    assert found["http_downstream_rq_xx_total", "5xx"] == 1
     assert found["http_downstream_rq_xx_total", "4xx"] == 2
     assert found["policy_l7_total", "denied"] == 1
     assert found["policy_l7_total", "parse_errors"] == 1

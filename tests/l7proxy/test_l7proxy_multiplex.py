@@ -216,7 +216,7 @@ def test_grpc_goes_by_http2_with_its_trailers():
     peers.client.send_data(1, b"m", end_stream=True)
     peers.flush()
     assert peers.seen[0][1:2] == [b"/demo/A"]
-    assert (b"te", b"trailers") in peers.seen[0][2]
+    assert {(b":scheme", b"http"), (b"te", b"trailers")} <= set(peers.seen[0][2])
     assert peers.seen[0][3] == b"m"
     assert peers.answers[1]["trailers"] == {b"grpc-status": b"0"}
     peers.request(3).flush()  # the server has spoken HTTP/2, so this goes there too
@@ -268,6 +268,8 @@ def test_server_that_refuses_is_told_of_as_502():
     [(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", 502, None),
      (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZ\r\n", 0, 2),
      (b"HTTP/1.1 204 No Content\r\n\r\n", 204, None),
+     (b"HTTP/1.1 999 Denied\r\nContent-Length: 0\r\n\r\n", 999, None),
+     (b"HTTP/1.1 099 No\r\nContent-Length: 0\r\n\r\n", 502, None),
      (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 304 Not Modified\r\n\r\n", 304, None)],
 )  # fmt: skip
 def test_answers_of_servers_are_read_strictly(answer, status, reset):
