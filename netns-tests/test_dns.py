@@ -45,7 +45,7 @@ spec:
   egress:
   - toEntities: [world]
     toPorts:
-    - ports: [{port: "53", protocol: ANY}, {port: "5353", protocol: UDP}]
+    - ports: [{port: "53", protocol: ANY}, {port: "5353", protocol: ANY}]
       rules: {dns: [{matchPattern: "*.example"}]}
   - toFQDNs: [{matchPattern: "*.example"}]
     toPorts: [{ports: [{port: "80", protocol: TCP}]}]

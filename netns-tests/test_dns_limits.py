@@ -1,9 +1,14 @@
 """DNS that fails, is silent or is asked too much: what a client hears, and what stays shut."""
 
 import json
+import os
+import signal
 import socket
 import sys
+import time
+from contextlib import contextmanager
 
+import dns.message
 import dns.rcode
 import pytest
 import questions
@@ -14,7 +19,8 @@ from traffic import eventually
 pytestmark = pytest.mark.needs("tproxy", "tproxy6", "socket", "connmark")
 
 ODD_PORT = 5353
-LIMITS = {"dns_timeout_s": 1, "dns_idle_timeout_s": 1, "dns_pending_count_per_source": 4}
+LIMITS = {"dns_timeout_s": 1, "dns_idle_timeout_s": 1, "dns_pending_count_per_source": 4,
+          "dns_pending_count_per_connection": 2}  # fmt: skip
 
 
 WARM = [{"fqdn": "warm.example.", "ips": [V4S[40]], "ttl": 600}]
@@ -30,7 +36,7 @@ def world(tmp_path_factory):
             "pre_cache": str(known),
             "endpoint_max_ip_per_hostname": 2,
             "gc_interval_s": 0.5,
-            "proxy_response_max_delay_s": 5,
+            "proxy_response_max_delay_s": 2,
         },
     )
     made.world.start([sys.executable, "-c", questions.ODD, str(ODD_PORT), DNS4, V4S[5]])
@@ -85,6 +91,66 @@ def test_open_questions_of_a_source_are_bounded_and_others_are_served_again(worl
         lambda: addresses(questions.udp(world.a, DNS4, query(name))) == {V4S[12]},
         "the open ones are given up", 15,
     )  # fmt: skip
+
+
+def test_a_connection_has_so_many_open_questions_and_the_next_ones_wait(world):
+    """What is not read waits; nothing is refused, and each answer makes room for one question."""
+    names = [f"queue{number}.example" for number in range(5)]
+    asked = [query(name, id=number) for number, name in enumerate(names)]
+    with world.world.listen(ODD_PORT) as listener, world.a.connect(DNS4, ODD_PORT) as client:
+        listener.settimeout(10)
+        client.settimeout(10)
+        client.sendall(b"".join(framed(one.to_wire()) for one in asked))
+        server, _ = listener.accept()
+        server.settimeout(10)
+        stream, answers = server.makefile("rb"), client.makefile("rb")
+        open_ = [message(stream), message(stream)]
+        server.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            server.recv(1)
+        server.settimeout(10)
+        for number in range(5):
+            server.sendall(framed(dns.message.make_response(open_[number]).to_wire()))
+            assert message(answers).id == number
+            if number < 3:
+                open_.append(message(stream))
+        assert [str(one.question[0].name) for one in open_] == [f"{name}." for name in names]
+        server.close()
+
+
+def test_an_answer_is_held_for_so_long_and_no_longer(world):
+    """An agent that stands still confirms nothing: the answer comes all the same, and is counted.
+
+    Its addresses open when the agent goes on.
+    """
+    name = world.name("held.example", 16)
+    before = world.counter("dns_hold_timeouts")
+    with stopped(world.firewall.process.pid):
+        begun = time.monotonic()
+        answer = questions.udp(world.a, DNS4, query(name), within_s=20)
+        assert time.monotonic() - begun >= 2
+        assert addresses(answer) == {V4S[16]}
+        assert not world.opens(V4S[16])
+    eventually(lambda: world.opens(V4S[16]), "the agent has learnt it", 20)
+    assert world.counter("dns_hold_timeouts") == before + 1
+
+
+@contextmanager
+def stopped(pid):
+    """A process that stands still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def framed(wire):
+    return len(wire).to_bytes(2, "big") + wire
+
+
+def message(stream):
+    return dns.message.from_wire(stream.read(int.from_bytes(stream.read(2), "big")))
 
 
 @pytest.mark.parametrize("said", [b"", b"\0", b"\0\x30abc"], ids=["nothing", "length", "message"])
