@@ -20,9 +20,8 @@ regular intervals, on any number of nodes.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Container, Iterable, Mapping
+from collections.abc import AsyncIterator, Container, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from firewall.identities.labels import RESERVED, Label, LabelError, LabelSet
@@ -38,14 +37,12 @@ from firewall.identities.reserved import (
     Reserved,
     reserved_number,
 )
-from firewall.identities.store import KvChange, KvEntry, KvStore, KvStoreError
+from firewall.identities.store import KvEntry, KvStore, KvStoreError
 
 __all__ = [
     "GRACE_S",
-    "IdentityChange",
     "IdentityError",
     "IdentityRegistry",
-    "KvChange",
     "KvEntry",
     "KvStore",
     "KvStoreError",
@@ -75,13 +72,6 @@ BACKOFF_MAX_S = 2.0
 
 FIXED_KEY = "io.cilium.fixed-identity"
 """Key of the label by which a workload asks for a number the operator fixed."""
-
-
-class IdentityChange(NamedTuple):
-    """A cluster-wide number got labels, or (None) lost them."""
-
-    number: int
-    labels: LabelSet | None
 
 
 def _check_fixed(fixed: Mapping[str, int]) -> dict[str, int]:
@@ -412,6 +402,8 @@ class IdentityRegistry:
                     del self._used[number]
                     del self._numbers[known.labels]
                     self._seen.pop(number, None)
+                    if (owner := await self._owner(number)) is not None:
+                        self._seen[number] = owner
         self._stale = False
         lost, self._lost = tuple(self._lost), []
         return lost
@@ -444,22 +436,35 @@ class IdentityRegistry:
         host = RESERVED_LABELS[Reserved.HOST]
         self._well_known[int(Reserved.HOST)] = host.with_labels(labels)
 
-    async def changes(self) -> AsyncIterator[IdentityChange]:
-        """Yield the numbers of the whole cluster, then every change of them, until closed.
+    async def follow(self) -> AsyncIterator[frozenset[int]]:
+        """Know the numbers that other nodes use, too, from now on, until closed.
+
+        Yields:
+            The numbers that got other labels, or lost them; first, perhaps none, once all that are
+            there now are known.
 
         Raises:
             KvStoreError: the store does not answer.
         """
-        async for key, value in self._store.watch(f"{PREFIX}/id/"):
-            number = _master_number(key)
-            if number is None:
+        told: Mapping[str, bytes] = {}
+        async for masters in self._store.watch(f"{PREFIX}/id/"):
+            fresh = [key for key, value in masters.items() if told.get(key) != value]
+            told = masters
+            yield frozenset(self._learn({key: masters[key] for key in fresh}, masters.keys()))
+
+    def _learn(self, fresh: Mapping[str, bytes], present: Container[str]) -> Iterator[int]:
+        """Take over masters; what this node uses itself it has agreed on, and knows better."""
+        for key, value in fresh.items():
+            number, labels = _master_number(key), _read_labels(value)
+            if number is None or labels is None or number in self._used:
                 continue
-            labels = None if value is None else _read_labels(value)
-            if labels is not None:
+            if self._seen.get(number) != labels:
                 self._seen[number] = labels
-            elif number not in self._used:
-                self._seen.pop(number, None)
-            yield IdentityChange(number, labels)
+                yield number
+        for number in tuple(self._seen):
+            if number not in self._used and self._master(number) not in present:
+                del self._seen[number]
+                yield number
 
 
 def _master_number(key: str) -> int | None:

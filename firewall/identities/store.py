@@ -5,7 +5,7 @@ more module and not another algorithm. Keys are text, values are bytes; a key ma
 lease, which ends unless it is kept alive.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple, Protocol
 
 
@@ -18,13 +18,6 @@ class KvEntry(NamedTuple):
 
     key: str
     value: bytes
-
-
-class KvChange(NamedTuple):
-    """A key that was set (its value) or went away (None)."""
-
-    key: str
-    value: bytes | None
 
 
 class KvStore(Protocol):
@@ -50,6 +43,9 @@ class KvStore(Protocol):
             guard: nothing happens unless this key still has this value.
         """
 
+    async def put(self, key: str, value: bytes, *, lease: int | None = None) -> None:
+        """Set a key, whatever it was and whichever lease it had."""
+
     async def compare_and_delete(self, key: str, value: bytes) -> bool:
         """Delete a key if it has this value, atomically; say whether that happened."""
 
@@ -65,8 +61,11 @@ class KvStore(Protocol):
     async def revoke_lease(self, lease: int) -> None:
         """End a lease and delete its keys."""
 
-    def watch(self, prefix: str) -> AsyncIterator[KvChange]:
-        """Yield all present entries under `prefix`, then every change, until closed."""
+    def watch(self, prefix: str) -> AsyncIterator[Mapping[str, bytes]]:
+        """Yield all entries under `prefix`, and again whenever they have changed, until closed.
+
+        The whole state each time, not events: whoever missed some, or begins anew, knows no less.
+        """
 
     async def close(self) -> None:
         """Let go of the store; leases run on."""

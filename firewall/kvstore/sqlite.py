@@ -15,13 +15,13 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from firewall.identities.store import KvChange, KvEntry, KvStoreError
+from firewall.identities.store import KvEntry, KvStoreError
 
 FORMAT = 1
 """Raised when the tables change; a file of another number is refused."""
@@ -62,7 +62,7 @@ class SqliteStore:
         self._connection = connection
         self._executor = executor
         self._wall_clock: Callable[[], float] = time.time
-        self._watchers: set[asyncio.Event] = set()
+        self._changes_count = 0
 
     @classmethod
     async def open(cls, path: Path) -> "SqliteStore":
@@ -99,10 +99,8 @@ class SqliteStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
 
     async def _change(self, work: Callable[[sqlite3.Connection], R]) -> R:
-        result = await self._run("BEGIN IMMEDIATE", work)
-        for event in self._watchers:
-            event.set()
-        return result
+        self._changes_count += 1
+        return await self._run("BEGIN IMMEDIATE", work)
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
         ended = connection.execute(
@@ -140,11 +138,7 @@ class SqliteStore:
                 ).fetchone()
             ):
                 return False
-            if (
-                lease is not None
-                and not connection.execute("SELECT 1 FROM leases WHERE id = ?", (lease,)).fetchone()
-            ):
-                raise KvStoreError(f"{self._path}: lease {lease} has ended")
+            self._demand(connection, lease)
             return bool(
                 connection.execute(
                     "INSERT INTO entries VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
@@ -153,6 +147,30 @@ class SqliteStore:
             )
 
         return await self._change(work)
+
+    async def put(self, key: str, value: bytes, *, lease: int | None = None) -> None:
+        """Set a key, whatever it was and whichever lease it had.
+
+        Raises:
+            KvStoreError: the lease has ended, or the file cannot be used.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            self._sweep(connection)
+            self._demand(connection, lease)
+            connection.execute(
+                "INSERT INTO entries VALUES (?, ?, ?) ON CONFLICT (key)"
+                " DO UPDATE SET value = excluded.value, lease = excluded.lease",
+                (key, value, lease),
+            )
+
+        await self._change(work)
+
+    def _demand(self, connection: sqlite3.Connection, lease: int | None) -> None:
+        if lease is not None:
+            found = connection.execute("SELECT 1 FROM leases WHERE id = ?", (lease,))
+            if not found.fetchone():
+                raise KvStoreError(f"{self._path}: lease {lease} has ended")
 
     async def compare_and_delete(self, key: str, value: bytes) -> bool:
         """Delete a key if it has this value; say whether that happened."""
@@ -216,29 +234,34 @@ class SqliteStore:
 
         await self._change(work)
 
-    async def watch(self, prefix: str) -> AsyncIterator[KvChange]:
-        """Yield all present entries under `prefix`, then every change, until closed.
+    async def watch(self, prefix: str) -> AsyncIterator[Mapping[str, bytes]]:
+        """Yield all entries under `prefix`, and again whenever they have changed, until closed.
 
-        Changes of this process are seen at once, those of others within `WATCH_INTERVAL_S`. A key
-        that was changed twice in between is reported once, with its last value.
+        The file is asked every `WATCH_INTERVAL_S` whether anybody has changed anything, which
+        costs the same however much it holds; only then the entries are read.
         """
-        known: dict[str, bytes] = {}
-        woken = asyncio.Event()
-        self._watchers.add(woken)
-        try:
-            while True:
-                woken.clear()
+        mark: tuple[int, ...] | None = None
+        known: dict[str, bytes] | None = None
+        while True:
+            found = await self._mark()
+            if found != mark:
                 present = dict(await self.list_prefix(prefix))
-                for key in known.keys() - present.keys():
-                    yield KvChange(key, None)
-                for key, value in present.items():
-                    if known.get(key) != value:
-                        yield KvChange(key, value)
-                known = present
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), WATCH_INTERVAL_S)
-        finally:
-            self._watchers.discard(woken)
+                if present != known:
+                    yield present
+                mark, known = found, present
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    async def _mark(self) -> tuple[int, ...]:
+        """Return what differs after any change: ours, another process's, a lease that ended."""
+
+        def work(connection: sqlite3.Connection) -> tuple[int, ...]:
+            (version,) = connection.execute("PRAGMA data_version").fetchone()
+            (leases_count,) = connection.execute(
+                "SELECT count(*) FROM leases WHERE expires_at > ?", (self._wall_clock(),)
+            ).fetchone()
+            return version, leases_count, self._changes_count
+
+        return await self._read(work)
 
     async def close(self) -> None:
         """Close the file; leases run on."""

@@ -14,7 +14,6 @@ from firewall.identities.registry import (
     LOCK_LEASE_S,
     NODE_LEASE_S,
     PREFIX,
-    IdentityChange,
     IdentityError,
     IdentityRegistry,
     KvStoreError,
@@ -294,17 +293,42 @@ async def test_a_number_lost_before_the_store_went_down_is_reported_after(store)
 
 
 @fact
-async def test_changes_of_the_cluster_are_told(store):
+async def test_a_node_that_follows_knows_the_numbers_of_the_others(store):
     one, two = node(store, "n1"), node(store, "n2")
     number = await one.allocate(WEB)
-    changes = two.changes()
-    assert await anext(changes) == IdentityChange(number, WEB)
+    following = two.follow()
+    assert await anext(following) == {number}
     assert two.known()[number] == WEB
     await one.release(number)
     await one.collect(0.0)
     await one.collect(10.0)
-    assert await anext(changes) == IdentityChange(number, None)
-    await changes.aclose()
+    assert await anext(following) == {number}
+    assert number not in two.known()
+    await following.aclose()
+
+
+@fact
+async def test_a_node_that_follows_forgets_no_number_of_its_own(store):
+    """Somebody deletes the master; the node writes it again when its lease has ended."""
+    one = node(store, "n1")
+    following = one.follow()
+    assert await anext(following) == set()
+    number = await one.allocate(WEB)
+    assert await anext(following) == set()
+    await store.compare_and_delete(f"{PREFIX}/id/{number}", WEB.text.encode())
+    assert await anext(following) == set()
+    assert one.lookup(number) == WEB
+    await following.aclose()
+
+
+@fact
+async def test_what_is_no_identity_is_followed_by_nobody(store):
+    """Another program's key, and one that cannot be read."""
+    await store.put(f"{PREFIX}/id/name", b"k8s:app=web;")
+    await store.put(f"{PREFIX}/id/300", b"\xff")
+    following = node(store, "n1").follow()
+    assert await anext(following) == set()
+    await following.aclose()
 
 
 class Broken:

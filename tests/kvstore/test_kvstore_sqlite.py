@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from firewall.identities.store import KvChange, KvEntry, KvStoreError
+from firewall.identities.store import KvEntry, KvStoreError
 from firewall.kvstore.sqlite import SqliteStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,17 +125,59 @@ async def test_a_revoked_lease_takes_its_keys_along(store):
 
 @fact
 async def test_a_watch_tells_what_is_there_and_what_changes(store):
+    watch = store.watch("w/")
+    assert await anext(watch) == {}
     await store.create("w/a", b"1")
     await store.create("x/a", b"1")
-    watch = store.watch("w/")
-    assert await anext(watch) == KvChange("w/a", b"1")
-    coming = asyncio.create_task(anext(watch))
-    await asyncio.sleep(0)
-    await store.create("w/b", b"2")
-    assert await coming == KvChange("w/b", b"2")
-    await store.compare_and_delete("w/a", b"1")
-    assert await anext(watch) == KvChange("w/a", None)
+    assert await anext(watch) == {"w/a": b"1"}
+    await store.put("x/a", b"2")
+    await store.put("w/a", b"2")
+    assert await anext(watch) == {"w/a": b"2"}
+    await store.compare_and_delete("w/a", b"2")
+    assert await anext(watch) == {}
     await watch.aclose()
+
+
+@fact
+async def test_a_watch_sees_what_ends_with_a_lease(store):
+    """Nobody writes anything then."""
+    now = [100.0]
+    store._wall_clock = lambda: now[0]
+    await store.create("w/a", b"1", lease=await store.grant_lease(10.0))
+    watch = store.watch("w/")
+    assert await anext(watch) == {"w/a": b"1"}
+    now[0] = 110.0
+    assert await anext(watch) == {}
+    await watch.aclose()
+
+
+def test_a_watch_sees_what_another_opening_of_the_file_changes(tmp_path):
+    async def main():
+        one = await SqliteStore.open(tmp_path / "kv.db")
+        two = await SqliteStore.open(tmp_path / "kv.db")
+        watch = two.watch("w/")
+        assert await anext(watch) == {}
+        await one.create("w/a", b"1")
+        assert await anext(watch) == {"w/a": b"1"}
+        await watch.aclose()
+        await one.close()
+        await two.close()
+
+    asyncio.run(main())
+
+
+@fact
+async def test_a_key_that_is_put_gets_value_and_lease(store):
+    now = [100.0]
+    store._wall_clock = lambda: now[0]
+    await store.create("a", b"1", lease=await store.grant_lease(10.0))
+    await store.put("a", b"2", lease=await store.grant_lease(20.0))
+    now[0] = 115.0
+    assert await store.get("a") == b"2"
+    now[0] = 120.0
+    assert await store.get("a") is None
+    with pytest.raises(KvStoreError, match="has ended"):
+        await store.put("a", b"3", lease=1)
 
 
 def test_what_was_written_is_there_after_opening_again(tmp_path):
