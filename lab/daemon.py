@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 import yaml
 
 from lab import enclosure
-from lab.laboratory import Host, Lab, LabError
+from lab.laboratory import Host, Lab, LabError, Machine
 
 T = TypeVar("T")
 
@@ -67,26 +67,35 @@ def command() -> list[str]:
 
 
 class Bartizan:
-    """The agent and its workers in a lab's node.
+    """The agent and its workers in a lab's node, or in another machine that forwards.
 
     Attributes:
         api_socket: For `bartizan --api-socket`.
         process: The agent; None while it is stopped.
     """
 
-    def __init__(self, lab: Lab, config: Mapping[str, Any] | Path | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        config: Mapping[str, Any] | Path | None = None,
+        *,
+        machine: Machine | None = None,
+    ) -> None:
         """Prepare; `config` is laid over the defaults, run_dir and state_dir are the lab's."""
         self._lab = lab
-        self.run_dir = lab.folder / "run"
-        self.state_dir = lab.folder / "state"
+        self._machine = machine or lab.node
+        folder = lab.folder if machine is None else lab.folder / machine.name
+        folder.mkdir(exist_ok=True)
+        self.run_dir = folder / "run"
+        self.state_dir = folder / "state"
         self.api_socket = self.run_dir / "api.sock"
-        self.config_path = lab.folder / "bartizan.yaml"
-        self.log_path = lab.folder / "bartizan.log"
+        self.config_path = folder / "bartizan.yaml"
+        self.log_path = folder / "bartizan.log"
         given = yaml.safe_load(config.read_text()) if isinstance(config, Path) else config
         document = {
             "run_dir": str(self.run_dir),
             "state_dir": str(self.state_dir),
-            "node_name": "node",
+            "node_name": self._machine.name,
             **(given or {}),
         }
         self.config_path.write_text(yaml.safe_dump(document), encoding="utf-8")
@@ -103,7 +112,7 @@ class Bartizan:
         """
         with self.log_path.open("a", encoding="utf-8") as log:
             argv = [*command(), "run", "-c", str(self.config_path)]
-            self.process = self._lab.node.popen(argv, stdout=log)
+            self.process = self._machine.popen(argv, stdout=log)
         try:
             self.wait_until(self._is_ready, "bartizan is ready", ready_s)
         except TimeoutError as error:
@@ -268,7 +277,7 @@ class Bartizan:
 
     def cli(self, *argv: str | Path, timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:
         """Run the `bartizan` command against this agent, in the node."""
-        return self._lab.node.run([*command(), *argv], timeout_s, env=self.environment)
+        return self._machine.run([*command(), *argv], timeout_s, env=self.environment)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -44,8 +44,8 @@ class Cast:
     def labels(self, identity):
         return LABELS.get(identity, ())
 
-    def endpoint(self, number):
-        return ENDPOINTS.get(number)
+    def endpoint(self, number, address):
+        return ENDPOINTS.get(number or address)
 
     def dns_names(self, address):
         return ("one.one.one.one",) if address == parse_address("1.1.1.1") else ()

@@ -2,6 +2,7 @@
 
 from firewall.agent.bypass import Bypass, Kernel
 from firewall.agent.engine import Engine
+from firewall.agent.neighbours import Neighbours
 from firewall.agent.publisher import Publisher
 from firewall.datapath.ruleset import RulesetConfig
 from firewall.identities.registry import IdentityRegistry
@@ -13,4 +14,5 @@ def lone_engine(config, store, manage=lambda links: None):
     kernel = Kernel(lambda *_, **__: None, lambda *_, **__: None)
     bypass = Bypass(RulesetConfig(), enabled=False, publisher=publisher, workers=[], kernel=kernel)
     registry = IdentityRegistry(store, node="n1", grace_s=10.0)
-    return Engine(config, registry, publisher, [], manage, bypass=bypass)
+    neighbours = Neighbours(store, registry, config)
+    return Engine(config, registry, publisher, [], manage, bypass=bypass, neighbours=neighbours)

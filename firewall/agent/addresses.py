@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from conntrack.address import Prefix, parse_prefix
 from firewall.agent.config import Config
 from firewall.agent.names import NameBook
+from firewall.agent.neighbours import Neighbours
 from firewall.agent.nodes import NodeNumbers, host_row
 from firewall.agent.numbers import PrefixNumbers
 from firewall.agent.roster import Roster
@@ -25,16 +26,21 @@ class AddressBook:
         config: the configuration in force; set it when it changes.
         registry: gives prefixes, nodes and names their numbers.
         roster: the endpoints.
+        neighbours: those of other nodes.
 
     Attributes:
         local: this node's own addresses, packed.
         names: what DNS answered.
+        neighbours: the endpoints of other nodes.
     """
 
-    def __init__(self, config: Config, registry: IdentityRegistry, roster: Roster) -> None:
+    def __init__(
+        self, config: Config, registry: IdentityRegistry, roster: Roster, neighbours: Neighbours
+    ) -> None:
         self.config = config
         self.local: tuple[bytes, ...] = ()
         self.names = NameBook(config.state_dir, registry.local, config.fqdn.bounds)
+        self.neighbours = neighbours
         self._roster = roster
         self._prefixes = PrefixNumbers(config.state_dir, registry.local)
         self._nodes = NodeNumbers(config.state_dir, registry.nodes)
@@ -87,6 +93,7 @@ class AddressBook:
         known = dict(self._prefixes.items())
         known.update(self.names.items())
         known.update(self._nodes.addresses())
+        known.update(self.neighbours.addresses())
         for address in self.local:
             known[_host(address)] = int(Reserved.HOST)
         for member in self._roster:
@@ -102,6 +109,7 @@ class AddressBook:
                 *self.owners(),
                 *self.local,
                 *(address for node in self.config.nodes for address in node.addresses),
+                *(prefix.network for prefix, _ in self.neighbours.addresses()),
             ]
         )
         if inside != self._inside:

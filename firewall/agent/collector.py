@@ -115,8 +115,10 @@ class NodeNames:
             known = self._labels[identity] = (found, found.strings())
         return known[1]
 
-    def endpoint(self, number: int) -> EndpointName | None:
+    def endpoint(self, number: int, address: bytes) -> EndpointName | None:
         """Return what an endpoint is called; the same object until that changes."""
+        if not number:
+            return self._engine.addresses.neighbours.name(address)
         member = self._engine.roster.by_id(number)
         if member is None:
             self._endpoints.pop(number, None)

@@ -230,6 +230,17 @@ class IdentitySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvStoreSettings:
+    """`kvstore`: where label sets get their numbers."""
+
+    path: Path | None = setting(
+        None,
+        "SQLite file that several agents of this machine share, each with a node_name and a"
+        " state_dir of its own; not set = <state_dir>/identities.db, this agent's alone",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
     """`api`: the unix socket of the REST API."""
 
@@ -350,6 +361,7 @@ class Config:
     fqdn: FqdnSettings = field(default_factory=FqdnSettings)
     labels: LabelSettings = field(default_factory=LabelSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
+    kvstore: KvStoreSettings = field(default_factory=KvStoreSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
     flows: FlowSettings = field(default_factory=FlowSettings)
     log: LogSettings = field(default_factory=LogSettings)
@@ -377,6 +389,11 @@ class Config:
     def snapshot_path(self) -> Path:
         """Where the snapshot is published."""
         return self.state_dir / "snapshot"
+
+    @property
+    def kvstore_path(self) -> Path:
+        """The file of the key-value store."""
+        return self.kvstore.path or self.state_dir / "identities.db"
 
     @property
     def api_path(self) -> Path:

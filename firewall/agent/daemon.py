@@ -37,6 +37,7 @@ from firewall.agent.engine import Engine, make_directories
 from firewall.agent.following import Following
 from firewall.agent.lineup import ruleset_config, specs
 from firewall.agent.loading import Loaded, load, needs_restart
+from firewall.agent.neighbours import Neighbours
 from firewall.agent.node import AddressMonitor, local_addresses
 from firewall.agent.orphans import end_orphans
 from firewall.agent.proxyadmin import ProxyAdmin
@@ -127,6 +128,7 @@ class Daemon:
         self._plan: Plan
         self._supervisor: Supervisor
         self._bypass: Bypass
+        self._neighbours: Neighbours
         self._engine: Engine
         self._resolving: Resolving
         self._collector: Collector
@@ -149,7 +151,7 @@ class Daemon:
             stack.enter_context(standing.occupy())
             self._catch_signals()
             make_directories(self._config)
-            store = await SqliteStore.open(self._config.state_dir / "identities.db")
+            store = await SqliteStore.open(self._config.kvstore_path)
             stack.push_async_callback(store.close)
             await self._compose()
             await self._restore(store)
@@ -197,6 +199,8 @@ class Daemon:
         """Make the engine, with everything that was in force before and what the files say."""
         config = self._config
         registry = IdentityRegistry(store, node=config.node, grace_s=config.identity.grace_period_s)
+        self._neighbours = Neighbours(store, registry, config)
+        await self._neighbours.join()
         self._publisher.restore()
         self._engine = Engine(
             config,
@@ -205,10 +209,11 @@ class Daemon:
             self._supervisor.workers,
             kernel.update_endpoints,
             bypass=self._bypass,
+            neighbours=self._neighbours,
         )
         self._resolving = Resolving(self._engine)
         self._collector = Collector(self._engine, config.flows)
-        self._status = Status(self._engine, self._collector, "sqlite")
+        self._status = Status(self._engine, self._collector)
         await self._engine.restore()
         self._engine.addresses.local = await asyncio.to_thread(local_addresses)
         await self._engine.sync_endpoints(config.endpoints, "config")
@@ -239,7 +244,8 @@ class Daemon:
         if ended:
             log.info("earlier workers ended", extra=fields(pids=",".join(map(str, ended))))
         for work in (self._bypass.run(), self._collector.run(), self._resolving.run(),
-                     self._following.run(), self._keep_links(), self._keep_up()):  # fmt: skip
+                     self._following.run(), self._neighbours.run(self._engine.publish),
+                     self._keep_links(), self._keep_up()):  # fmt: skip
             self._do(work)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:

@@ -26,6 +26,7 @@ from firewall.agent.addresses import AddressBook
 from firewall.agent.bypass import Bypass
 from firewall.agent.config import Config
 from firewall.agent.declaration import Declaration
+from firewall.agent.neighbours import Neighbours
 from firewall.agent.nodes import host_labels
 from firewall.agent.policies import BookChange, Key, PolicyBook, PolicyText
 from firewall.agent.publisher import Publisher, enforced_by_all
@@ -79,6 +80,7 @@ class Engine:
         workers: those that must acknowledge.
         manage: makes the kernel queue the packets of these endpoints (blocking; runs in a thread).
         bypass: which flows the kernel carries past the workers.
+        neighbours: the other agents that share the registry's store.
 
     Attributes:
         problems: what is wrong now, by topic; shown in the status until it is mended.
@@ -93,6 +95,7 @@ class Engine:
         manage: Callable[[Iterable[EndpointLink]], None],
         *,
         bypass: Bypass,
+        neighbours: Neighbours,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -115,7 +118,7 @@ class Engine:
             names_by_identity=self._names_by_identity,
             last=publisher.last,
         )
-        self.addresses = AddressBook(config, registry, self.roster)
+        self.addresses = AddressBook(config, registry, self.roster, neighbours)
         self.names = self.addresses.names
         self._manage = manage
         self._managed: list[EndpointLink] | None = None
@@ -482,7 +485,9 @@ class Engine:
         leaving_count = len(self._leaving)
         begun = [member.endpoint for member in members if _begin(member.endpoint)]
         rows = [member.endpoint.row() for member in members if member.endpoint.addresses]
-        self.resolver.set_endpoints([*rows, *self.addresses.host_rows()])
+        neighbours = self.addresses.neighbours
+        neighbours.announce(rows)
+        self.resolver.set_endpoints([*rows, *self.addresses.host_rows()], neighbours.ports())
         snapshot = self.resolver.snapshot(
             settings=self._settings(),
             ipcache=self.addresses.ipcache().items(),

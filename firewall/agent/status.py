@@ -31,10 +31,9 @@ class Status:
         problems: troubles of the daemon itself, by topic.
     """
 
-    def __init__(self, engine: Engine, collector: Collector, store: str) -> None:
+    def __init__(self, engine: Engine, collector: Collector) -> None:
         self._engine = engine
         self._collector = collector
-        self._store = store
         self._began = time.monotonic()
         self.problems: dict[str, str] = {}
 
@@ -43,7 +42,6 @@ class Status:
         engine = self._engine
         queues, trouble = await asyncio.to_thread(_queues)
         metrics = await self._ask_workers()
-        kvstore = engine.problems.get("kvstore", "")
         return {
             "agent": {
                 "pid": os.getpid(),
@@ -71,12 +69,28 @@ class Status:
             "queues": [views.queue(counters) for counters in queues],
             "flows": self._collector.counts(),
             "packet_readers": self._collector.monitor.reader_count,
-            "kvstore": {"kind": self._store, "ok": not kvstore, "error": kvstore},
+            "kvstore": self._kvstore(),
             "errors": [
                 *self.errors(),
                 *_secret_errors(metrics.values()),
                 *([trouble] if trouble else []),
             ],
+        }
+
+    def _kvstore(self) -> dict[str, Any]:
+        """Return where identities are agreed on, and with how many others."""
+        engine = self._engine
+        neighbours = engine.addresses.neighbours
+        error = engine.problems.get("kvstore", "") or neighbours.problem
+        nodes_count, addresses_count = neighbours.counts()
+        return {
+            "kind": "sqlite",
+            "path": str(engine.config.kvstore_path),
+            "shared": neighbours.shared,
+            "nodes": nodes_count,
+            "addresses": addresses_count,
+            "ok": not error,
+            "error": error,
         }
 
     def _proxied(self, metrics: Mapping[Worker, list[dict[str, object]]]) -> dict[str, Any]:
@@ -98,6 +112,8 @@ class Status:
         engine = self._engine
         topics = [*sorted(self.problems.items()), *sorted(engine.problems.items())]
         errors = [f"{topic}: {line}" for topic, text in topics for line in text.splitlines()]
+        if engine.addresses.neighbours.problem:
+            errors.append(f"kvstore: {engine.addresses.neighbours.problem}")
         if engine.bypass.problem:
             errors.append(f"bypass: {engine.bypass.problem}")
         for worker in engine.workers:

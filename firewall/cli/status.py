@@ -153,5 +153,10 @@ def _proxy(proxy: dict[str, Any]) -> str:
 
 
 def _ok(store: dict[str, Any]) -> str:
-    kind = str(store.get("kind", ""))
-    return f"Ok   {kind}" if store.get("ok", True) else f"error: {store.get('error')}"
+    if not store["ok"]:
+        return f"error: {store['error']}"
+    text = f"Ok   {store['kind']} {store['path']}"
+    if not store["shared"]:
+        return text
+    nodes, addresses = store["nodes"], store["addresses"]
+    return f"{text}, shared: {nodes} other nodes with endpoints, {addresses} addresses"

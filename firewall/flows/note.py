@@ -64,28 +64,29 @@ class Noter:
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._sides: dict[tuple[int, int], _Side] = {}
+        self._sides: dict[tuple[int | bytes, int], _Side] = {}
 
     def note(self, event: Event) -> Note:
         """Note an event."""
         names = self._names
         ends = Ends(
             names.node_name,
-            self._side(event.source_endpoint, event.source_identity),
-            self._side(event.destination_endpoint, event.destination_identity),
+            self._side(event.source_endpoint, event.source_identity, event.source),
+            self._side(event.destination_endpoint, event.destination_identity, event.destination),
             names.dns_names(event.source),
             names.dns_names(event.destination),
         )
         return Note(event, ends)
 
-    def _side(self, number: int, identity: int) -> FlowEndpoint:
+    def _side(self, number: int, identity: int, address: bytes) -> FlowEndpoint:
         """Return how a side is shown, the same object while its names stay."""
         labels = self._names.labels(identity)
-        name = self._names.endpoint(number) if number else None
-        side = self._sides.get((number, identity))
+        name = self._names.endpoint(number, address)
+        key = address if name is not None and not number else number
+        side = self._sides.get((key, identity))
         if side is None or side.labels is not labels or side.name is not name:
             if len(self._sides) >= _SIDES_MAX_COUNT:
                 self._sides.clear()
             side = _Side(labels, name, endpoint(number, identity, labels, name))
-            self._sides[number, identity] = side
+            self._sides[key, identity] = side
         return side.endpoint

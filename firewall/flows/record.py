@@ -110,8 +110,11 @@ class Names(Protocol):
     def labels(self, identity: int) -> tuple[str, ...]:
         """Return the labels of an identity number as `source:key=value`, sorted."""
 
-    def endpoint(self, number: int) -> EndpointName | None:
-        """Return the managed endpoint with this id, None if it is gone."""
+    def endpoint(self, number: int, address: bytes) -> EndpointName | None:
+        """Return the managed endpoint with this id, None if it is gone.
+
+        For the id 0 it is another node's endpoint with this address, None if none is known.
+        """
 
     def dns_names(self, address: bytes) -> tuple[str, ...]:
         """Return the names that DNS answered with this address."""
@@ -143,14 +146,12 @@ def build(event: Event, names: Names) -> Flow:
 def ends_of(event: Event, names: Names) -> Ends:
     """Name the ends of an event."""
     sides = (
-        (event.source_endpoint, event.source_identity),
-        (event.destination_endpoint, event.destination_identity),
+        (event.source_endpoint, event.source_identity, event.source),
+        (event.destination_endpoint, event.destination_identity, event.destination),
     )
     source, destination = (
-        endpoint(
-            number, identity, names.labels(identity), names.endpoint(number) if number else None
-        )
-        for number, identity in sides
+        endpoint(number, identity, names.labels(identity), names.endpoint(number, address))
+        for number, identity, address in sides
     )
     return Ends(
         names.node_name,

@@ -179,8 +179,16 @@ class Resolver:
         """Forget an identity; endpoints that still have it keep their policy."""
         self._peers.remove_identity(number)
 
-    def set_endpoints(self, endpoints: Iterable[EndpointRow]) -> None:
+    def set_endpoints(
+        self,
+        endpoints: Iterable[EndpointRow],
+        elsewhere: Iterable[tuple[int, tuple[NamedPortRow, ...]]] = (),
+    ) -> None:
         """Replace the managed endpoints; their identities must have been added before.
+
+        Args:
+            endpoints: those of this node.
+            elsewhere: identities of other nodes' endpoints, with the named ports of those.
 
         Raises:
             KeyError: an endpoint's identity is unknown.
@@ -198,12 +206,12 @@ class Resolver:
             self._subject_selectors.remove_identity(number)
         self._endpoints = rows
         ports: dict[int, set[NamedPortRow]] = {}
-        for row in rows:
-            ports.setdefault(row.identity, set()).update(row.named_ports)
+        for number, found in (*((row.identity, row.named_ports) for row in rows), *elsewhere):
+            ports.setdefault(number, set()).update(found)
         named = {
-            number: tuple(sorted(found, key=_port_order))
-            for number, found in ports.items()
-            if found
+            number: tuple(sorted(several, key=_port_order))
+            for number, several in ports.items()
+            if several
         }
         before = self._named_ports
         self._moved_ports.update(

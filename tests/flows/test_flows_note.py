@@ -16,8 +16,8 @@ class Changing(Cast):
         self.named = dict(ENDPOINTS)
         self.labelled = dict(LABELS)
 
-    def endpoint(self, number):
-        return self.named.get(number)
+    def endpoint(self, number, address):
+        return self.named.get(number or address)
 
     def labels(self, identity):
         return self.labelled.get(identity, ())
