@@ -16,7 +16,6 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from firewall.endpoints.lifecycle import (
-    FINAL,
     NOT_READY,
     EndpointState,
     Mover,
@@ -29,6 +28,8 @@ from firewall.policy.snapshot import EndpointRow, NamedPortRow
 
 LOG_COUNT = 128
 """How many state changes an endpoint remembers (Cilium's endpoint log: 256 lines, 2 per change)."""
+
+_LEAVING = (EndpointState.DISCONNECTING, EndpointState.DISCONNECTED)
 
 
 class Step(IntEnum):
@@ -119,7 +120,7 @@ class Endpoint:
     @property
     def shown_state(self) -> str:
         """The state as listings show it: "ready", "not-ready" after a failed publication, ..."""
-        if self.failure and self.state not in FINAL:
+        if self.failure and self.state is not EndpointState.DISCONNECTED:
             return NOT_READY
         assert self.state is not None
         return self.state.word
@@ -143,7 +144,7 @@ class Endpoint:
         Raises:
             TransitionError: the endpoint is being removed, or was.
         """
-        if self.state in FINAL or self.state is EndpointState.DISCONNECTING:
+        if self.state in _LEAVING:
             raise TransitionError(self.name, self.state, EndpointState.WAITING_FOR_IDENTITY)
         relevant, _ = self.label_filter.split(labels)
         relevant = relevant or RESERVED_LABELS[Reserved.INIT]
@@ -186,7 +187,7 @@ class Endpoint:
         Returns:
             ALLOCATE, or NOTHING if the endpoint is leaving.
         """
-        if self.state in FINAL or self.state is EndpointState.DISCONNECTING:
+        if self.state in _LEAVING:
             return Step.NOTHING
         lost, self.identity = self.identity, None
         if self.state not in (EndpointState.WAITING_FOR_IDENTITY, EndpointState.RESTORING):
@@ -269,14 +270,6 @@ class Endpoint:
             TransitionError: it was not being removed.
         """
         self._move(EndpointState.DISCONNECTED, "no worker knows it any more", time_ns)
-
-    def invalidate(self, reason: str, time_ns: int) -> None:
-        """Give up on an endpoint that never got an identity.
-
-        Raises:
-            TransitionError: it had got further.
-        """
-        self._move(EndpointState.INVALID, reason, time_ns)
 
     # --- the rest -----------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ sends it back; removal ends it. The table says for each pair who may make the mo
 only the builder (the part of the agent that publishes snapshots and hears the acknowledgements), or
 nobody.
 
-States and moves are Cilium's (pkg/endpoint/endpoint.go, setState and BuilderSetStateLocked). Two
-cells differ, and say so: an endpoint that waits for an identity never shows `ready` in between, and
-labels that change while it waits for its turn send it back at once.
+States and moves are Cilium's (pkg/endpoint/endpoint.go, setState and BuilderSetStateLocked).
+There is no `invalid`: what cannot be an endpoint is refused when it is declared. Two cells differ,
+and say so: an endpoint that waits for an identity never shows `ready` in between, and labels that
+change while it waits for its turn send it back at once.
 """
 
 from enum import IntEnum
@@ -25,7 +26,6 @@ class EndpointState(IntEnum):
     READY = 5
     DISCONNECTING = 6
     DISCONNECTED = 7
-    INVALID = 8
 
     @property
     def word(self) -> str:
@@ -44,7 +44,6 @@ MEANINGS: dict[EndpointState, str] = {
     EndpointState.READY: "every worker enforces its current policy",
     EndpointState.DISCONNECTING: "is being removed",
     EndpointState.DISCONNECTED: "is removed",
-    EndpointState.INVALID: "could not be made; the log says why",
 }
 """What each state means for the operator."""
 
@@ -91,8 +90,6 @@ _NO_IDENTITY = "a policy belongs to an identity, and it has none yet"
 _UNPUBLISHED = "nothing of its policy has been published yet"
 _ENDED = "a removed endpoint stays removed; the same name is a new endpoint"
 _LEAVING = "it is being removed; nothing else can happen to it"
-_BROKEN = "an invalid endpoint is only looked at; declare it again"
-_VALID = "only an endpoint that never had an identity can be invalid"
 _NOT_AGAIN = "it is in this state already"
 
 FIRST: dict[EndpointState, Move] = {
@@ -103,7 +100,6 @@ FIRST: dict[EndpointState, Move] = {
     EndpointState.READY: _no(_NO_IDENTITY),
     EndpointState.DISCONNECTING: _no("there is nothing to remove yet"),
     EndpointState.DISCONNECTED: _no("there is nothing to remove yet"),
-    EndpointState.INVALID: _no("it is invalid only after an attempt"),
 }
 """The states in which a life can begin."""
 
@@ -116,7 +112,6 @@ MOVES: dict[EndpointState, dict[EndpointState, Move]] = {
         EndpointState.READY: _no(_UNPUBLISHED),
         EndpointState.DISCONNECTING: _may("removed, or its link was gone after the restart"),
         EndpointState.DISCONNECTED: _no("its identity must be released first"),
-        EndpointState.INVALID: _no("it was valid before; what is missing makes it wait"),
     },
     EndpointState.WAITING_FOR_IDENTITY: {
         EndpointState.RESTORING: _no("what never had an identity has nothing to restore"),
@@ -128,7 +123,6 @@ MOVES: dict[EndpointState, dict[EndpointState, Move]] = {
         EndpointState.READY: _no("an identity alone is not enforcement: it must be published"),
         EndpointState.DISCONNECTING: _may("removed while it waited"),
         EndpointState.DISCONNECTED: _no("its identity must be released first"),
-        EndpointState.INVALID: _may("its declaration turned out to be impossible"),
     },
     EndpointState.WAITING_TO_REGENERATE: {
         EndpointState.RESTORING: _may("the agent restarted"),
@@ -140,7 +134,6 @@ MOVES: dict[EndpointState, dict[EndpointState, Move]] = {
         EndpointState.READY: _no(_UNPUBLISHED),
         EndpointState.DISCONNECTING: _may("removed while it waited"),
         EndpointState.DISCONNECTED: _no("its identity must be released first"),
-        EndpointState.INVALID: _no(_VALID),
     },
     EndpointState.REGENERATING: {
         EndpointState.RESTORING: _may("the agent restarted"),
@@ -150,7 +143,6 @@ MOVES: dict[EndpointState, dict[EndpointState, Move]] = {
         EndpointState.READY: _builder("every worker has acknowledged the revision"),
         EndpointState.DISCONNECTING: _may("removed meanwhile"),
         EndpointState.DISCONNECTED: _no("its identity must be released first"),
-        EndpointState.INVALID: _no(_VALID),
     },
     EndpointState.READY: {
         EndpointState.RESTORING: _may("the agent restarted"),
@@ -160,7 +152,6 @@ MOVES: dict[EndpointState, dict[EndpointState, Move]] = {
         EndpointState.READY: _no(_NOT_AGAIN),
         EndpointState.DISCONNECTING: _may("removed"),
         EndpointState.DISCONNECTED: _no("its identity must be released first"),
-        EndpointState.INVALID: _no(_VALID),
     },
     EndpointState.DISCONNECTING: {
         EndpointState.RESTORING: _no(_LEAVING),
@@ -170,7 +161,6 @@ MOVES: dict[EndpointState, dict[EndpointState, Move]] = {
         EndpointState.READY: _no(_LEAVING),
         EndpointState.DISCONNECTING: _no(_NOT_AGAIN),
         EndpointState.DISCONNECTED: _may("its rules are gone and its identity is released"),
-        EndpointState.INVALID: _no(_LEAVING),
     },
     EndpointState.DISCONNECTED: {
         EndpointState.RESTORING: _no(_ENDED),
@@ -180,23 +170,9 @@ MOVES: dict[EndpointState, dict[EndpointState, Move]] = {
         EndpointState.READY: _no(_ENDED),
         EndpointState.DISCONNECTING: _no(_ENDED),
         EndpointState.DISCONNECTED: _no(_NOT_AGAIN),
-        EndpointState.INVALID: _no(_ENDED),
-    },
-    EndpointState.INVALID: {
-        EndpointState.RESTORING: _no(_BROKEN),
-        EndpointState.WAITING_FOR_IDENTITY: _no(_BROKEN),
-        EndpointState.WAITING_TO_REGENERATE: _no(_BROKEN),
-        EndpointState.REGENERATING: _no(_BROKEN),
-        EndpointState.READY: _no(_BROKEN),
-        EndpointState.DISCONNECTING: _no(_BROKEN),
-        EndpointState.DISCONNECTED: _no(_BROKEN),
-        EndpointState.INVALID: _no(_NOT_AGAIN),
     },
 }
 """Every other state -> every state: who may move it there, and why or why not."""
-
-FINAL = frozenset({EndpointState.DISCONNECTED, EndpointState.INVALID})
-"""The states that nothing leads out of."""
 
 
 def move_for(before: EndpointState | None, after: EndpointState) -> Move:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from conntrack.address import parse_address
 from firewall.endpoints.endpoint import LOG_COUNT, Answered, Endpoint, Step
 from firewall.endpoints.lifecycle import (
-    FINAL,
     FIRST,
     MEANINGS,
     MOVES,
@@ -29,9 +28,6 @@ INIT = LabelSet.parse(["reserved:init"])
 def endpoint(state=S.READY, identity=300, labels=WEB):
     """An endpoint that was led to a state by the calls an agent makes."""
     made = Endpoint(7, "web", "default", time_ns=0, restored=state is S.RESTORING)
-    if state is S.INVALID:
-        made.invalidate("impossible", 0)
-        return made
     made.set_labels(labels, 0)
     if state in (S.RESTORING, S.WAITING_FOR_IDENTITY):
         return made
@@ -54,7 +50,7 @@ def endpoint(state=S.READY, identity=300, labels=WEB):
 def test_a_lost_number_leaves_an_endpoint_init_until_it_has_another(state):
     """Whoever waits, waits on; who was further waits again; who leaves does not care."""
     one = endpoint(state)
-    if state in (*FINAL, S.DISCONNECTING):
+    if state in (S.DISCONNECTED, S.DISCONNECTING):
         assert one.lose_identity(5) is Step.NOTHING
         assert one.state is state
         return
@@ -76,13 +72,12 @@ def test_the_table_is_total_and_every_cell_has_a_reason():
 MOVE_TABLE = """
 none                   restoring waiting-for-identity
 restoring              restoring regenerating* disconnecting
-waiting-for-identity   waiting-to-regenerate disconnecting invalid
+waiting-for-identity   waiting-to-regenerate disconnecting
 waiting-to-regenerate  restoring waiting-for-identity regenerating* disconnecting
 regenerating           restoring waiting-for-identity waiting-to-regenerate ready* disconnecting
 ready                  restoring waiting-for-identity waiting-to-regenerate disconnecting
 disconnecting          disconnected
 disconnected
-invalid
 """
 
 
@@ -100,9 +95,8 @@ def test_the_moves_are_ciliums():
     assert rows == expected
 
 
-def test_nothing_leads_out_of_a_final_state():
-    for state in FINAL:
-        assert all(move.mover is Mover.NOBODY for move in MOVES[state].values())
+def test_nothing_leads_out_of_the_end():
+    assert all(move.mover is Mover.NOBODY for move in MOVES[S.DISCONNECTED].values())
 
 
 def test_every_state_can_be_reached_and_every_other_left():
@@ -216,7 +210,6 @@ def test_an_acknowledgement_that_a_change_has_overtaken_does_not_make_it_ready()
         (S.RESTORING, Step.ALLOCATE),
         (S.DISCONNECTING, Step.NOTHING),
         (S.DISCONNECTED, Step.NOTHING),
-        (S.INVALID, Step.NOTHING),
     ],
 )
 def test_a_policy_change_makes_an_endpoint_wait_for_what_it_lacks(state, step):
