@@ -36,11 +36,11 @@ unit-test: setup ## Run the tests that need no kernel feature
 netns-test: setup ## Run the tests with real packets, in namespaces of their own
 	$(BIN)/pytest netns-tests -n auto --dist loadscope --no-loadscope-reorder
 
-fuzz: setup ## Attack the proxy for FUZZ_SECONDS (600), through its core and behind TPROXY
+fuzz: setup ## Attack the proxy, through its cores, then for FUZZ_SECONDS (600) behind TPROXY
 	FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)00000} FUZZ_CASES=$${FUZZ_CASES:-100000} \
 		$(BIN)/pytest --timeout 0 -n auto --dist worksteal tests/l7proxy/test_*_fuzz.py
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} \
-		$(BIN)/python -m lab.enclosure -- $(BIN)/pytest -s netns-tests/test_l7proxy_fuzz.py
+		$(BIN)/python -m lab.enclosure -- $(BIN)/pytest -n auto -rP netns-tests/test_l7proxy_*fuzz.py
 
 check: setup ## Check format, lint, types and layers
 	$(BIN)/ruff format --check .

@@ -112,15 +112,16 @@ class Live:
     def log(self) -> str:
         return (self.folder / "worker.log").read_text(encoding="utf-8")
 
-    def redirect(self, address: str, port: int) -> None:
-        """Hand TCP to this address and port to the proxy, except what the proxy sends."""
+    def redirect(self, address: str, port: int, protocol: str = "tcp") -> None:
+        """Hand what goes to this address and port to the proxy, except what the proxy sends."""
         program = "ip6tables" if ":" in address else "iptables"
-        table = f"{program} -t mangle -A PREROUTING -p tcp"
+        table = f"{program} -t mangle -A PREROUTING -p {protocol}"
+        answers = "! --syn" if protocol == "tcp" else ""
         match = f"{table} -d {address} --dport {port}"
         for argv in (
             f"{match} -m mark --mark {MARK} -j RETURN",
             f"{match} -j TPROXY --on-port {PROXY_PORT} --tproxy-mark {_REDIRECTED}",
             # Packets of the server back to the transparent upstream socket.
-            f"{table} ! --syn -m socket --transparent -j MARK --set-mark {_REDIRECTED}",
+            f"{table} {answers} -m socket --transparent -j MARK --set-mark {_REDIRECTED}",
         ):
             self.machine.run(argv.split(), check=True)

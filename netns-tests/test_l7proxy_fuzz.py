@@ -1,89 +1,32 @@
 """Hostile clients and servers around a live proxy behind TPROXY, and an observer at the server.
 
-Cases come from `http_mutants`, `BUSY_COUNT` at a time; what the server receives is read by
-`http_observer`, which must not see a request that the policy does not allow, under any reading, and
-by `http_sent`, for which nothing may come that the client did not ask for. A connection of the
-server belongs to the case of its client's address; addresses rest before they are used again, so
-that a connection that comes late is not another case's. Each case ends with the client's FIN, so
-the proxy must come to an end as well: a case that does not is a finding too.
-
-FUZZ_SECONDS is how long (30 unless set), FUZZ_SEED the first seed (random unless set); a finding
-names its seed, and is made smaller before it is shown.
+Cases come from `http_mutants`; what the server receives is read by `http_observer`, which must not
+see a request that the policy does not allow, under any reading, and by `http_sent`, for which
+nothing may come that the client did not ask for. `arena` drives them.
 """
 
-import os
-import random
-import selectors
 import socket
-import struct
-import time
-from collections import deque
-from contextlib import suppress
+from functools import partial
 
 import pytest
-from http_mutants import RULES, Case, case, shrunk
+from arena import Arena, Server, Slot, fight
+from http_mutants import RULES, Case, case
 from http_observer import Observer, answer_faults
 from http_sent import unasked
-from l7proxy_live import Live, snapshot
-
-from conntrack.address import parse_address
+from l7proxy_live import snapshot
 
 pytestmark = [pytest.mark.needs("tproxy", "socket"), pytest.mark.timeout(0)]
 
-PORT = 80
-BUSY_COUNT = 16
-SLOT_COUNT = 240
-DEADLINE_S = 30.0
-"""For one case on a busy machine; it takes some milliseconds."""
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 
 
-class Slot:
-    """A client address, and the case that it plays."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.seen_count = 0
-        self.begin(0, Case([]))
-        self.sock = None
-
-    def begin(self, seed: int, played: Case) -> None:
-        self.seed = seed
-        self.case = played
-        self.pieces = list(played.pieces)
-        self.answers = list(played.answers)
-        self.received = b""
-        self.servers: list[Server] = []
-        self.judged_count = 0
-        self.client_ended = False
-        self.deadline = time.monotonic() + DEADLINE_S
-
-    @property
-    def over(self) -> bool:
-        return self.client_ended and all(server.closed for server in self.servers)
-
-    def faults(self) -> list[str]:
-        observers = [server.observer for server in self.servers]
-        found = [fault for observer in observers for fault in observer.faults()]
-        found += unasked(self.case.sent, observers)
-        if not self.over:
-            found.append("the connection never ends")
-        if not self.case.sent.startswith(b"PRI") and b"HEAD" not in self.case.sent:
-            most = 1 + self.case.sent.count(b"\n")
-            switched = any(one.switched_at for one in observers)
-            found += answer_faults(self.received, [b"GET"] * most, switched=switched)
-        return found
-
-
-class Server:
-    """The server's end of one connection."""
+class HttpServer(Server):
+    """Answers each request with what the case says, then with the plain answer."""
 
     def __init__(self, sock, slot: Slot) -> None:
-        self.sock = sock
-        self.slot = slot
+        super().__init__(sock, slot)
         self.observer = Observer()
-        self.closed = False
         self.greeted = False
 
     def take(self, data: bytes) -> None:
@@ -104,186 +47,31 @@ class Server:
                 self.sock.sendall(PLAIN)
 
 
-class Arena:
-    """Clients, proxy and server, driven by one loop."""
+class HttpSlot(Slot):
+    server_type = HttpServer
 
-    def __init__(self, lab, folder) -> None:
-        world = lab(a="app=a", b="app=b")
-        self.client, self.server, self.node = world.hosts["a"], world.hosts["b"], world.node
-        addresses = [f"10.77.0.{number}" for number in range(1, SLOT_COUNT + 1)]
-        for address in addresses:
-            self.client.run(["ip", "addr", "add", f"{address}/32", "dev", "eth0"], check=True)
-        self.node.run(["ip", "route", "add", "10.77.0.0/24", "dev", "to-a"], check=True)
-        source = snapshot(
-            rules=RULES,
-            clients=tuple(map(parse_address, addresses)),
-            servers=(parse_address(self.server.address4),),
-        )
-        self.live = Live(self.node, folder, source=source)
-        self.live.redirect(self.server.address4, PORT)
-        self.slots = {address: Slot(address) for address in addresses}
-        self.selector = selectors.DefaultSelector()
-        self.listener = self.server.listen(PORT, backlog=512)
-        self.listener.setblocking(False)
-        self.selector.register(self.listener, selectors.EVENT_READ, None)
-
-    def close(self) -> None:
-        for key in list(self.selector.get_map().values()):
-            key.fileobj.close()
-        self.selector.close()
-
-    def begin(self, slot: Slot, seed: int, played: Case) -> None:
-        slot.begin(seed, played)
-        sock = self.client.open_socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.bind((slot.address, 0))
-        sock.setblocking(False)
-        sock.connect_ex((self.server.address4, PORT))
-        slot.sock = sock
-        self.selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, slot)
-
-    def turn(self) -> None:
-        for key, events in self.selector.select(0.2):
-            if key.data is None:
-                self._accept()
-            elif isinstance(key.data, Slot):
-                self._client(key.data, events)
-            else:
-                self._server(key.data)
-
-    def _accept(self) -> None:
-        with suppress(BlockingIOError):
-            while True:
-                sock, peer = self.listener.accept()
-                slot = self.slots[peer[0]]
-                server = Server(sock, slot)
-                slot.servers.append(server)
-                sock.settimeout(2)
-                self.selector.register(sock, selectors.EVENT_READ, server)
-
-    def _client(self, slot: Slot, events: int) -> None:
-        sock = slot.sock
-        try:
-            if events & selectors.EVENT_WRITE:
-                if slot.pieces:
-                    piece = slot.pieces[0]
-                    sent = sock.send(piece)
-                    slot.pieces[0:1] = [piece[sent:]] if sent < len(piece) else []
-                if not slot.pieces:
-                    self._leave(slot)
-            if events & selectors.EVENT_READ and not slot.client_ended:
-                data = sock.recv(65536)
-                slot.received += data
-                if not data:
-                    self._end(slot)
-        except BlockingIOError:
-            return
-        except OSError:  # the end, by FIN or RST
-            self._end(slot)
-
-    def _leave(self, slot: Slot) -> None:
-        """Send nothing more."""
-        if slot.case.ending == "fin":
-            slot.sock.shutdown(socket.SHUT_WR)
-            self.selector.modify(slot.sock, selectors.EVENT_READ, slot)
-            return
-        if slot.case.ending == "reset":
-            slot.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._end(slot)
-
-    def _end(self, slot: Slot) -> None:
-        self.selector.unregister(slot.sock)
-        slot.sock.close()
-        slot.client_ended = True
-
-    def _server(self, server: Server) -> None:
-        try:
-            data = server.sock.recv(65536)
-            if data:
-                server.take(data)
-                return
-        except OSError:
-            pass
-        self.selector.unregister(server.sock)
-        server.sock.close()
-        server.closed = True
-
-    def play(self, slot: Slot, seed: int, played: Case) -> list[str]:
-        """One case alone, from begin to end."""
-        self.begin(slot, seed, played)
-        while not slot.over and time.monotonic() < slot.deadline:
-            self.turn()
-        return self.finish(slot)
-
-    def finish(self, slot: Slot) -> list[str]:
-        """What was wrong with a case; nothing of it is left."""
-        found = slot.faults()
-        slot.judged_count = len(slot.servers)
-        if not slot.client_ended:
-            self.selector.unregister(slot.sock)
-            slot.sock.close()
-        for server in slot.servers:
-            if not server.closed:
-                self._drop(server)
-        return found
-
-    def late_faults(self, slot: Slot) -> list[str]:
-        """What was wrong with connections to the server that came after a case had been judged."""
-        if len(slot.servers) == slot.judged_count:
-            return []
-        slot.client_ended = True
-        for server in slot.servers[slot.judged_count :]:
-            if not server.closed:
-                self._drop(server)
-        return slot.faults()
-
-    def _drop(self, server: Server) -> None:
-        self.selector.unregister(server.sock)
-        server.sock.close()
-        server.closed = True
+    def faults(self) -> list[str]:
+        observers = [server.observer for server in self.servers]
+        found = [fault for observer in observers for fault in observer.faults()]
+        found += unasked(self.case.sent, observers)
+        if not self.case.sent.startswith(b"PRI") and b"HEAD" not in self.case.sent:
+            most = 1 + self.case.sent.count(b"\n")
+            switched = any(one.switched_at for one in observers)
+            found += answer_faults(self.received, [b"GET"] * most, switched=switched)
+        return found + super().faults()
 
 
 @pytest.fixture
 def arena(lab, tmp_path):
-    made = Arena(lab, tmp_path)
+    made = Arena(lab, tmp_path, HttpSlot, 80, partial(snapshot, rules=RULES))
     with made.live:
         yield made
         made.close()
 
 
 def test_the_server_never_sees_what_the_policy_denies(arena):
-    first = int(os.environ.get("FUZZ_SEED") or random.SystemRandom().randrange(1 << 48))
-    until = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", "30"))
-    seed = first
-    idle = deque(arena.slots.values())
-    busy: list[Slot] = []
-    while busy or time.monotonic() < until:
-        while len(busy) < BUSY_COUNT and time.monotonic() < until:
-            slot = idle.popleft()
-            if late := arena.late_faults(slot):
-                pytest.fail(f"FUZZ_SEED={slot.seed}, after its end: {late[:3]}\n{slot.case}")
-            arena.begin(slot, seed, case(seed))
-            busy.append(slot)
-            seed += 1
-        arena.turn()
-        for slot in [one for one in busy if one.over or time.monotonic() > one.deadline]:
-            busy.remove(slot)
-            idle.append(slot)
-            played, at = slot.case, slot.seed
-            if faults := arena.finish(slot):
-                explain(arena, slot, at, played, faults)
-    assert arena.live.running, arena.live.log()
-    seen_count = sum(slot.seen_count for slot in arena.slots.values())
-    print(f"{seed - first} cases from FUZZ_SEED={first}, {seen_count} requests reached the server")
     # Or nothing was put to the test; 20 % are usual.
-    assert seen_count > (seed - first) / 20
-    assert arena.play(idle[0], 0, Case([b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"])) == []
-    assert idle[0].received == PLAIN, idle[0].received
-
-
-def explain(arena, slot, seed, played, faults) -> None:
-    """Fail with the smallest case that shows it."""
-    alone = arena.play(slot, seed, played)
-    small = shrunk(played, lambda one: bool(arena.play(slot, seed, one))) if alone else played
-    log = arena.live.log()[-2000:]
-    pytest.fail(f"FUZZ_SEED={seed}: {faults[:3]}\nalone: {alone[:3]}\n{small}\n{log}")
+    assert fight(arena, case, 30) > 0.05
+    slot = arena.slots["10.77.0.1"]
+    assert arena.play(slot, 0, Case([b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"])) == []
+    assert slot.received == PLAIN

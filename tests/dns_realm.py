@@ -24,8 +24,8 @@ spec:
 """
 
 
-def view(text=POLICY, **settings):
-    labels = {"10.0.0.1": "a", "10.0.0.2": "b"}
+def view(text=POLICY, client="10.0.0.1", **settings):
+    labels = {client: "a", "10.0.0.2": "b"}
     actors = [
         Actor(
             name=app,
