@@ -25,6 +25,9 @@ READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 EVENTS_PER_TURN = 64
 """Taken at once: about 2 ms of requests, after which the loop may look at something else."""
 
+BUFFER_BYTES = 256 * 1024
+"""Read from one socket at once."""
+
 ACCEPTS_PER_TURN = 8
 """Connections accepted at once, about 1 ms with their first requests."""
 
@@ -57,9 +60,16 @@ class Watched(Protocol):
 
 
 class Poller:
-    """Watches descriptors for the running loop."""
+    """Watches descriptors for the running loop.
+
+    Attributes:
+        buffer: to read into, for whoever is called, until it returns. To have the kernel fill a
+            piece of memory that is made for it takes longer than to copy what came out of this one:
+            64 KiB in 10 us instead of 106, most of that for pages of which nothing is used.
+    """
 
     def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}

@@ -15,12 +15,6 @@ from typing import Any, cast
 
 from l7proxy.poller import READ, WRITE, Poller
 
-_SMALL_BYTES = 16 * 1024
-_LARGE_BYTES = 256 * 1024
-"""Read at once, by how much came last: to ask for more than comes costs an allocation."""
-
-_GROWTH = 4
-
 _HIGH_BYTES = 64 * 1024  # asyncio's own default
 
 _NOBODY = asyncio.Protocol()
@@ -39,7 +33,7 @@ class Wire(asyncio.Transport):
 
     __slots__ = (
         "_blocked", "_broken", "_closing", "_descriptor", "_ended", "_finishing", "_high",
-        "_low", "_mask", "_paused", "_pending", "_poller", "_protocol", "_read_bytes", "_sock",
+        "_low", "_mask", "_paused", "_pending", "_poller", "_protocol", "_sock",
     )  # fmt: skip
 
     def __init__(self, poller: Poller, sock: socket.socket, protocol: asyncio.Protocol) -> None:
@@ -48,7 +42,6 @@ class Wire(asyncio.Transport):
         self._descriptor = sock.fileno()
         self._protocol = protocol
         self._pending = bytearray()
-        self._read_bytes = _SMALL_BYTES
         self._high = _HIGH_BYTES
         self._low = _HIGH_BYTES // 4
         self._mask = 0
@@ -74,20 +67,16 @@ class Wire(asyncio.Transport):
         """Read once and pass it on, if reading is wanted."""
         if self._paused or self._ended or self._closing:
             return
+        buffer = self._poller.buffer
         try:
-            data = self._sock.recv(self._read_bytes)
+            size_bytes = self._sock.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lose(error)
             return
-        if data:
-            size = self._read_bytes
-            if len(data) == size:
-                self._read_bytes = min(size * _GROWTH, _LARGE_BYTES)
-            elif size > _SMALL_BYTES and len(data) * _GROWTH * 4 < size:
-                self._read_bytes = size // _GROWTH
-            self._protocol.data_received(data)
+        if size_bytes:
+            self._protocol.data_received(bytes(buffer[:size_bytes]))
         elif self._broken is not None:
             self._lose(self._broken)
         else:
