@@ -85,9 +85,11 @@ class ConnectionJudge:
             self._form = form
             self._view = None
         self._server_name = form.server_name
-        self._memo = None
         plan = self._current()
-        self._taken = None if plan is None else plan.course
+        if plan is None:
+            self._memo = self._taken = None
+        else:
+            self._memo, self._taken = plan.memo, plan.course
         return self._taken
 
     def opening(self) -> Judgement:
