@@ -175,7 +175,8 @@ class ClientConnection(asyncio.Protocol):
         judge.take(CLEAR)
         host = self._host
         self.exchange = Exchange(judge, limits, host.new_request_id, now, host.heads)
-        self.perform(self.exchange.policy_changed(now))
+        if not judge.connection().connected:
+            self.perform(self.exchange.policy_changed(now))
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the client on."""
@@ -313,6 +314,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write_eof()
 
     def _close_client(self, command: CloseClient) -> None:
+        self.exchange = self._greeting = None
         self._close(reset=command.reset)
 
     def _pause_client(self, _: PauseClient) -> None:
@@ -408,7 +410,10 @@ class ClientConnection(asyncio.Protocol):
         if protocol == "h2":
             self.exchange = self._multiplex(judge, now)
         else:
-            self.exchange = Exchange(judge, host.limits, host.new_request_id, now, host.heads)
+            self.exchange = Exchange(
+                judge, host.limits, host.new_request_id, now, host.heads,
+                secure=course.terminate is not None,
+            )  # fmt: skip
         self._begun = None if protocol else b""
         self.perform(self.exchange.policy_changed(now))
         if data:

@@ -60,11 +60,12 @@ class Exchange(Core):
         new_request_id: gives a value for X-Request-Id.
         now: monotonic seconds. Events about the server name their link; here it is always 0.
         heads: those that were read before on other connections; None: they are not shared.
+        secure: TLS is spoken with the client.
     """
 
     __slots__ = (
         "_client_blocked", "_client_ended", "_client_paused", "_closing", "_current", "_draining",
-        "_heads", "_inbox", "_judge", "_limits", "_link", "_new_request_id",
+        "_heads", "_inbox", "_judge", "_limits", "_link", "_new_request_id", "_secure",
     )  # fmt: skip
 
     def __init__(
@@ -74,8 +75,11 @@ class Exchange(Core):
         new_request_id: Callable[[], str],
         now: float,
         heads: Heads | None = None,
+        *,
+        secure: bool = False,
     ) -> None:
         super().__init__(IDLE, limits, now)
+        self._secure = secure
         self._heads = heads or Heads(limits)
         self._judge = judge
         self._limits = limits
@@ -446,16 +450,32 @@ class Exchange(Core):
         self._timer.await_request(now)
 
     def _finish_client(self, now: float) -> None:
-        """Read no further request: send FIN, and give the client time to read what was sent."""
-        self._drop_upstream(reset=self._current is not None and self._current.reply is not None)
-        self._inbox.clear()
-        self._current = None
-        if self._client_ended:
+        """Read no further request: send FIN, and give the client time to read what was sent.
+
+        Bytes that meet a closed socket are answered with RST, which takes from the client what it
+        has not read yet. So it is closed at once only if nothing is to come.
+        """
+        current = self._current
+        silent = self._client_ended or (current is not None and self._has_said_all(current))
+        self._drop_upstream(reset=current is not None and current.reply is not None)
+        if silent:
             self._close_client()
             return
+        self._inbox.clear()
+        self._current = None
         self._phase = LINGER
         self._timer.linger(now)
         self._commands.append(commands.ShutdownClient())
+
+    def _has_said_all(self, current: Ongoing) -> bool:
+        """Whether this was the client's last request, by word or version (RFC 9112 9.3, 9.6).
+
+        With TLS its close_notify is still to come.
+        """
+        request = current.request
+        if request.keep_alive or self._secure or self._inbox.data:
+            return False
+        return self._phase is ANSWER or not request.has_body
 
     def _close_client(self, *, reset: bool = False) -> None:
         self._inbox.clear()
@@ -549,8 +569,11 @@ class Exchange(Core):
     def _settle(self) -> None:
         """Pause whoever fills a buffer that the other side does not empty."""
         phase, link = self._phase, self._link
-        quiet = not (self._client_blocked or self._client_paused or link.blocked or link.paused)
-        if phase is CLOSED or (quiet and not self._inbox.data and not link.held_bytes):
+        if phase is CLOSED:
+            return
+        if len(self._inbox.data) + link.held_bytes <= self._limits.buffer_bytes and not (
+            self._client_blocked or self._client_paused or link.blocked or link.paused
+        ):
             return
         pause = self._must_pause_client(phase, link)
         if pause is not self._client_paused:

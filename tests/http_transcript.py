@@ -128,14 +128,14 @@ def snapshot(
 class Script:
     """One exchange and the transcript of it."""
 
-    def __init__(self, source=None, *, secrets=None, **limits) -> None:
+    def __init__(self, source=None, *, secrets=None, secure=False, **limits) -> None:
         self.policy = Policy(secrets)
         if source is not None:
             self.policy.install(source)
         self.now = 1000.0
         self.limits = Limits(**({"request_id": False, "log_headers": ()} | limits))
         judge = ConnectionJudge(self.policy, CLIENT, SERVER, 80)
-        self.exchange = Exchange(judge, self.limits, lambda: "id-1", self.now)
+        self.exchange = Exchange(judge, self.limits, lambda: "id-1", self.now, secure=secure)
         self.commands = []
         self.lines = []
 

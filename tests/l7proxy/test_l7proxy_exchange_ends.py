@@ -313,3 +313,54 @@ def test_unexpected_error_resets_both_sides():
         << log request DPE internal_error{{AttributeError: 'NoneType' object has no attribute 'request'}}
         << close reset
     """)
+
+
+LAST = r'"GET /public/a HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n"'
+LAST_DENIED = r'"GET /admin HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n"'
+LAST_ANSWER = rf"""
+        << log request GET /public/a
+        << open
+        >> opened
+        << upstream {GET}
+        >> upstream {OK}
+        << client "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
+        << log response GET /public/a 200 via_upstream
+        << close-upstream
+"""
+
+
+def test_client_that_has_said_its_last_is_closed_with_the_answer():
+    Script(snapshot()).check(rf"""
+        >> client {LAST}
+        {LAST_ANSWER}
+        << close
+    """)
+    Script(snapshot()).check(rf"""
+        >> client {LAST_DENIED}
+        << log request GET /admin 403 UAEX access_denied
+        << client {DENIED_CLOSE}
+        << close
+    """)
+
+
+def test_client_from_which_something_may_come_gets_time_to_read():
+    """The kernel answers bytes that nobody takes with RST, and the answer is lost."""
+    pipelined = rf"{LAST[:-1]}GET /b"
+    Script(snapshot()).check(rf"""
+        >> client {pipelined}"
+        {LAST_ANSWER}
+        << shutdown
+    """)
+    # Of TLS the client's close_notify is to come.
+    Script(snapshot(), secure=True).check(rf"""
+        >> client {LAST}
+        {LAST_ANSWER}
+        << shutdown
+    """)
+    body = LAST_DENIED.replace(r"\r\n\r\n", r"\r\nContent-Length: 9\r\n\r\n")
+    Script(snapshot()).check(rf"""
+        >> client {body}
+        << log request GET /admin 403 UAEX access_denied
+        << client {DENIED_CLOSE}
+        << shutdown
+    """)

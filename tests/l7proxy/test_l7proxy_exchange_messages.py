@@ -267,5 +267,5 @@ def test_http10_client_gets_its_answer_until_the_close():
         >> upstream "0\r\n\r\n"
         << log response GET /public/a 200 via_upstream
         << close-upstream
-        << shutdown
+        << close
     """)
