@@ -120,18 +120,22 @@ def questions(data: bytes) -> list[tuple[bytes, ...]]:
     found, at = [], 12
     for _ in range(int.from_bytes(data[4:6], "big")):
         name, at = _labels(data, at)
-        at += 4
         found.append(name)
+        at += 4
+        if at > len(data):  # the number says more than there is
+            break
     return found
 
 
 def addresses(data: bytes, name: tuple[bytes, ...]) -> set[bytes]:
     """Return every address in the answer section to which a name leads in any number of steps."""
     at = 12
-    for _ in range(int.from_bytes(data[4:6], "big")):
+    for _ in questions(data):
         at = _labels(data, at)[1] + 4
     records = []
     for _ in range(int.from_bytes(data[6:8], "big")):
+        if at >= len(data):
+            break
         owner, at = _labels(data, at)
         kind, kind_class = int.from_bytes(data[at : at + 2], "big"), data[at + 2 : at + 4]
         size = int.from_bytes(data[at + 8 : at + 10], "big")
