@@ -34,6 +34,7 @@ PACKET_PATH = (
     "conntrack/tracker.py",
     "conntrack/flow.py",
     "firewall/datapath/admission.py",
+    "firewall/datapath/doubts.py",
     "firewall/datapath/events.py",
     "firewall/datapath/marks.py",
     "firewall/datapath/nfqueue.py",

@@ -121,6 +121,19 @@ class Entry(Link):
             self.packed = None
 
     @property
+    def numbers_unknown(self) -> bool:
+        """Whether nobody here can say which numbers the flow's next packet must bear.
+
+        So it is while the kernel carries it, and of a flow that was restored or taken back, until
+        its next packet.
+        """
+        if self.offloaded:
+            return True
+        if self.protocol == TCP:
+            return self.windows is None and self.packed is None
+        return self.protocol == SCTP and self.memory is None
+
+    @property
     def original(self) -> FlowTuple:
         """The tuple of the packet that opened the flow."""
         return tuple_of_key(self.key)

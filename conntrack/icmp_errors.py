@@ -33,6 +33,10 @@ _MINIMUM_MTU_IPV6: Final = 1280  # bytes; RFC 8200 section 5
 _LINK_HOP_LIMIT: Final = 255  # RFC 4861 section 8.1: has crossed no router
 
 
+UNSEEN: Final = "quotes a flow whose numbers are not known here"
+"""Why an error is refused although it may be genuine: what it quotes cannot be compared."""
+
+
 def message_fault(packet: Packet, strict: bool) -> str:
     """Why nobody should obey this message, whatever it quotes; empty if it may be obeyed."""
     kind = packet.icmp_type
@@ -71,7 +75,7 @@ def quote_fault(entry: Entry, packet: Packet, strict: bool) -> str:
     if quoted.protocol == SCTP:
         return _tag_fault(entry, quoted)
     if entry.windows is None or entry.offloaded:
-        return ""
+        return UNSEEN
     direction = 0 if quoted.key == entry.key else 1
     sender, receiver = entry.windows[direction], entry.windows[1 - direction]
     if sender.max_window == 0:
@@ -86,8 +90,8 @@ def quote_fault(entry: Entry, packet: Packet, strict: bool) -> str:
 
 def _tag_fault(entry: Entry, quoted: Quoted) -> str:
     """RFC 9260 section 10: the quoted verification tag must be the flow's; INIT has none."""
-    if entry.memory is None or entry.offloaded:
-        return ""
+    if entry.memory is None:
+        return UNSEEN
     expected = entry.memory[0 if quoted.key == entry.key else 1]
     opening = entry.state == SctpState.CLOSED and not entry.seen_reply
     if quoted.sequence == (0 if opening else expected or quoted.sequence):

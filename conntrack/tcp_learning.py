@@ -9,7 +9,7 @@ from typing import Final
 from conntrack.entry import REOPENS, Entry, Judgement, Update, invalid, passes
 from conntrack.packet import Packet
 from conntrack.profile import Profile
-from conntrack.tcp_states import IG, IV, NW, STRICT_TABLE
+from conntrack.tcp_states import IG, IV, NW, STRICT_TABLE, TcpEvent
 from conntrack.tcp_window import (
     ACKED,
     MAX_SCALE,
@@ -21,6 +21,7 @@ from conntrack.tcp_window import (
 )
 
 _FIN: Final = 0x01
+_EVENT_RST: Final = int(TcpEvent.RST)
 _LARGEST_WINDOW: Final = 0xFFFF << MAX_SCALE  # bytes; RFC 7323 section 2.3
 
 
@@ -60,14 +61,17 @@ def learn(
 def blind(entry: Entry, direction: int, event: int, profile: Profile) -> Judgement:
     """A SYN, SYN/ACK or reset in a flow whose windows are unknown.
 
-    The kernel has compared it with its own windows before it came here (its INVALID segments are
-    dropped by our first rule), so the table alone decides.
+    Whether a reset is exact, or one that its receiver will challenge (RFC 5961 section 3.2), nobody
+    can tell here: it passes, and the flow stays until somebody who can has said so
+    (`Tracker.settle`).
     """
     cell = STRICT_TABLE[direction][event][entry.state]
     if cell == IV:
         return invalid("this kind of segment has no place in this state")
     if cell == NW:
         return REOPENS
+    if event == _EVENT_RST:
+        return passes("reset whose number cannot be judged")
     if cell == IG:
         return passes("says nothing new")
     timeout_s = profile.timeouts.tcp[cell]

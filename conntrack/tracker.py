@@ -32,6 +32,7 @@ from conntrack.packet import Oddity, Packet
 from conntrack.profile import LINUX, STRICT, Profile
 from conntrack.quote import ICMP_ERRORS, ICMPV6_REDIRECT
 from conntrack.table import SHARD_MASK, Table
+from conntrack.tcp_states import TcpState
 
 __all__ = [
     "LINUX",
@@ -499,6 +500,31 @@ class Tracker:
         self._limits.inserted(entry)
         self.counters.inserted += 1
         return entry
+
+    def settle(self, entry: Entry, state: int | None, now: float) -> None:
+        """Believe somebody who has seen more of a TCP flow about the state that it is in.
+
+        Its windows are learnt anew.
+
+        Args:
+            entry: the flow.
+            state: `TcpState`; None: the other does not know the flow, which soon ends unless
+                another packet comes.
+            now: monotonic seconds.
+        """
+        timeouts = self.profile.timeouts.tcp
+        if state is None:
+            entry.expires_at = min(entry.expires_at, now + timeouts[TcpState.CLOSE])
+            return
+        self.relearn(entry)
+        entry.memory = None
+        entry.expires_at = now + timeouts[state]
+        entry.state = state
+        self._limits.ranked(entry)
+
+    def entry_quoted(self, packet: Packet) -> Entry | None:
+        """The entry of the flow that an ICMP error is about, dead or alive."""
+        return None if packet.quoted is None else self._table.get(packet.quoted.key)
 
     @staticmethod
     def relearn(entry: Entry) -> None:

@@ -7,10 +7,13 @@ w  10.9.9.9 fd99::9  interface 99, nobody's endpoint
 
 from typing import NamedTuple
 
+from scapy.layers.inet import IP
+from scapy.layers.inet import UDP as DATAGRAM
+
 from conntrack.address import parse_address
 from conntrack.tracker import Tracker
 from firewall.datapath.pipeline import OUTPUT, PREROUTING, Pipeline, PipelineSettings
-from firewall.datapath.verdict import PacketDecision
+from firewall.datapath.verdict import OFFLOAD, PacketDecision
 from firewall.policy.model import Action, Tier
 from firewall.policy.snapshot import (
     DirectionRow,
@@ -120,3 +123,45 @@ class World:
 
     def node(self, packet) -> PacketDecision:
         return self.at(HERE, packet)
+
+
+ALLOWED = Rule(1001, 1002)
+
+
+class Carrier:
+    """A pipeline that may offload, and one datagram flow a -> b."""
+
+    def __init__(self, *rules: Rule, **settings) -> None:
+        self.now = 1000.0
+        self.revision = 1
+        self.tracker = Tracker()
+        bypass = PipelineSettings(bypass=True, defers=True)
+        self.pipeline = Pipeline(self.tracker, View(snapshot(*rules, **settings)), bypass)
+
+    def change(self, *rules: Rule) -> None:
+        self.revision += 1
+        self.pipeline.view = View(snapshot(*rules, revision=self.revision))
+
+    def feed(self, packet, *, suspect: bool = False, hook: int = PREROUTING):
+        self.now += 0.001
+        interface = ON_A if packet.src == A4 else ON_B
+        data = bytes(packet)
+        return self.pipeline.decide(data, interface, hook, self.now, True, suspect).verdict
+
+    def ask(self, **how):
+        return self.feed(IP(src=A4, dst=B4) / DATAGRAM(sport=4000, dport=53) / b"ask", **how)
+
+    def answer(self, **how):
+        return self.feed(IP(src=B4, dst=A4) / DATAGRAM(sport=53, dport=4000) / b"yes", **how)
+
+    def until_carried(self) -> int:
+        """Talk until the flow is given away; return how many packets that took."""
+        for count in range(1, 100):
+            if (self.answer if count % 2 == 0 else self.ask)() is OFFLOAD:
+                return count
+        raise AssertionError("it is never given away")
+
+    @property
+    def entry(self):
+        (entry,) = self.tracker.entries()
+        return entry

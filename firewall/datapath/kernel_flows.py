@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
-from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, FlowTuple
+from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, FlowTuple, reply
 from conntrack.sctp_states import SctpState
 from conntrack.tcp_states import TcpState
 from conntrack.tracker import Entry, Tracker
@@ -155,6 +155,69 @@ class Dump:
             flow = decode(message)
             if flow is not None:
                 yield flow
+
+
+class Inquiry:
+    """Asks for one flow at a time; the kernel answers before the question's system call returns.
+
+    A flow is looked for by both its tuples: where one end is translated, the other tuple is ours.
+
+    Raises:
+        OSError: no permission, or the kernel has no ctnetlink.
+    """
+
+    def __init__(self) -> None:
+        self._socket = _connection()
+        self._socket.settimeout(_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._socket.close()
+
+    def state(self, flow: FlowTuple) -> int | None:
+        """Return the number of a flow's TCP state (enum tcp_conntrack); None = no such flow."""
+        for identity in _identities(flow):
+            answer = self._ask(_message(_GET, _REQUEST, identity))
+            if answer is not None:
+                return _state(_attributes(answer).get(_PROTOCOL_INFO, b""))
+        return None
+
+    def unmark(self, flow: FlowTuple, ours: int) -> bool:
+        """Clear our bits of a flow's connmark; say whether there is such a flow."""
+        cleared = _number_attribute(_MARK, 0) + _number_attribute(_MARK_MASK, ours)
+        return any(
+            self._ask(_message(_NEW, _REQUEST_ACK, identity + cleared)) is not None
+            for identity in _identities(flow)
+        )
+
+    def _ask(self, question: bytes) -> bytes | None:
+        """Return the attributes of the answer; None = there is no such flow.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        self._socket.send(question)
+        answer = self._socket.recv(_RECEIVE_BYTES)
+        if _HEADER.unpack_from(answer)[1] != _ERROR:
+            return answer[_HEADER.size + _FAMILY_HEADER_BYTES :]
+        code: int = struct.unpack_from("=i", answer, _HEADER.size)[0]
+        if code not in (0, -errno.ENOENT):
+            raise OSError(-code, "ctnetlink refuses a question about a flow")
+        return None if code else b""
+
+
+def _identities(flow: FlowTuple) -> Iterator[bytes]:
+    """Yield the ways to name a flow with ports: by its first packet's tuple, or by its replies'."""
+    family = socket.AF_INET if len(flow.source) == 4 else socket.AF_INET6
+    first = 1 if family == socket.AF_INET else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
+    for which, ends in ((_ORIGINAL, flow), (_REPLY, reply(flow))):
+        addresses = _attribute(first, ends.source) + _attribute(first + 1, ends.destination)
+        protocol = _attribute(_NUMBER, bytes((ends.protocol,)))
+        protocol += _attribute(_SOURCE_PORT, ends.source_port.to_bytes(2, "big"))
+        protocol += _attribute(_SOURCE_PORT + 1, ends.destination_port.to_bytes(2, "big"))
+        nested = _attribute(_TUPLE_IP | _NESTED, addresses)
+        nested += _attribute(_TUPLE_PROTOCOL | _NESTED, protocol)
+        yield bytes((family, 0, 0, 0)) + _attribute(which | _NESTED, nested)
 
 
 def read_flows() -> Iterator[KernelFlow]:
@@ -289,13 +352,17 @@ def decode(message: bytes) -> KernelFlow | None:
     found = _attributes(message)
     status = _number(found.get(_STATUS, b""))
     original = _end(found.get(_ORIGINAL, b""))
-    reply = _end(found.get(_REPLY, b""))
-    if status & _DYING or original is None or reply is None:
+    answering = _end(found.get(_REPLY, b""))
+    if status & _DYING or original is None or answering is None:
         return None
     protocol = original.protocol
     return KernelFlow(
         original=FlowTuple(
-            original.address, reply.address, protocol, original.port, original.port_of(reply)
+            original.address,
+            answering.address,
+            protocol,
+            original.port,
+            original.port_of(answering),
         ),
         icmp_type=original.icmp_type,
         state=_state(found.get(_PROTOCOL_INFO, b"")),

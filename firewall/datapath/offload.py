@@ -20,6 +20,7 @@ from typing import Final
 from conntrack.flow import SCTP, TCP
 from conntrack.packet import TcpFlag
 from conntrack.tcp_states import TcpState
+from conntrack.tcp_window import ACKED
 from conntrack.tracker import Entry, Tracker
 from firewall.datapath.kernel_flows import KernelFlow
 
@@ -67,8 +68,15 @@ class Offloaded:
         """
         if not entry.seen_reply or entry.protocol == SCTP:
             return False
-        if entry.protocol == TCP and (entry.state != _ESTABLISHED or not entry.assured):
-            return False
+        if entry.protocol == TCP:
+            if entry.state != _ESTABLISHED or not entry.assured:
+                return False
+            # One that was taken back is looked at until both sides' numbers are known again.
+            windows = entry.windows
+            if not entry.offloaded and (
+                windows is None or not windows[0].flags & windows[1].flags & ACKED
+            ):
+                return False
         count = entry.original_packets + entry.reply_packets
         return not count % AGAIN_COUNT if entry.offloaded else count >= AFTER_COUNT
 
@@ -79,12 +87,15 @@ class Offloaded:
         entry.offloaded = True
         self._seen[entry] = now
 
-    def take_back(self, entry: Entry) -> None:
-        """Follow a flow here again; its TCP numbers are learnt from what comes next."""
+    def take_back(self, entry: Entry, *, learnt: bool = False) -> None:
+        """Follow a flow here again; its TCP numbers are learnt from what comes next.
+
+        `learnt`: they have been learnt from the packet at hand already.
+        """
         if entry.offloaded:
             entry.offloaded = False
             self._seen.pop(entry, None)
-            if entry.protocol == TCP and entry.serial >= 0:
+            if entry.protocol == TCP and entry.serial >= 0 and not learnt:
                 self._tracker.relearn(entry)
 
     # --- what the kernel says -------------------------------------------------------------------

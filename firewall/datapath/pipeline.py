@@ -26,7 +26,8 @@ know nothing of a proxy. Its next packet, from either side, is answered with RST
 
 Offloaded flows (`offload`). The tracker does not compare the numbers of a flow that the kernel
 carries, since it has not seen them all; what the kernel's own tracker calls INVALID of such a flow
-is therefore dropped.
+is therefore dropped, and where it must be asked for more, a doubt is noted (`doubts`). The same
+holds for a flow that was taken over from a dead worker, until its next packet.
 
 `decide` is total: every input has a decision. An exception is a bug, and the worker's to answer.
 """
@@ -36,9 +37,11 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from conntrack.flow import ICMPV6, TCP, Direction
+from conntrack.icmp_errors import UNSEEN
 from conntrack.packet import Fault, Packet, PacketError, TcpFlag, parse, policy_port
 from conntrack.tracker import CtState, Entry, Tracked, Tracker
 from firewall.datapath.admission import DISCOVERY
+from firewall.datapath.doubts import Cause, Doubts
 from firewall.datapath.offload import Offloaded, is_unusual
 from firewall.datapath.reset import resets
 from firewall.datapath.ruling import Ground, Ruling
@@ -103,6 +106,9 @@ _NEW: Final = CtState.NEW
 _REPLY: Final = Direction.REPLY
 _new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
 _FLAG_MASK: Final = int(TcpFlag.SYN | TcpFlag.RST | TcpFlag.ACK)
+_FIN: Final = int(TcpFlag.FIN)
+_RST: Final = int(TcpFlag.RST)
+_ENDING: Final = _FIN | _RST
 
 
 class Resets(IntEnum):
@@ -187,6 +193,7 @@ class Pipeline:
         settings: what this worker is.
         counts: what was done.
         offloaded: the flows that the kernel carries.
+        doubts: flows that the kernel is to be asked about.
     """
 
     def __init__(
@@ -196,6 +203,7 @@ class Pipeline:
         self.settings = settings
         self.counts = Counts()
         self.offloaded = Offloaded(tracker)
+        self.doubts = Doubts(tracker)
         self.view = view
 
     @property
@@ -246,7 +254,12 @@ class Pipeline:
                 return self._drop(refused, Arrival(packet, source, interface_index, hook))
         tracker = self.tracker
         entry = tracker.entry_of(packet)
-        if entry is not None and entry.revision == ground.revision and not entry.offloaded:
+        if (
+            entry is not None
+            and entry.revision == ground.revision
+            and not entry.offloaded
+            and not ((suspect or packet.tcp_flags & _ENDING) and entry.numbers_unknown)
+        ):
             ruling = entry.decision
             if (
                 isinstance(ruling, Ruling)
@@ -309,6 +322,8 @@ class Pipeline:
         packet = arrival.packet
         drop = Drop(DropReason.INVALID_PACKET_DROPPED, tracked.reason)
         if packet.quoted is not None:
+            if tracked.reason == UNSEEN:
+                return self._unverifiable(ground, tracked, arrival)
             passes = ground.path_mtu_allowed and _is_path_mtu_message(packet)
             passes = passes or (arrival.hook == OUTPUT and _node_may(ground, arrival))
             if self.settings.worker_count > 1:
@@ -326,6 +341,16 @@ class Pipeline:
             if not packet.tcp_flags & TcpFlag.SYN and _node_may(ground, arrival):
                 return self._forward(packet)
         return self._drop(drop, arrival, tracked)
+
+    def _unverifiable(self, ground: Ground, tracked: Tracked, arrival: Arrival) -> PacketDecision:
+        """Answer an ICMP error about a flow whose numbers the kernel knows; look at it again."""
+        packet = arrival.packet
+        entry = self.tracker.entry_quoted(packet)
+        if entry is not None and entry.offloaded:
+            self.doubts.note(entry, Cause.ERROR)
+        if ground.path_mtu_allowed and _is_path_mtu_message(packet):
+            return self._forward(packet)
+        return self._drop(Drop(DropReason.INVALID_PACKET_DROPPED, UNSEEN), arrival, tracked)
 
     # --- flows --------------------------------------------------------------------------------
 
@@ -364,12 +389,17 @@ class Pipeline:
         before = entry.decision
         ruling, anew = ground.ruling_of(entry)
         self.counts.ruled_anew_count += anew
-        suspect = suspect and entry.offloaded
+        unknown = entry.numbers_unknown
+        suspect = suspect and unknown
         answer = self._ruled(ground, tracked, entry, arrival, now, before, ruling, suspect)
         packet, offloaded = arrival.packet, self.offloaded
+        if unknown and packet.tcp_flags & _ENDING and answer.verdict is ACCEPT:
+            cause = Cause.RESET if packet.tcp_flags & _RST else Cause.FIN
+            self.doubts.note(entry, cause)
         if entry.offloaded:
             if not ruling.bypass or (packet.protocol == TCP and is_unusual(packet.tcp_flags)):
-                offloaded.take_back(entry)
+                passed = answer.verdict is ACCEPT
+                offloaded.take_back(entry, learnt=passed and bool(packet.tcp_flags & _FIN))
                 return answer
             # After a change of the generation the flow's first packet marks it again.
             wanted = anew or offloaded.wants(entry)

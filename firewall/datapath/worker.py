@@ -61,8 +61,9 @@ from firewall.datapath.answers import (
     metric_rows,
 )
 from firewall.datapath.choice import choose
+from firewall.datapath.doubts import Cause
 from firewall.datapath.events import packet_event
-from firewall.datapath.kernel_flows import Dump, read_flows, take_over
+from firewall.datapath.kernel_flows import Dump, Inquiry, read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
 from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
 from firewall.datapath.pipeline import PREROUTING, Pipeline, PipelineSettings, Resets
@@ -132,6 +133,7 @@ class Worker:
             ),
         )
         self._sender = RawSender(self._marks.of(Kind.FROM_PROXY).value)
+        self._inquiry = Inquiry()
         self._decide = self._pipeline.decide
         self._offloaded = self._pipeline.offloaded
         self._suspect, self._mask = self._marks.of(Kind.SUSPECT)
@@ -229,6 +231,7 @@ class Worker:
         self._channel.close()
         self._queue.close()
         self._sender.close()
+        self._inquiry.close()
 
     def _patience_s(self) -> float:
         """Return how long the loop may sleep."""
@@ -256,6 +259,8 @@ class Worker:
         except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
             self._internal_count += 1  # the queue has dropped the packet; the next may be fine
             self._complain(f"packet dropped: internal error ({self._internal_count} in all)", error)
+        if self._pipeline.doubts:
+            self._settle()
         if self._reports:
             self._tell()
 
@@ -535,6 +540,21 @@ class Worker:
         self._offloaded.dump_ends(self._now, whole=error is None)
         if error is not None:
             log.warning("the kernel's flows cannot be read: %s", error)
+
+    def _settle(self) -> None:
+        """Ask the kernel what has become of flows of which it alone has seen enough."""
+        for doubt in self._pipeline.doubts.take():
+            flow = doubt.entry.original
+            try:
+                if doubt.cause is Cause.ERROR:
+                    if self._inquiry.unmark(flow, self._mask):
+                        self._offloaded.take_back(doubt.entry)
+                    continue
+                state = self._inquiry.state(flow)
+            except OSError as error:
+                self._complain("the kernel cannot be asked about a flow", error)
+                state = None
+            self._pipeline.doubts.settle(doubt, state, self._now)
 
     def _complain(self, what: str, error: Exception) -> None:
         """Log a bug, but not a flood of them."""

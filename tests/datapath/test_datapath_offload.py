@@ -1,62 +1,20 @@
 """Which flows the kernel may carry, and what the worker still knows of them."""
 
 import msgspec
-from datapath_world import A4, B4, ON_A, ON_B, TCP, UDP, W4, Rule, snapshot
+from datapath_world import A4, ALLOWED, B4, TCP, UDP, W4, Carrier, Rule, snapshot
 from scapy.layers.inet import IP
 from scapy.layers.inet import TCP as SEGMENT
 from scapy.layers.inet import UDP as DATAGRAM
 
 from conntrack.address import parse_address
 from conntrack.flow import FlowTuple
-from conntrack.tracker import Tracker
 from firewall.datapath.kernel_flows import KernelFlow
 from firewall.datapath.offload import AFTER_COUNT, AGAIN_COUNT, LONGEST_PAUSE_S
-from firewall.datapath.pipeline import FORWARD, PREROUTING, Pipeline, PipelineSettings
+from firewall.datapath.pipeline import FORWARD
 from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, Redirect
 from firewall.policy.snapshot import DirectionRow, PolicyRow
 from firewall.policy.verdict import DropReason
 from firewall.policy.view import View
-
-ALLOWED = Rule(1001, 1002)
-
-
-class Carrier:
-    """A pipeline that may offload, and one datagram flow a -> b."""
-
-    def __init__(self, *rules: Rule, **settings) -> None:
-        self.now = 1000.0
-        self.revision = 1
-        self.tracker = Tracker()
-        bypass = PipelineSettings(bypass=True, defers=True)
-        self.pipeline = Pipeline(self.tracker, View(snapshot(*rules, **settings)), bypass)
-
-    def change(self, *rules: Rule) -> None:
-        self.revision += 1
-        self.pipeline.view = View(snapshot(*rules, revision=self.revision))
-
-    def feed(self, packet, *, suspect: bool = False, hook: int = PREROUTING):
-        self.now += 0.001
-        interface = ON_A if packet.src == A4 else ON_B
-        data = bytes(packet)
-        return self.pipeline.decide(data, interface, hook, self.now, True, suspect).verdict
-
-    def ask(self, **how):
-        return self.feed(IP(src=A4, dst=B4) / DATAGRAM(sport=4000, dport=53) / b"ask", **how)
-
-    def answer(self, **how):
-        return self.feed(IP(src=B4, dst=A4) / DATAGRAM(sport=53, dport=4000) / b"yes", **how)
-
-    def until_carried(self) -> int:
-        """Talk until the flow is given away; return how many packets that took."""
-        for count in range(1, 100):
-            if (self.answer if count % 2 == 0 else self.ask)() is OFFLOAD:
-                return count
-        raise AssertionError("it is never given away")
-
-    @property
-    def entry(self):
-        (entry,) = self.tracker.entries()
-        return entry
 
 
 def kernel(timeout_s: int = 30, **more) -> KernelFlow:
