@@ -57,3 +57,25 @@ def test_both_ends_of_an_older_connection_are_reset_whoever_speaks(two, family, 
         return any(reason.startswith("PROXY_REDIRECTION") for reason in reasons)
 
     eventually(is_recorded, "the drop is recorded")
+
+
+@pytest.mark.parametrize(
+    ("family", "carried"), [(FAMILIES[0], True), (FAMILIES[1], False)], ids=["carried", "seen"]
+)
+def test_a_connection_on_which_nobody_speaks_is_reset_too(two, family, carried):
+    """Also when the kernel carries it; one that may go on directly is not disturbed."""
+    a, b, firewall = two.host("a"), two.host("b"), two.firewall
+    firewall.apply(policy("app=b", ingress=[{**peers("app=a"), **ports("80/TCP", "81/TCP")}]))
+    with (
+        Echo(b, 80, family) as server, a.connect(b.address(family), 80) as client,
+        Echo(b, 81, family) as other, a.connect(b.address(family), 81) as kept,
+    ):  # fmt: skip
+        accepted, there = server.accept(), other.accept()
+        for _ in range(20 if carried else 1):
+            assert exchange(client, accepted, token())
+            assert exchange(kept, there, token())
+        http = {**peers("app=a"), **ports("80/TCP", http=[{"path": "/public/.*"}])}
+        firewall.apply(policy("app=b", ingress=[http, {**peers("app=a"), **ports("81/TCP")}]))
+        for end in (client, accepted):
+            eventually(lambda end=end: is_reset(end), "the end is told")
+        assert exchange(kept, there, token())

@@ -445,11 +445,32 @@ class Pipeline:
 
     def _severs(self, before: Ruling, ruling: Ruling, arrival: Arrival) -> bool:
         """Say whether a packet belongs to a connection that passed until a ruling changed."""
-        wanted, packet, verdict = self.settings.resets, arrival.packet, ruling.verdict
-        if packet.protocol != TCP or verdict is ACCEPT or arrival.hook not in {PREROUTING, OUTPUT}:
+        if arrival.packet.protocol != TCP or arrival.hook not in {PREROUTING, OUTPUT}:
             return False
-        least = Resets.L7 if isinstance(verdict, Redirect) else Resets.ALL
-        return wanted >= least and (before.verdict is ACCEPT or before.severed)
+        return self._resets(ruling) and (before.verdict is ACCEPT or before.severed)
+
+    def _resets(self, ruling: Ruling) -> bool:
+        """Say whether connections that passed until this ruling end by RST."""
+        least = Resets.L7 if isinstance(ruling.verdict, Redirect) else Resets.ALL
+        return ruling.verdict is not ACCEPT and self.settings.resets >= least
+
+    def sever(self, entry: Entry) -> bool:
+        """Say whether a TCP flow passed directly and may no longer, so that it ends by RST.
+
+        Its next packet, whatever that is, is answered so. Other flows stay as they are.
+        """
+        ground, before, revision = self._ground, entry.decision, entry.revision
+        if ground is None or entry.protocol != TCP or not isinstance(before, Ruling):
+            return False
+        if before.severed or before.verdict is not ACCEPT:
+            return before.severed
+        ruling, _ = ground.ruling_of(entry)
+        severed = self._resets(ruling)
+        if severed:
+            entry.decision = ruling._replace(severed=True)
+        else:
+            entry.decision, entry.revision = before, revision  # its next packet tells what changed
+        return severed
 
     # --- answers ------------------------------------------------------------------------------
 

@@ -1,18 +1,22 @@
-"""TCP segments that end a connection at both of its ends. Pure.
+"""TCP segments that end a connection at both of its ends, or have them speak. Pure.
 
-Both are made of one packet of the connection. Its sender believes a RST whose number is the one
-that it acknowledged last; its receiver one that continues what it has (RFC 9293 3.10.7, RFC 5961
-3.2). If the packet was not the next one for its receiver, that RST is answered with an
+Those that end it are made of one packet of the connection. Its sender believes a RST whose number
+is the one that it acknowledged last; its receiver one that continues what it has (RFC 9293 3.10.7,
+RFC 5961 3.2). If the packet was not the next one for its receiver, that RST is answered with an
 acknowledgment, of which another pair is made, and then the numbers fit.
 """
 
 from struct import Struct
 
+from conntrack.flow import FlowTuple
 from conntrack.packet import Packet, TcpFlag
+from conntrack.tcp_window import ACKED, MODULUS_MASK, UNKNOWN, Window
 
 _IPV4 = Struct("!BBHHHBBH4s4s")
 _IPV6 = Struct("!IHBB16s16s")
 _TCP = Struct("!HHIIBBHHH")
+
+_ACK, _RST = TcpFlag.ACK, TcpFlag.RST
 
 _PROTOCOL = 6
 _DONT_FRAGMENT = 0x4000
@@ -28,44 +32,71 @@ def resets(packet: Packet) -> tuple[bytes, ...]:
     flags = packet.tcp_flags
     acknowledges = bool(flags & TcpFlag.ACK)
     onward = _segment(
-        packet.version,
         (packet.source, packet.source_port),
         (packet.destination, packet.destination_port),
+        _RST | _ACK if acknowledges else _RST,
         packet.sequence,
-        packet.acknowledgment if acknowledges else None,
+        packet.acknowledgment if acknowledges else 0,
     )
     if flags & TcpFlag.RST:
         return (onward,)
     length = packet.payload_bytes + bool(flags & TcpFlag.SYN) + bool(flags & TcpFlag.FIN)
     back = _segment(
-        packet.version,
         (packet.destination, packet.destination_port),
         (packet.source, packet.source_port),
+        _RST if acknowledges else _RST | _ACK,
         packet.acknowledgment if acknowledges else 0,
-        None if acknowledges else (packet.sequence + length) & 0xFFFFFFFF,
+        0 if acknowledges else (packet.sequence + length) & MODULUS_MASK,
     )
     return back, onward
 
 
+def questions(original: FlowTuple, windows: tuple[Window, Window] | None) -> tuple[bytes, bytes]:
+    """Return whole IP packets that both ends of a connection answer with an acknowledgment.
+
+    Each looks like a keep-alive of the other end (RFC 9293 3.8.4): its number lies before what the
+    receiver has, so that it says nothing, and must be answered (3.10.7.4). Numbers that are not
+    known, or too old, lie outside of the window as well, but for one in a thousand.
+
+    Args:
+        original: the tuple of the connection's first packet.
+        windows: what its sender and its receiver have sent, None = not known.
+    """
+    of_source, of_destination = windows or (UNKNOWN, UNKNOWN)
+    source = original.source, original.source_port
+    destination = original.destination, original.destination_port
+    return (
+        _question(source, destination, of_source, of_destination),
+        _question(destination, source, of_destination, of_source),
+    )
+
+
+def _question(
+    source: tuple[bytes, int], destination: tuple[bytes, int], sender: Window, receiver: Window
+) -> bytes:
+    known = receiver.max_ack if receiver.flags & ACKED else sender.initial
+    acknowledged = sender.max_ack if sender.flags & ACKED else receiver.initial
+    return _segment(source, destination, _ACK, (known - 1) & MODULUS_MASK, acknowledged)
+
+
 def _segment(
-    version: int,
     source: tuple[bytes, int],
     destination: tuple[bytes, int],
+    flags: int,
     sequence: int,
-    acknowledgment: int | None,
+    acknowledgment: int,
 ) -> bytes:
-    """Return one RST with its IP header; the kernel fills in IPv4's checksum (raw(7))."""
-    flags = TcpFlag.RST if acknowledgment is None else TcpFlag.RST | TcpFlag.ACK
+    """Return a segment with its IP header; the kernel fills in IPv4's checksum (raw(7))."""
     ends = source[0] + destination[0]
     ports = source[1], destination[1]
 
     def tcp(checksum: int) -> bytes:
         offset = _TCP.size // 4 << 4
-        return _TCP.pack(*ports, sequence, acknowledgment or 0, offset, flags, 0, checksum, 0)
+        return _TCP.pack(*ports, sequence, acknowledgment, offset, flags, 0, checksum, 0)
 
     pseudo = ends + _PROTOCOL.to_bytes(4, "big") + _TCP.size.to_bytes(4, "big")
     segment = tcp(_checksum(pseudo + tcp(0)))
-    if version == 4:
+    if len(source[0]) == 4:
         total = _IPV4.size + _TCP.size
         head = 0x45, 0, total, 0, _DONT_FRAGMENT, _HOP_LIMIT, _PROTOCOL, 0
         return _IPV4.pack(*head, source[0], destination[0]) + segment

@@ -69,6 +69,7 @@ from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLo
 from firewall.datapath.pipeline import PREROUTING, Pipeline, PipelineSettings, Resets
 from firewall.datapath.raw import RawSender
 from firewall.datapath.ruleset import passing_count
+from firewall.datapath.silence import Silence
 from firewall.datapath.sweep import Sweep
 from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, PassOn, Redirect, Report, Reset
 from firewall.flows.event import Event
@@ -147,6 +148,7 @@ class Worker:
         self._paused_until = 0.0
         self._internal_count = 0
         self._sweep = Sweep(self._pipeline.tracker, self._now)
+        self._silence = Silence(self._pipeline)
         self._complained_at = 0.0
         self._reports: list[tuple[Report, int, bytes]] = []
         self._events: list[Event] = []
@@ -220,6 +222,8 @@ class Worker:
             if now >= flush_at:
                 self._flush()
                 flush_at = now + FLUSH_S
+            if now >= self._silence.due_at:
+                self._sender.send(self._silence.round(now))
             if now >= self._sweep.due_at and self._sweep.round(now):
                 # Python's collector counts what is made less what is freed: while many flows leave,
                 # new ones would gather, and be looked at all at once afterwards.
@@ -237,7 +241,7 @@ class Worker:
         """Return how long the loop may sleep."""
         if self._questions:
             return 0.0
-        pause_s = self._sweep.pause_s
+        pause_s = max(0.0, min(self._sweep.pause_s, self._silence.due_at - self._now))
         return min(FLUSH_S, pause_s) if self._events or self._lost_count else pause_s
 
     def _finished(self) -> bool:
@@ -383,7 +387,9 @@ class Worker:
         except (OSError, SnapshotError) as problem:
             error = str(problem)
         else:
-            self._pipeline.view = view
+            generation, self._pipeline.view = self._generation, view
+            if view.generation != generation:
+                self._silence.begin(self._now)
             log.info("snapshot enforced: revision %d", view.revision)
             return ""
         held = f"revision {self._revision} stays" if self._revision else "every packet is dropped"

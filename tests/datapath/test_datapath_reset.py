@@ -1,7 +1,9 @@
 """Connections that passed directly, and may no longer: both ends are told by RST."""
 
+from math import inf
+
 import pytest
-from datapath_world import A4, A6, B4, B6, TCP, Rule, World
+from datapath_world import A4, A6, B4, B6, ON_A, TCP, Rule, World
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers import inet
@@ -9,8 +11,9 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 
 from conntrack.packet import parse
-from firewall.datapath.pipeline import PipelineSettings, Resets
+from firewall.datapath.pipeline import PREROUTING, PipelineSettings, Resets
 from firewall.datapath.reset import resets
+from firewall.datapath.silence import BUDGET_COUNT, DELAY_S, PAUSE_S, ROUND_COUNT, Silence
 from firewall.datapath.verdict import ACCEPT, Drop, Redirect, Reset
 
 ENDS = [(A4, B4), (A6, B6)]
@@ -153,3 +156,98 @@ def test_what_is_sent_has_right_checksums_and_numbers(ends, seq, ack, flags, pay
         else:
             length = parsed.payload_bytes + ("S" in flags) + ("F" in flags)
             assert back.acknowledgment == (seq + length) % 2**32
+
+
+# --- connections on which nobody speaks ----------------------------------------------------------
+
+
+def asked(silence, now):
+    """(source, destination, sequence number, acknowledgment) of each question of a round."""
+    found = []
+    for data in silence.round(now):
+        packet = (IP if data[0] >> 4 == 4 else IPv6)(data)
+        tcp = packet[inet.TCP]
+        sum_there = tcp.chksum
+        del tcp.chksum
+        assert (IP if packet.version == 4 else IPv6)(bytes(packet))[inet.TCP].chksum == sum_there
+        assert (str(tcp.flags), len(tcp.payload)) == ("A", 0)
+        found.append((packet.src, packet.dst, tcp.seq, tcp.ack))
+    return found
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_both_ends_are_asked_with_a_number_that_they_have_already(ends):
+    """RFC 9293 3.8.4: the next number less one."""
+    a, b = ends
+    world = established(ends)
+    silence = Silence(world.pipeline)
+    assert silence.due_at == inf
+    world.change(HTTP)
+    silence.begin(world.now)
+    assert silence.due_at == world.now + DELAY_S
+    assert asked(silence, silence.due_at) == [(a, b, 100, 501), (b, a, 500, 101)]
+    assert silence.due_at == inf
+    assert isinstance(world.b(reply(ends)).verdict, Reset)  # what the end says to it
+
+
+@pytest.mark.parametrize(("wanted", "rules"), [
+    (Resets.L7, [DIRECT]), (Resets.L7, []), (Resets.NONE, [HTTP]),
+])  # fmt: skip
+def test_connections_that_may_pass_or_are_not_to_be_reset_stay_as_they_are(wanted, rules):
+    world = established(wanted=wanted)
+    silence = Silence(world.pipeline)
+    world.change(*rules)
+    (entry,) = world.tracker.entries()
+    before = entry.decision, entry.revision
+    silence.begin(world.now)
+    assert silence.round(world.now + DELAY_S) == []
+    assert (entry.decision, entry.revision) == before
+    assert silence.due_at == inf
+
+
+def test_a_connection_that_lost_its_permission_altogether_is_asked_where_all_are_reset():
+    world = established(wanted=Resets.ALL)
+    silence = Silence(world.pipeline)
+    world.change()
+    silence.begin(world.now)
+    assert len(silence.round(world.now + DELAY_S)) == 2
+
+
+def test_what_the_kernel_carries_is_asked_until_one_of_its_packets_comes_here():
+    """Its rules change after the snapshot; but not for ever, if the end is gone."""
+    world = established()
+    silence = Silence(world.pipeline)
+    (entry,) = world.tracker.entries()
+    world.pipeline.offloaded.give(entry, world.now)
+    world.change(HTTP)
+    silence.begin(world.now)
+    times = 0
+    while silence.due_at < inf:
+        assert len(silence.round(silence.due_at)) == 2
+        times += 1
+    assert times == ROUND_COUNT
+    silence.begin(world.now)
+    assert len(silence.round(silence.due_at)) == 2
+    assert isinstance(world.b(reply(ENDS[0])).verdict, Reset)
+    assert not entry.offloaded
+    silence.round(silence.due_at)
+    assert silence.due_at == inf
+
+
+def test_a_large_table_is_gone_over_in_small_rounds_and_dead_flows_are_passed_over():
+    world = established()
+    for port in range(5000, 5000 + 2 * BUDGET_COUNT):
+        opening = IP(src=A4, dst=B4) / inet.TCP(sport=port, dport=80, flags="S")
+        data = bytes(opening)
+        assert world.pipeline.decide(data, ON_A, PREROUTING, world.now).verdict is ACCEPT
+    silence = Silence(world.pipeline)
+    world.change(HTTP)
+    silence.begin(world.now)
+    first = next(iter(world.tracker.entries()))
+    world.tracker.remove(first)
+    sizes, at = [], silence.due_at
+    while silence.due_at < inf:
+        sizes.append(len(silence.round(at)) // 2)
+        assert silence.due_at in {at + PAUSE_S, inf}
+        at += PAUSE_S
+    assert sizes == [BUDGET_COUNT - 1, BUDGET_COUNT, 1]
