@@ -31,7 +31,9 @@ from conntrack.flow import ICMP, ICMPV6, SCTP, TCP, FlowTuple, reply
 from conntrack.sctp_states import SctpState
 from conntrack.tcp_states import TcpState
 from conntrack.tracker import Entry, Tracker
+from firewall.datapath import netlink
 from firewall.datapath.marks import MaskedMark
+from firewall.datapath.netlink import ATTRIBUTE, HEADER, NESTED
 
 _NETLINK_NETFILTER = 12  # linux/netlink.h
 _GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
@@ -41,8 +43,6 @@ _REQUEST = 0x1  # NLM_F_REQUEST
 _REQUEST_ACK = _REQUEST | 0x4  # NLM_F_ACK
 _REQUEST_DUMP = _REQUEST | 0x300  # NLM_F_DUMP
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _FAMILY_HEADER_BYTES = 4  # struct nfgenmsg
 _RECEIVE_BYTES = 1 << 15  # the kernel fills 32 KiB at most: about 100 flows, 1 ms to read
@@ -52,7 +52,6 @@ _TIMEOUT_S = 5.0
 _ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT = 1, 2, 3, 4, 7  # CTA_...
 _MARK, _COUNTERS_ORIGINAL, _COUNTERS_REPLY, _ZONE, _MARK_MASK = 8, 9, 10, 18, 21
 _PACKETS, _BYTES = 1, 2  # CTA_COUNTERS_...
-_NESTED = 0x8000  # NLA_F_NESTED
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2  # CTA_TUPLE_...
 _NUMBER, _SOURCE_PORT = 1, 2  # CTA_PROTO_...
 _ICMP_ID, _ICMP_TYPE, _ICMPV6_ID, _ICMPV6_TYPE = 4, 5, 7, 8  # CTA_PROTO_...
@@ -115,7 +114,7 @@ class Dump:
             if mark is not None:
                 body += _number_attribute(_MARK, mark.value)
                 body += _number_attribute(_MARK_MASK, mark.mask)
-            self._socket.send(_message(_GET, _REQUEST_DUMP, body))
+            self._socket.send(netlink.message(_GET, _REQUEST_DUMP, body))
         except OSError:
             self.close()
             raise
@@ -136,16 +135,16 @@ class Dump:
         """
         data = self._socket.recv(_RECEIVE_BYTES)
         at = 0
-        while at + _HEADER.size <= len(data):
-            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        while at + HEADER.size <= len(data):
+            length, kind, _, _, _ = HEADER.unpack_from(data, at)
             if kind == _DONE:
                 self.ended = True
                 return
             if kind == _ERROR:
-                code: int = struct.unpack_from("=i", data, at + _HEADER.size)[0]
+                code: int = struct.unpack_from("=i", data, at + HEADER.size)[0]
                 raise OSError(-code, "ctnetlink refuses the dump")
             if kind == _NEW:
-                start = at + _HEADER.size
+                start = at + HEADER.size
                 yield data[start], data[start + _FAMILY_HEADER_BYTES : at + length]
             at += length + 3 & ~3
 
@@ -177,7 +176,7 @@ class Inquiry:
     def state(self, flow: FlowTuple) -> int | None:
         """Return the number of a flow's TCP state (enum tcp_conntrack); None = no such flow."""
         for identity in _identities(flow):
-            answer = self._ask(_message(_GET, _REQUEST, identity))
+            answer = self._ask(netlink.message(_GET, _REQUEST, identity))
             if answer is not None:
                 return _state(_attributes(answer).get(_PROTOCOL_INFO, b""))
         return None
@@ -186,7 +185,7 @@ class Inquiry:
         """Clear our bits of a flow's connmark; say whether there is such a flow."""
         cleared = _number_attribute(_MARK, 0) + _number_attribute(_MARK_MASK, ours)
         return any(
-            self._ask(_message(_NEW, _REQUEST_ACK, identity + cleared)) is not None
+            self._ask(netlink.message(_NEW, _REQUEST_ACK, identity + cleared)) is not None
             for identity in _identities(flow)
         )
 
@@ -198,9 +197,9 @@ class Inquiry:
         """
         self._socket.send(question)
         answer = self._socket.recv(_RECEIVE_BYTES)
-        if _HEADER.unpack_from(answer)[1] != _ERROR:
-            return answer[_HEADER.size + _FAMILY_HEADER_BYTES :]
-        code: int = struct.unpack_from("=i", answer, _HEADER.size)[0]
+        if HEADER.unpack_from(answer)[1] != _ERROR:
+            return answer[HEADER.size + _FAMILY_HEADER_BYTES :]
+        code: int = struct.unpack_from("=i", answer, HEADER.size)[0]
         if code not in (0, -errno.ENOENT):
             raise OSError(-code, "ctnetlink refuses a question about a flow")
         return None if code else b""
@@ -211,13 +210,15 @@ def _identities(flow: FlowTuple) -> Iterator[bytes]:
     family = socket.AF_INET if len(flow.source) == 4 else socket.AF_INET6
     first = 1 if family == socket.AF_INET else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
     for which, ends in ((_ORIGINAL, flow), (_REPLY, reply(flow))):
-        addresses = _attribute(first, ends.source) + _attribute(first + 1, ends.destination)
-        protocol = _attribute(_NUMBER, bytes((ends.protocol,)))
-        protocol += _attribute(_SOURCE_PORT, ends.source_port.to_bytes(2, "big"))
-        protocol += _attribute(_SOURCE_PORT + 1, ends.destination_port.to_bytes(2, "big"))
-        nested = _attribute(_TUPLE_IP | _NESTED, addresses)
-        nested += _attribute(_TUPLE_PROTOCOL | _NESTED, protocol)
-        yield bytes((family, 0, 0, 0)) + _attribute(which | _NESTED, nested)
+        addresses = netlink.attribute(first, ends.source) + netlink.attribute(
+            first + 1, ends.destination
+        )
+        protocol = netlink.attribute(_NUMBER, bytes((ends.protocol,)))
+        protocol += netlink.attribute(_SOURCE_PORT, ends.source_port.to_bytes(2, "big"))
+        protocol += netlink.attribute(_SOURCE_PORT + 1, ends.destination_port.to_bytes(2, "big"))
+        nested = netlink.attribute(_TUPLE_IP | NESTED, addresses)
+        nested += netlink.attribute(_TUPLE_PROTOCOL | NESTED, protocol)
+        yield bytes((family, 0, 0, 0)) + netlink.attribute(which | NESTED, nested)
 
 
 def read_flows() -> Iterator[KernelFlow]:
@@ -246,8 +247,8 @@ def delete_flows(chosen: Callable[[KernelFlow], bool]) -> int:
                 if flow is None or not chosen(flow):
                     continue
                 body = bytes((family, 0, 0, 0)) + _identity(message)
-                changing.send(_message(_DELETE, _REQUEST_ACK, body))
-                code = struct.unpack_from("=i", changing.recv(_RECEIVE_BYTES), _HEADER.size)[0]
+                changing.send(netlink.message(_DELETE, _REQUEST_ACK, body))
+                code = struct.unpack_from("=i", changing.recv(_RECEIVE_BYTES), HEADER.size)[0]
                 if code not in (0, -errno.ENOENT):  # it may have ended meanwhile
                     raise OSError(-code, "ctnetlink refuses to delete a flow")
                 count += not code
@@ -275,7 +276,7 @@ def clear_marks(mark: MaskedMark, ours: int) -> int:
                 body = bytes((family, 0, 0, 0)) + identity
                 body += _number_attribute(_MARK, 0) + _number_attribute(_MARK_MASK, ours)
                 # What went wrong, such as a flow that has ended meanwhile, the next round shows.
-                changing.send(_message(_NEW, _REQUEST, body))
+                changing.send(netlink.message(_NEW, _REQUEST, body))
     raise OSError(errno.EBUSY, f"connmarks {mark} cannot be cleared")
 
 
@@ -296,23 +297,14 @@ def _marked(mark: MaskedMark) -> list[tuple[int, bytes]]:
 def _identity(message: bytes) -> bytes:
     """Return the attributes that name a flow to the kernel: its first packet's tuple, its zone."""
     attributes = _attributes(message)
-    identity = _attribute(_ORIGINAL | _NESTED, attributes.get(_ORIGINAL, b""))
+    identity = netlink.attribute(_ORIGINAL | NESTED, attributes.get(_ORIGINAL, b""))
     if _ZONE in attributes:
-        identity += _attribute(_ZONE, attributes[_ZONE])
+        identity += netlink.attribute(_ZONE, attributes[_ZONE])
     return identity
 
 
-def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    padding = bytes(-len(data) % 4)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + padding
-
-
 def _number_attribute(kind: int, number: int) -> bytes:
-    return _attribute(kind, number.to_bytes(4, "big"))
+    return netlink.attribute(kind, number.to_bytes(4, "big"))
 
 
 def take_over(flow: KernelFlow, tracker: Tracker, now: float) -> Entry | None:
@@ -426,11 +418,11 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     """Split netlink attributes, which are aligned to 4 bytes; one that leaves `data` ends them."""
     found: dict[int, bytes] = {}
     at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size or at + length > len(data):
+    while at + ATTRIBUTE.size <= len(data):
+        length, kind = ATTRIBUTE.unpack_from(data, at)
+        if length < ATTRIBUTE.size or at + length > len(data):
             break
-        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
+        found[kind & _TYPE_MASK] = data[at + ATTRIBUTE.size : at + length]
         at += length + 3 & ~3
     return found
 
