@@ -18,6 +18,8 @@ def traces(node, run_dir):
     found = []
     for program in ("iptables-save", "ip6tables-save"):
         found += [line for line in node.run([program]).stdout.splitlines() if "BARTIZAN" in line]
+    tables = node.run(["nft", "list tables"]).stdout.splitlines()
+    found += [line for line in tables if "bartizan" in line]
     found += [line for line in node.run(["ipset", "list", "-n"]).stdout.splitlines() if line]
     for family in ("-4", "-6"):
         rules = node.run(["ip", family, "rule"]).stdout

@@ -154,19 +154,22 @@ def test_the_way_around_by_a_published_port_is_no_way_around(node):
 
 
 def test_requests_from_elsewhere_to_a_container_are_judged(node):
-    """What the container answers comes through the bridge to the proxy, its port looked at."""
+    """Also by its published port. What the container answers comes through the bridge to the proxy,
+    its port looked at.
+    """
     b, w = node.containers["b"].host, node.host("w")
     b.start([sys.executable, "-m", "lab.demo.deathstar"])
     eventually(lambda: "operational" in b.log(), "the server runs", 15)
     landing = {"method": "POST", "path": "/v1/request-landing"}
     world = {"fromEntities": ["world"], **ports("80/TCP", http=[landing])}
     node.firewall.apply(policy("app=b", ingress=[world], name="to-b"))
+    own, published = node.containers["b"].addresses, node.node
     for family in FAMILIES:
-        address = node.containers["b"].addresses[family]
-        url = f"http://{address}" if family == V4 else f"http://[{address}]"
-        landed = curl(w, f"{url}/v1/request-landing", "-X", "POST")
-        assert landed == (0, "200", "Ship landed\n")
-        assert curl(w, f"{url}/v1/exhaust-port", "-X", "PUT")[1] == "403"
+        for address, port in ((own[family], 80), (published.address(family), 8080)):
+            url = f"http://{address}:{port}" if family == V4 else f"http://[{address}]:{port}"
+            landed = curl(w, f"{url}/v1/request-landing", "-X", "POST")
+            assert landed == (0, "200", "Ship landed\n")
+            assert curl(w, f"{url}/v1/exhaust-port", "-X", "PUT")[1] == "403"
     assert "exhaust-port" not in b.log()
     c, address = node.containers["c"].host, node.containers["b"].addresses[V4]
     with b.capture() as at_b, w.connect(address, 80) as client:

@@ -179,16 +179,18 @@ def test_a_spoofed_source_is_not_translated_into_a_true_one(node):
 
 
 def test_the_nodes_own_talk_with_a_service_is_judged(node):
-    """OUTPUT is translated after our rules there; POSTROUTING sees the backend."""
+    """OUTPUT is translated after our rules in mangle, and before those of nftables."""
     b = node.host("b")
     to_b(node.node, b, chain="OUTPUT")
     node.node.run(["ip", "route", "add", SERVICE, "dev", b.interface], check=True)
     node.firewall.apply(TO_B)
     with Echo(b, 8080) as server, node.node.connect(SERVICE, 80) as client:
         talk(node, client, server.accept())  # the node may reach its endpoints
-    rules = node.node.run(["iptables-save", "-c", "-t", "mangle"], check=True).stdout
-    (line,) = (line for line in rules.splitlines() if "--src-type LOCAL" in line)
-    assert not line.startswith("[0:0]")
+    flow(
+        node.firewall,
+        lambda record: record.get("IP", {}).get("destination") == b.address4,
+        verdict="FORWARDED",
+    )
 
 
 def test_a_users_nft_rules_and_ours_do_not_meet(node):

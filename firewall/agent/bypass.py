@@ -40,11 +40,12 @@ class Kernel(NamedTuple):
     """What changes the rules; both block and raise KernelError.
 
     Attributes:
-        install: puts all rules in; `keep_generation`: but for those about generations.
+        install: puts all rules in; `keep_generation`: but for those about generations. Returns
+            why L7 rules cannot hold where a destination is translated, "" = they do.
         set_generation: changes the generation only; `fresh`: trusts no mark that is there.
     """
 
-    install: Callable[..., None]
+    install: Callable[..., str]
     set_generation: Callable[..., None]
 
 
@@ -110,7 +111,14 @@ class Bypass:
         """
         async with self._changing:
             self._kept = keep and self.enabled
-            await asyncio.to_thread(self._kernel.install, self.rules, keep_generation=self._kept)
+            lacking = await asyncio.to_thread(
+                self._kernel.install, self.rules, keep_generation=self._kept
+            )
+        if lacking:
+            log.warning(
+                "L7 rules drop flows whose destination is translated on this node",
+                extra=fields(reason=lacking),
+            )
 
     def follow(self, generation: int, revision: int) -> None:
         """A snapshot has been published: bring its generation into force."""

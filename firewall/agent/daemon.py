@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ from firewall.control.messages import Acknowledged, Events, FromWorker, Hello, L
 from firewall.control.unix import ChannelError
 from firewall.datapath import kernel
 from firewall.datapath.kernel import KernelError
+from firewall.datapath.ruleset import RulesetConfig
 from firewall.identities.registry import IdentityError, IdentityRegistry, KvStoreError
 from firewall.kvstore.sqlite import SqliteStore
 
@@ -489,11 +490,16 @@ class Daemon:
     async def _give_back(self) -> None:
         """End the workers and remove the rules, in the order that breaks least."""
         await self._supervisor.stop(PROXY_DRAIN_S, "l7proxy")
+        await self._remove(kernel.remove, self._bypass.rules)
+        await self._supervisor.stop(DATAPATH_DRAIN_S)
+        await self._remove(kernel.remove_tables)
+
+    async def _remove(self, remove: Callable[..., None], *arguments: RulesetConfig) -> None:
+        """Take some of our rules away, or say who else must."""
         try:
-            await asyncio.to_thread(kernel.remove, self._bypass.rules)
+            await asyncio.to_thread(remove, *arguments)
         except KernelError as error:
             log.error("rules not removed: run `bartizan cleanup`", extra=fields(error=error))  # noqa: TRY400
-        await self._supervisor.stop(DATAPATH_DRAIN_S)
 
 
 def configure_log(config: Config) -> None:

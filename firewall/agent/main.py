@@ -87,6 +87,7 @@ def cleanup(config_path: Path | None, overrides: Mapping[str, str]) -> int:
         return UNABLE
     try:
         kernel.remove(ruleset_config(loaded.config))
+        kernel.remove_tables()
     except KernelError as error:
         _tell([str(error)])
         return UNABLE

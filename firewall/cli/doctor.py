@@ -5,6 +5,7 @@ more than a kernel option that is said to be set. Nothing outside that namespace
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,13 +47,15 @@ class Finding:
     mend: str = ""
 
 
+_BEHIND_NAT = "L7 rules drop flows whose destination is translated on this node (DNAT, REDIRECT)"
+
 _TOOLS: tuple[tuple[str, str, bool, str], ...] = (
     ("iptables-restore", "iptables", True, "no packet can be steered into the queue"),
     ("ipset", "ipset", True, "managed addresses cannot be told from others in the kernel"),
     ("ip", "iproute2", True, "no routes for redirected packets, no lab"),
     ("unshare", "util-linux", False, "no lab, no demo, no tests"),
     ("curl", "curl", False, "the demo has no ships"),
-    ("nft", "nftables", False, "nothing today: iptables does the work"),
+    ("nft", "nftables", False, _BEHIND_NAT),
     ("conntrack", "conntrack", False, "`conntrack -L` is not there to compare with"),
 )
 
@@ -66,13 +69,13 @@ _PROBES: tuple[Probe, ...] = (
         mend=f"{_MODULES} nfnetlink_queue xt_NFQUEUE",
     ),
     Probe(
-        name="NFQUEUE via nft",
-        script="nft add table inet probe\n"
-        "nft 'add chain inet probe c { type filter hook prerouting priority mangle; }'\n"
-        "nft add rule inet probe c queue num 0",
+        name="TPROXY and NFQUEUE behind NAT",
+        script=f"{shlex.quote(sys.executable)} -c 'from firewall.datapath import kernel, ruleset\n"
+        "config = ruleset.RulesetConfig(http_proxy_port=1)\n"
+        "raise SystemExit(kernel.install_tables(config) or None)'",
         needed=False,
-        cost="nothing today: iptables steers the packets",
-        mend=f"{_MODULES} nft_queue",
+        cost=_BEHIND_NAT,
+        mend=f"{_MODULES} nft_compat nft_tproxy nft_socket nft_ct xt_NFQUEUE",
     ),
     Probe(
         name="TPROXY",

@@ -2,9 +2,9 @@
 
 Theory of operation. `ruleset` says what; this module runs `iptables-restore`, `ipset`, `ip` in the
 network namespace of the process, in the order in which nothing refers to what is not there yet:
-sets, routes, rules; and backwards on removal. Every step may be repeated: it reads what is there
-first and changes the difference. All functions block for some ten milliseconds per command; the
-agent calls them from a thread.
+sets, tables, routes, rules; and backwards on removal. Every step may be repeated: it reads what is
+there first and changes the difference. All functions block for some ten milliseconds per command;
+the agent calls them from a thread.
 
 Generations. `set_generation` is how a permission that was taken away reaches the flows that the
 kernel carries: one transaction per family, both at once. Numbers of generations repeat; therefore
@@ -16,17 +16,17 @@ import contextlib
 import itertools
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from firewall.datapath import ruleset, sets
+from firewall.datapath import nftables, ruleset, sets, translated
 from firewall.datapath.kernel_flows import clear_marks
 from firewall.datapath.marks import Kind, MaskedMark
 from firewall.datapath.ruleset import RulesetConfig
-from firewall.datapath.sets import EndpointLink, Family
+from firewall.datapath.sets import NO_SETS, EndpointLink, Family, SetState
 
 _TIMEOUT_S = 30.0
 _LOCK_WAIT_S = 5  # of the xtables lock, which the legacy backend takes
@@ -38,6 +38,7 @@ _BRIDGES = tuple(
 )
 _SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
+_NFT = ["nft", "-f", "-"]
 _IPTABLES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 
 
@@ -78,8 +79,11 @@ class QueueCounters(NamedTuple):
     reader: int
 
 
-def install(config: RulesetConfig, *, keep_generation: bool = False) -> None:
+def install(config: RulesetConfig, *, keep_generation: bool = False) -> str:
     """Install the rules, or bring those of an earlier run up to date, in both families.
+
+    Returns:
+        Why L7 rules cannot hold where a destination is translated (`translated`); "" = they do.
 
     Args:
         config: what to install.
@@ -89,11 +93,20 @@ def install(config: RulesetConfig, *, keep_generation: bool = False) -> None:
     Raises:
         KernelError: a command failed; what came before it stays (call `remove` or repeat).
     """
-    _ipset_restore(sets.create_sets_text(_read_sets()))
+    state = _read_sets()
+    _ipset_restore(sets.create_sets_text(state))
+    lacking = install_tables(config, state)
     for family in _families():
         _install_routing(config, family)
-        text = ruleset.install_text(config, family, _save(family), keep_generation=keep_generation)
+        text = ruleset.install_text(
+            config,
+            family,
+            _save(family),
+            keep_generation=keep_generation,
+            settles=not lacking,
+        )
         _restore(family, text)
+    return lacking
 
 
 def set_generation(config: RulesetConfig, *, fresh: bool = False) -> None:
@@ -131,11 +144,16 @@ def update_endpoints(links: Iterable[EndpointLink]) -> None:
     if any(link.bridge for link in listed):
         _see_bridged()
     _ipset_restore(sets.update_sets_text(_read_sets(), listed))
+    families = [family for family in _families() if _has_table(family)]
+    if families:
+        texts = [translated.set_text(each, sets.managed(listed, each)) for each in families]
+        _run(_NFT, "".join(texts))
 
 
 def remove(config: RulesetConfig) -> None:
     """Take away chains, jumps, routing rules and sets. What is not there is no error.
 
+    The tables of nftables stay, and do nothing without the rest: see `remove_tables`.
     `config` tells which routing table and priorities are ours.
 
     Raises:
@@ -153,6 +171,16 @@ def remove(config: RulesetConfig) -> None:
     _clear(config, config.marks.any_of(Kind.OFFLOAD))
 
 
+def remove_tables() -> None:
+    """Take away our tables of nftables; packets that wait in any queue of the namespace are lost.
+
+    Raises:
+        KernelError: they cannot be removed.
+    """
+    with _netlink("delete tables"):
+        nftables.remove(_families())
+
+
 def first_queue() -> int | None:
     """Return the number of the first queue that our rules feed; None = none are installed.
 
@@ -163,12 +191,16 @@ def first_queue() -> int | None:
 
 
 def is_installed() -> bool:
-    """Say whether the jumps of both families stand at the front.
+    """Say whether the jumps of both families stand at the front, and what they rely on is there.
 
     Raises:
         KernelError: the rules cannot be read.
     """
-    return all(ruleset.jumps_installed(_save(family)) for family in _families())
+    return all(
+        ruleset.jumps_installed(saved) and (not ruleset.settles(saved) or _has_table(family))
+        for family in _families()
+        for saved in (_save(family),)
+    )
 
 
 def read_queues(path: Path = _QUEUES) -> tuple[QueueCounters, ...]:
@@ -235,6 +267,51 @@ def _count_bytes() -> None:
     """Have the kernel count packets and bytes of its flows; without it, those we see are shown."""
     with contextlib.suppress(OSError):
         _ACCOUNTING.write_text("1", "ascii")
+
+
+# --- tables of nftables -----------------------------------------------------------------------
+
+
+def install_tables(config: RulesetConfig, state: SetState = NO_SETS) -> str:
+    """Make the tables behind nat what they shall be; return why that cannot be, "" = it is done.
+
+    Args:
+        config: the rules.
+        state: the sets as they are; the addresses in them are managed.
+    """
+    families = _families()
+    try:
+        with _netlink("make tables"):
+            nftables.make_asking(config, families)
+        elements = [state.elements.get(sets.managed_set(family), set()) for family in families]
+        texts = map(translated.table_text, itertools.repeat(config), families, elements)
+        _run(_NFT, "".join(texts))
+    except KernelError as error:
+        with contextlib.suppress(KernelError):
+            if not any(map(_has_table, families)):
+                remove_tables()
+        return str(error)
+    return ""
+
+
+def _has_table(family: Family) -> bool:
+    """Say whether a family has its table behind nat.
+
+    Raises:
+        KernelError: that cannot be found out.
+    """
+    with _netlink("read tables"):
+        return nftables.is_made(family)
+
+
+@contextlib.contextmanager
+def _netlink(what: str) -> Iterator[None]:
+    """Have an error of netlink be one of ours."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "the kernel needs CONFIG_NFT_COMPAT: modprobe nft_compat"
+        raise KernelError(f"nftables: {what}", error.strerror or str(error), remedy) from error
 
 
 # --- commands ---------------------------------------------------------------------------------
@@ -346,7 +423,7 @@ def _run(command: Sequence[str], text: str = "") -> str:
 
 
 def _install_hint(program: str) -> str:
-    package = {"ip": "iproute2", "ipset": "ipset"}.get(program, "iptables")
+    package = {"ip": "iproute2", "ipset": "ipset", "nft": "nftables"}.get(program, "iptables")
     return f"install the package {package}"
 
 

@@ -8,7 +8,8 @@ are never changed. Inside the mask the field is laid out, from its lowest bit, a
     | number: the remaining bits | kind: 3 bits |
 
 A kind is one closed choice, hence a number and not flags: a packet cannot be marked two ways. The
-number belongs to the kind: the generation (modulo its size) for OFFLOAD, a worker for PASS_ON.
+number belongs to the kind: the generation (modulo its size) for OFFLOAD, a worker for PASS_ON, a
+`Stage` for DEFERRED and TO_PROXY.
 
 Default mask 0xff000000: kube-proxy uses 0x4000 and 0x8000, Cilium 0xf00, Tailscale 0xff0000.
 """
@@ -43,9 +44,25 @@ class Kind(IntEnum):
     PASS_ON = 5
     """Set by a worker's verdict (with repeat): worker `number` shall look at the packet too."""
     DEFERRED = 7
-    """Set by a worker's verdict: decide again where the destination has been translated."""
+    """Set by a worker's verdict or our rules: decide where the destination has been translated."""
     SUSPECT = 6
     """Set by our rules on the way to a worker: the kernel's conntrack calls the packet INVALID."""
+
+
+class Stage(IntEnum):
+    """How far a packet has come whose destination may be translated; the number beside its kind.
+
+    Four, which is what the narrowest mask has room for.
+    """
+
+    BEFORE = 0
+    """A worker has decided by the destination that it had: drop it, or (TO_PROXY) redirect it."""
+    SETTLED = 1
+    """A worker decides by its final destination, or has accepted or (TO_PROXY) redirected it so."""
+    UNPROVEN = 2
+    """Of a translated flow: only a worker can say whether its source is where it belongs."""
+    PROVEN = 3
+    """Of a translated flow: its source is an endpoint's on its own link, or nobody's."""
 
 
 class MaskError(ValueError):
@@ -97,7 +114,7 @@ class Marks:
 
         Args:
             kind: what it means.
-            number: generation or worker; taken modulo `number_count`.
+            number: generation, worker or stage; taken modulo `number_count`.
         """
         field = (number % self.number_count) << KIND_BITS | kind
         return MaskedMark(field << self._shift, self.mask)
@@ -115,5 +132,5 @@ class Marks:
         return Kind((mark & self.mask) >> self._shift & ((1 << KIND_BITS) - 1))
 
     def number(self, mark: int) -> int:
-        """Return the generation or worker that a packet's mark carries."""
+        """Return the generation, worker or stage that a packet's mark carries."""
         return (mark & self.mask) >> self._shift >> KIND_BITS

@@ -63,9 +63,12 @@ from firewall.identities.reserved import Reserved
 from firewall.policy.verdict import DropReason
 from firewall.policy.view import Decision, View
 
+SETTLED: Final = -1  # PREROUTING behind the nat table, where destinations are final; ours alone
 PREROUTING: Final = 0  # NF_INET_PRE_ROUTING, linux/netfilter.h
 FORWARD: Final = 2  # NF_INET_FORWARD; INPUT is 1
 OUTPUT: Final = 3  # NF_INET_LOCAL_OUT; POSTROUTING is 4
+_STEERABLE: Final = frozenset({SETTLED, PREROUTING, OUTPUT})
+"""Hooks from which a packet can still go to the proxy."""
 
 FAULT_REASON: Final = {
     Fault.TRUNCATED: DropReason.CT_TRUNCATED_OR_INVALID_HEADER,
@@ -233,7 +236,8 @@ class Pipeline:
         Args:
             payload: the packet from its IP header on, perhaps only its head.
             interface_index: where it arrived; 0 = sent by this node.
-            hook: PREROUTING or OUTPUT; of translated flows also FORWARD, INPUT, POSTROUTING.
+            hook: PREROUTING or OUTPUT; of translated flows also SETTLED, or FORWARD, INPUT,
+                POSTROUTING where there is no such place (`translated`).
             now: monotonic seconds.
             complete: False if `payload` was cut.
             suspect: the kernel's tracker calls it INVALID.
@@ -365,7 +369,7 @@ class Pipeline:
             if self.settings.defers and _may_be_translated(ground, arrival):
                 return DEFERRING
             return self._drop(ruling.verdict, arrival, tracked, ruling.decision)
-        if isinstance(ruling.verdict, Redirect) and arrival.hook not in {PREROUTING, OUTPUT}:
+        if isinstance(ruling.verdict, Redirect) and arrival.hook not in _STEERABLE:
             return self._drop(_TRANSLATED, arrival, tracked, ruling.decision)
         entry = self.tracker.confirm(tracked, now)
         if entry is None:
@@ -445,7 +449,7 @@ class Pipeline:
 
     def _severs(self, before: Ruling, ruling: Ruling, arrival: Arrival) -> bool:
         """Say whether a packet belongs to a connection that passed until a ruling changed."""
-        if arrival.packet.protocol != TCP or arrival.hook not in {PREROUTING, OUTPUT}:
+        if arrival.packet.protocol != TCP or arrival.hook not in _STEERABLE:
             return False
         return self._resets(ruling) and (before.verdict is ACCEPT or before.severed)
 
@@ -526,7 +530,7 @@ def _refused(ruling: Ruling, tracked: Tracked, entry: Entry, arrival: Arrival) -
         return verdict  # also for what does not fit: the lost permission is what matters
     misfit = tracked.ctstate is _INVALID
     if isinstance(verdict, Redirect):
-        if arrival.hook not in {PREROUTING, OUTPUT}:
+        if arrival.hook not in _STEERABLE:
             return _TRANSLATED
         if arrival.packet.key == entry.key or arrival.hook == OUTPUT:
             return None

@@ -12,16 +12,17 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
 
     a packet in PREROUTING, the node's or forwarded     rule
     loopback, unless on its way to the proxy            RETURN
-    marked TO_PROXY by a worker                         TPROXY to the proxy's port (or dropped)
+    marked TO_PROXY by a worker                         RETURN: TPROXY is behind nat
+        if it comes by loopback                         TPROXY to the proxy's port (or dropped)
     UDP reply to what the proxy asked                   mark LOCAL; a worker looks at the source
         if no rule can: another interface than its own, or a bridge
     marked PASS_ON by a worker                          the named worker's queue
-    marked DEFERRED by a worker                         RETURN: see FORWARD and INPUT
+    marked DEFERRED by a worker                         RETURN: see Translation
     marked OFFLOAD by a worker                          connmark OFFLOAD and generation; ACCEPT
     established, connmark of this generation            ACCEPT: the bypass, see below
     INVALID to the kernel's conntrack                   mark SUSPECT, then as any other
     of an established socket of the proxy               as before
-    of a flow whose destination is translated; reply    RETURN: see FORWARD and INPUT
+    of a flow whose destination is translated; reply    mark DEFERRED; RETURN: see Translation
         to a translated source
     managed source or destination, endpoint interface   NFQUEUE, balanced by address pair
 
@@ -31,11 +32,14 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
     reply, connmark FROM_PROXY                          mark LOCAL: a server of this node answers
     marked PASS_ON by a worker                          the named worker's queue
     OFFLOAD, established, INVALID                       as above
-    to a translated destination                         RETURN: see POSTROUTING
+    to a translated destination                         mark DEFERRED; RETURN: see Translation
     managed source or destination, endpoint interface   NFQUEUE
 
     a packet in FORWARD or INPUT
+    marked TO_PROXY                                     DROP: nobody has taken it
     marked LOCAL, in FORWARD                            NFQUEUE, to be dropped: see Bridges
+    marked LOCAL or FROM_PROXY, in INPUT                RETURN
+    decided behind nat                                  RETURN, the mark ends
     marked PASS_ON, OFFLOAD                             as above
     marked DEFERRED by a worker                         NFQUEUE
     of a translated flow, see PREROUTING                the bypass, or NFQUEUE if managed as above
@@ -44,12 +48,14 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
     from this node to a translated destination          as in FORWARD
 
 Translation (NAT). The nat table comes after mangle in PREROUTING and OUTPUT, and translates sources
-only in POSTROUTING. In FORWARD and INPUT, both directions of a flow bear the addresses of its real
-ends, and policy is about those; so that is where translated flows are decided. Of a first packet
-nobody knows in PREROUTING whether its destination will be translated. If policy would drop it, and
-its destination is not managed, it is DEFERRED: decided in FORWARD or INPUT, whatever it is then.
-If policy accepts it and it is translated all the same, FORWARD decides once more. TPROXY works only
-in PREROUTING: a translated destination that needs the L7 proxy is dropped.
+only in POSTROUTING. Behind it, both directions of a flow bear the addresses of its real ends, and
+policy is about those; so that is where translated flows are decided, by a table of nftables
+(`translated`). Of a first packet nobody knows in mangle whether its destination will be translated.
+If policy would drop it, and its destination is not managed, it is DEFERRED: decided behind nat,
+whatever it is then. If policy accepts or redirects it and it is translated all the same, it is
+decided once more. What is not decided there, because there is no such table (not `settles`: mangle
+marks nothing DEFERRED itself then, and has TPROXY) or because it is not whole, is decided in
+FORWARD, INPUT and POSTROUTING; a translated destination that needs the proxy is dropped then.
 
 UDP (DNS). Every datagram of a redirected flow is queued and marked anew: the proxy has no socket of
 its own for each client. What servers reply to the proxy is recognised by its flow, not by a socket,
@@ -86,7 +92,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from firewall.datapath.marks import Kind, Marks
+from firewall.datapath.marks import Kind, Marks, Stage
 from firewall.datapath.sets import (
     INTERFACES,
     Family,
@@ -105,9 +111,11 @@ _OFFLOAD = f"{CHAIN_PREFIX}OFFLOAD"
 _BYPASS = f"{CHAIN_PREFIX}BYPASS"
 _TRANSLATED = f"{CHAIN_PREFIX}TRANSLATED"
 _DEFERRED = f"{CHAIN_PREFIX}DEFERRED"
+_UNSETTLED = f"{CHAIN_PREFIX}UNSETTLED"
+_SETTLED = f"{CHAIN_PREFIX}SETTLED"
 _CHAINS = (
     *(CHAIN_PREFIX + hook for hook in HOOKS),
-    *(_SOCKET, _LOCAL, _ASKED, _OFFLOAD, _BYPASS, _TRANSLATED, _DEFERRED),
+    *(_SOCKET, _LOCAL, _ASKED, _OFFLOAD, _BYPASS, _TRANSLATED, _DEFERRED, _UNSETTLED, _SETTLED),
 )
 _DNAT = "-m conntrack --ctstate DNAT"
 _SNAT_REPLY = "-m conntrack --ctstate SNAT --ctdir REPLY"
@@ -165,7 +173,12 @@ class RoutingRule(NamedTuple):
 
 
 def install_text(
-    config: RulesetConfig, family: Family, saved: str, *, keep_generation: bool = False
+    config: RulesetConfig,
+    family: Family,
+    saved: str,
+    *,
+    keep_generation: bool = False,
+    settles: bool = False,
 ) -> str:
     """Return the input of `iptables-restore --noflush` that installs or updates our rules.
 
@@ -174,14 +187,16 @@ def install_text(
         family: IPv4 or IPv6.
         saved: what `iptables-save -t mangle` (or ip6tables-save) printed, to see which jumps exist.
         keep_generation: the generation that is installed stays, whatever it is.
+        settles: the family has its table behind the nat table (`translated`).
     """
     kept = (_OFFLOAD, _BYPASS)
     keep_generation = keep_generation and all(f":{chain} " in saved for chain in kept)
     chains = [chain for chain in _CHAINS if not keep_generation or chain not in kept]
     lines = ["*mangle", *(f":{chain} - [0:0]" for chain in chains)]
-    lines += _prerouting(config, family)
-    lines += _output(config, family)
+    lines += _prerouting(config, family, settles=settles)
+    lines += _output(config, family, settles=settles)
     lines += _translated(config, family)
+    lines += _settling(config, family)
     lines += _socket_chains(config, family)
     if not keep_generation:
         lines += _generation_chains(config, family)
@@ -222,6 +237,11 @@ def first_queue(saved: str) -> int | None:
     return None
 
 
+def settles(saved: str) -> bool:
+    """Say whether the installed rules rely on a table behind the nat table (`translated`)."""
+    return f"-g {_UNSETTLED}\n" in saved
+
+
 def jumps_installed(saved: str) -> bool:
     """Say whether both jumps are there, once each and at the front."""
     return not any(_jump(hook, saved) for hook in HOOKS)
@@ -241,7 +261,7 @@ def _jump_count(hook: str, saved: str) -> int:
     return saved.splitlines().count(f"-A {hook} -j {CHAIN_PREFIX}{hook}")
 
 
-def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
+def _prerouting(config: RulesetConfig, family: Family, *, settles: bool) -> Iterator[str]:
     """Yield the rules for packets that arrive."""
     rule = f"-A {CHAIN_PREFIX}PREROUTING"
     to_proxy = config.marks.of(Kind.TO_PROXY)
@@ -252,14 +272,19 @@ def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
     if config.http_proxy_port:
         # A listener on loopback cannot be reached around the rules; without --on-ip the kernel
         # would look for one on the address of the interface.
-        loopback = "127.0.0.1" if family is Family.IPV4 else "::1"
+        # What the node sends has been translated in OUTPUT.
+        own = "-i lo " if settles else ""
         for protocol in ("tcp", "udp"):
             yield (
-                f"{rule} -p {protocol} -m mark --mark {to_proxy} -j TPROXY "
-                f"--on-port {config.http_proxy_port} --on-ip {loopback} "
+                f"{rule} {own}-p {protocol} -m mark --mark {to_proxy} -j TPROXY "
+                f"--on-port {config.http_proxy_port} --on-ip {family.loopback} "
                 f"--tproxy-mark {config.marks.of(Kind.LOCAL)}"
             )
-    yield f"{rule} -m mark --mark {to_proxy} -j DROP"
+    if settles:
+        yield f"{rule} -i lo -m mark --mark {to_proxy} -j DROP"
+        yield f"{rule} -m mark --mark {to_proxy} -j RETURN"
+    else:
+        yield f"{rule} -m mark --mark {to_proxy} -j DROP"
     yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j RETURN"
     yield from _passed_on(config, rule)
     yield from _offloaded(config, rule)
@@ -268,8 +293,9 @@ def _prerouting(config: RulesetConfig, family: Family) -> Iterator[str]:
     yield f"{rule} -p udp -m conntrack --ctdir REPLY -m connmark --mark {ours} -j {_SOCKET}"
     for message in _path_messages(family):
         yield f"{rule} {message} -m socket --transparent -j {_SOCKET}"
-    yield f"{rule} {_DNAT} -j RETURN"
-    yield f"{rule} {_SNAT_REPLY} -j RETURN"
+    target = f"-g {_UNSETTLED}" if settles else "-j RETURN"
+    yield f"{rule} {_DNAT} {target}"
+    yield f"{rule} {_SNAT_REPLY} {target}"
     yield from _queued(config, family, rule)
 
 
@@ -285,8 +311,15 @@ def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
     """Yield the rules for packets whose addresses are being translated."""
     for hook in ("FORWARD", "INPUT"):
         rule = f"-A {CHAIN_PREFIX}{hook}"
+        local = f"{rule} -m mark --mark {config.marks.of(Kind.LOCAL)}"
+        # What TPROXY has not taken would reach a server, or one of this node's own.
+        yield f"{rule} -m mark --mark {config.marks.any_of(Kind.TO_PROXY)} -j DROP"
         if hook == "FORWARD":
-            yield f"{rule} -m mark --mark {config.marks.of(Kind.LOCAL)} -j {_queue(config)}"
+            yield f"{local} -j {_queue(config)}"
+        else:
+            yield f"{local} -j RETURN"
+            yield f"{rule} -m mark --mark {config.marks.of(Kind.FROM_PROXY)} -j RETURN"
+        yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED, Stage.SETTLED)} -g {_SETTLED}"
         yield from _passed_on(config, rule)
         yield f"{rule} -m mark --mark {config.marks.any_of(Kind.OFFLOAD)} -j {_OFFLOAD}"
         yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j {_DEFERRED}"
@@ -295,6 +328,7 @@ def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
     rule = f"-A {CHAIN_PREFIX}POSTROUTING"
     yield f"{rule} -o lo -j RETURN"
     yield f"{rule} -m mark --mark {config.marks.of(Kind.FROM_PROXY)} -j RETURN"
+    yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED, Stage.SETTLED)} -g {_SETTLED}"
     yield from _passed_on(config, rule)
     yield f"{rule} -m mark --mark {config.marks.any_of(Kind.OFFLOAD)} -j {_OFFLOAD}"
     # Of what is forwarded, FORWARD has decided already.
@@ -305,7 +339,24 @@ def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
     yield f"-A {_DEFERRED} -j {_queue(config)}"
 
 
-def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
+def _settling(config: RulesetConfig, family: Family) -> Iterator[str]:
+    """Yield what marks translated packets for the table behind nat, and what ends its marks.
+
+    Who the sender is can be told here; of the destination only that it is not final.
+    """
+    unproven, proven, nothing = (
+        config.marks.of(Kind.DEFERRED, Stage.UNPROVEN),
+        config.marks.of(Kind.DEFERRED, Stage.PROVEN),
+        config.marks.of(Kind.NONE),
+    )
+    yield f"-A {_UNSETTLED} -j MARK --set-xmark {proven}"
+    yield f"-A {_UNSETTLED} -m set --match-set {bound_set(family)} src,src -j RETURN"
+    for match in (f"{INTERFACES} src,src", f"{managed_set(family)} src"):
+        yield f"-A {_UNSETTLED} -m set --match-set {match} -j MARK --set-xmark {unproven}"
+    yield f"-A {_SETTLED} -j MARK --set-xmark {nothing}"
+
+
+def _output(config: RulesetConfig, family: Family, *, settles: bool) -> Iterator[str]:
     """Yield the rules for packets of the node itself."""
     rule = f"-A {CHAIN_PREFIX}OUTPUT"
     # A server of this very node answers the proxy at its client's address, which is elsewhere.
@@ -320,6 +371,9 @@ def _output(config: RulesetConfig, family: Family) -> Iterator[str]:
     yield f"{rule} -m mark --mark {config.marks.of(Kind.TO_PROXY)} -j RETURN"
     yield from _passed_on(config, rule)
     yield from _offloaded(config, rule)
+    if settles:
+        proven = config.marks.of(Kind.DEFERRED, Stage.PROVEN)
+        yield f"{rule} {_DNAT} --ctdir ORIGINAL -j MARK --set-xmark {proven}"
     yield f"{rule} {_DNAT} --ctdir ORIGINAL -j RETURN"
     queue = _queue(config)
     yield f"{rule} -m set --match-set {managed_set(family)} dst -j {queue}"

@@ -6,7 +6,7 @@ under 0/0 and ::/0, are therefore spread over as many sets as needed, gathered i
 
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from conntrack.address import format_address
 
@@ -29,6 +29,11 @@ class Family(IntEnum):
     def address_bytes(self) -> int:
         """Length of a packed address."""
         return 4 if self is Family.IPV4 else 16
+
+    @property
+    def loopback(self) -> str:
+        """The address that is the node's alone."""
+        return "127.0.0.1" if self is Family.IPV4 else "::1"
 
     @property
     def ipset_name(self) -> str:
@@ -74,10 +79,28 @@ def _interface_set(family: Family, index: int) -> str:
     return f"{SET_PREFIX}if-{family:d}-{index}"
 
 
+def managed(links: Iterable[EndpointLink], family: Family) -> set[str]:
+    """Return every address of a family that an endpoint has, as text.
+
+    Raises:
+        RulesetError: an address is not 4 or 16 bytes.
+    """
+    return {
+        format_address(address)
+        for link in links
+        for address in link.addresses
+        if _is_of(address, family)
+    }
+
+
 class SetState(NamedTuple):
     """The sets as they are: name -> its elements, as `ipset save` writes them."""
 
     elements: dict[str, set[str]]
+
+
+NO_SETS: Final = SetState({})
+"""None of ours."""
 
 
 def read_sets(saved: str) -> SetState:
@@ -163,19 +186,17 @@ def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[s
         {_interface(link.bridge or link.interface) for link in links if link.interface}
     )
     for family in Family:
-        managed: set[str] = set()
         bound: set[str] = set()
         homed: set[str] = set()
         for link in links:
             texts = [
                 format_address(address) for address in link.addresses if _is_of(address, family)
             ]
-            managed.update(texts)
             if link.interface:
                 homed.update(texts)
             if link.interface and not link.bridge:
                 bound.update(f"{text},{link.interface}" for text in texts)
-        wanted[managed_set(family)] = managed
+        wanted[managed_set(family)] = managed(links, family)
         wanted[bound_set(family)] = bound
         wanted[homed_set(family)] = homed
         everything = "0.0.0.0/0" if family is Family.IPV4 else "::/0"

@@ -64,9 +64,9 @@ from firewall.datapath.choice import choose
 from firewall.datapath.doubts import Cause
 from firewall.datapath.events import packet_event
 from firewall.datapath.kernel_flows import Dump, Inquiry, read_flows, take_over
-from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks
+from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks, Stage
 from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
-from firewall.datapath.pipeline import PREROUTING, Pipeline, PipelineSettings, Resets
+from firewall.datapath.pipeline import PREROUTING, SETTLED, Pipeline, PipelineSettings, Resets
 from firewall.datapath.raw import RawSender
 from firewall.datapath.ruleset import passing_count
 from firewall.datapath.silence import Silence
@@ -139,6 +139,7 @@ class Worker:
         self._offloaded = self._pipeline.offloaded
         self._suspect, self._mask = self._marks.of(Kind.SUSPECT)
         self._local = self._marks.of(Kind.LOCAL).value
+        self._settled = self._marks.of(Kind.DEFERRED, Stage.SETTLED).value
         self._poll = select.epoll()
         self._dump: Dump | None = None
         self._dumped_count = 0
@@ -275,9 +276,12 @@ class Worker:
         mark = packet.mark
         marked = mark & self._mask
         place, hook = packet.physindev or packet.indev, packet.hook
+        stage = Stage.BEFORE
         if marked == self._local and hook == PREROUTING:  # of a socket of the proxy
             verdict, report = self._pipeline.admit(payload, place, complete=complete)
         else:
+            if marked == self._settled and hook == PREROUTING:
+                stage, hook = Stage.SETTLED, SETTLED
             suspect = marked == self._suspect
             verdict, report = self._decide(payload, place, hook, self._now, complete, suspect)
         if verdict is ACCEPT:
@@ -290,7 +294,7 @@ class Worker:
             report = self._pipeline.beyond_proxy(report).report
             self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
-            self._queue.repeat(packet, self._marks.put(mark, Kind.TO_PROXY))
+            self._queue.repeat(packet, self._marks.put(mark, Kind.TO_PROXY, stage))
         elif isinstance(verdict, Reset):
             self._queue.drop(packet)
             self._sender.send(verdict.segments)

@@ -1,7 +1,7 @@
 """Which flows the kernel may carry, and what the worker still knows of them."""
 
 import msgspec
-from datapath_world import A4, ALLOWED, B4, TCP, UDP, W4, Carrier, Rule, snapshot
+from datapath_world import A4, ALLOWED, B4, ON_B, TCP, UDP, W4, Carrier, Rule, snapshot
 from scapy.layers.inet import IP
 from scapy.layers.inet import TCP as SEGMENT
 from scapy.layers.inet import UDP as DATAGRAM
@@ -10,8 +10,8 @@ from conntrack.address import parse_address
 from conntrack.flow import FlowTuple
 from firewall.datapath.kernel_flows import KernelFlow
 from firewall.datapath.offload import AFTER_COUNT, AGAIN_COUNT, LONGEST_PAUSE_S
-from firewall.datapath.pipeline import FORWARD
-from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, Redirect
+from firewall.datapath.pipeline import FORWARD, SETTLED
+from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, Redirect, Reset
 from firewall.policy.snapshot import DirectionRow, PolicyRow
 from firewall.policy.verdict import DropReason
 from firewall.policy.view import View
@@ -150,12 +150,36 @@ def test_what_policy_would_drop_is_deferred_until_its_destination_is_known():
     service = IP(src=A4, dst=W4) / DATAGRAM(sport=1, dport=2)
     assert isinstance(carrier.feed(service), Defer)
     assert len(carrier.tracker) == 0
-    assert isinstance(carrier.feed(service, hook=FORWARD), Drop)
+    for hook in (SETTLED, FORWARD):
+        assert isinstance(carrier.feed(service, hook=hook), Drop)
     neighbour = IP(src=A4, dst=B4) / DATAGRAM(sport=1, dport=2)
     assert isinstance(carrier.feed(neighbour), Drop)  # nobody translates an endpoint's address
 
 
-def test_a_translated_destination_cannot_go_to_the_proxy():
+def test_behind_the_nat_table_a_translated_destination_goes_to_the_proxy():
+    """Each packet that comes, and an older connection is reset there, too."""
+    carrier = Carrier(Rule(1001, 1002, TCP, 80, l7="http"), http_proxy_port=15006)
+    syn = IP(src=A4, dst=B4) / SEGMENT(sport=1, dport=80, flags="S")
+    for _ in range(2):
+        assert isinstance(carrier.feed(syn, hook=SETTLED), Redirect)
+    older = IP(src=A4, dst=B4) / SEGMENT(sport=2, dport=81, flags="S", seq=1)
+    carrier.change(ALLOWED)
+    assert carrier.feed(older, hook=SETTLED) is ACCEPT
+    web = snapshot(Rule(1001, 1002, TCP, 81, l7="http"), revision=9, http_proxy_port=15006)
+    carrier.pipeline.view = View(web)
+    older[SEGMENT].flags = "A"
+    assert isinstance(carrier.feed(older, hook=SETTLED), Reset)
+
+
+def test_a_spoofed_source_is_dropped_behind_the_nat_table():
+    carrier = Carrier(ALLOWED)
+    packet = bytes(IP(src=A4, dst=B4) / DATAGRAM(sport=1, dport=2))
+    verdict = carrier.pipeline.decide(packet, ON_B, SETTLED, 1.0).verdict
+    assert isinstance(verdict, Drop)
+    assert verdict.reason is DropReason.INVALID_SOURCE_IP
+
+
+def test_further_on_a_translated_destination_cannot_go_to_the_proxy():
     carrier = Carrier(Rule(1001, 1002, TCP, 80, l7="http"), http_proxy_port=15006)
     verdict = carrier.feed(IP(src=A4, dst=B4) / SEGMENT(sport=1, dport=80), hook=FORWARD)
     assert isinstance(verdict, Drop)

@@ -323,8 +323,8 @@ def test_what_is_to_be_delivered_here_is_never_forwarded():
     for family in Family:
         text = install_text(RulesetConfig(), family, EMPTY)
         local = "-m mark --mark 0x2000000/0xff000000"
-        assert rules(text, "FORWARD")[0] == f"{local} -j NFQUEUE --queue-num 0"
-        assert not [rule for rule in rules(text, "INPUT") if rule.startswith(local)]
+        assert rules(text, "FORWARD")[1] == f"{local} -j NFQUEUE --queue-num 0"
+        assert rules(text, "INPUT")[1] == f"{local} -j RETURN"
 
 
 def test_a_generation_may_be_kept_while_everything_else_is_replaced():
