@@ -3,15 +3,19 @@
 TPROXY hands a packet to a socket without changing it, so the accepted socket's local address is the
 address that the client meant: the original destination. IP_TRANSPARENT lets a socket own foreign
 addresses (needs CAP_NET_ADMIN); SO_REUSEPORT lets every worker listen on the same port, the kernel
-spreads connections by tuple; SO_MARK is inherited by accepted sockets, so that what they send is
+spreads connections by tuple, and, where we may tell it so, gives those that wait at a socket that
+is closed to another worker's; SO_MARK is inherited by accepted sockets, so that what they send is
 not redirected again. DNS datagrams come to UDP sockets of the same port, which tell by a control
-message where each was sent to. Source: ip(7), socket(7), Documentation/networking/tproxy.rst.
+message where each was sent to. Source: ip(7), socket(7), Documentation/networking/tproxy.rst and
+ip-sysctl.rst.
 """
 
+import contextlib
 import errno
 import logging
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 from firewall.control.inheritance import close_all
 
@@ -31,6 +35,14 @@ IPV6_RECVORIGDSTADDR = 74
 
 RECEIVE_BYTES = 4 * 1024 * 1024
 """Asked of the kernel for the queue of datagrams, about 5,000 questions (SO_RCVBUFFORCE)."""
+
+_SETTINGS = Path("/proc/sys/net/ipv4")
+"""Of TCP in both families, in this network namespace."""
+
+_SWITCHED_ON = ("tcp_migrate_req", "tcp_tw_reuse")
+"""Who waits at a socket that is closed goes to another worker's (Linux 5.14). And a port that we
+have closed towards a server is used again after a second instead of a minute: all of one client's
+connections to one server share 28,000, which 470 new ones in a second would use up (RFC 6191)."""
 
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h: beyond net.core.rmem_max, needs CAP_NET_ADMIN
 
@@ -74,6 +86,7 @@ def listen(
     Raises:
         ListenError: no permission, or the port is taken.
     """
+    _prepare_kernel()
     left = dict(had or {})
     sockets: dict[str, socket.socket] = {}
     for name, (family, kind, wildcard) in _WILDCARDS.items():
@@ -92,6 +105,13 @@ def listen(
             raise ListenError(f"cannot listen on {wildcard} port {port}: {error}{hint}") from error
     close_all(left.values())
     return sockets
+
+
+def _prepare_kernel() -> None:
+    """Set what else would end or refuse connections; without the right to, the kernel will."""
+    for name in _SWITCHED_ON:
+        with contextlib.suppress(OSError):
+            (_SETTINGS / name).write_text("1", "ascii")
 
 
 def _continued(sock: socket.socket, mark: int) -> socket.socket:

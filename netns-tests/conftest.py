@@ -51,6 +51,7 @@ FEATURES = (
     "ipset",
     "veth",
     "bridge",
+    "migration",
 )
 
 
@@ -74,6 +75,9 @@ def lacking(feature: str) -> str | None:
         return None if shutil.which(program) else f"{program} is not installed"
     if feature == "ipv6":
         return None if Path("/proc/sys/net/ipv6").exists() else "the kernel has no IPv6"
+    if feature == "migration":
+        there = Path("/proc/sys/net/ipv4/tcp_migrate_req").exists()
+        return None if there else "the kernel is older than Linux 5.14 (tcp_migrate_req)"
     namespace = Namespace(f"probe-{feature}")
     try:
         if feature == "veth":

@@ -151,3 +151,33 @@ def test_the_next_agent_takes_the_sockets_over_and_replaces_the_worker(served):
         eventually(lambda: proxies(firewall) not in ({pid}, set()), "another one runs", 15)
     assert not any("refused" in failure for failure in visitors.failures)
     assert len(workers(firewall)) >= 2
+
+
+@pytest.mark.needs("migration")
+def test_who_waits_for_a_worker_that_is_done_without_is_served_by_another(served):
+    """Fewer `proxy.workers`. The one to go is stopped, so that its queue is full for certain."""
+    firewall = served.firewall
+    firewall.kill()
+    configure(firewall, workers=2)
+    firewall.start()
+    eventually(lambda: len(proxies(firewall)) == 2, "both run", 15)
+    second = workers(firewall)["l7proxy", 1]
+    firewall.kill()
+    os.kill(second, signal.SIGSTOP)
+    clients = [_client(served.host("a"), served.host("b").address4) for _ in range(16)]
+    for client in clients:
+        client.request("POST", "/v1/request-landing")
+    eventually(lambda: waiting(served), "some wait for the one that is stopped")
+    configure(firewall, workers=1)
+    firewall.start()
+    answers = [client.getresponse().status for client in clients]
+    assert answers == [200] * len(clients)
+    assert len(proxies(firewall)) == 1
+    for client in clients:
+        client.close()
+
+
+def waiting(made):
+    """How many connections wait to be accepted in the node."""
+    rows = made.node.run(["ss", "-Hltn"]).stdout.splitlines()
+    return sum(int(row.split()[1]) for row in rows)

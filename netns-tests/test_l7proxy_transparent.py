@@ -99,6 +99,35 @@ def test_port_of_the_client_is_avoided_at_both_ends_of_the_range(lab, tmp_path):
                 connection.close()
 
 
+def test_more_connections_than_there_are_ports_reach_the_server(lab, tmp_path):
+    """A port that we have closed waits for a minute, unless the kernel may take it again."""
+    world = World(lab, tmp_path)
+    world.lab.node.netns.set(ipv4__ip_local_port_range="61000 61003")
+    ports = []
+
+    def served():
+        with world.connect() as client:
+            client.settimeout(5)
+            client.sendall(GET.replace(b"Host", b"Connection: close\r\nHost"))
+            return receive(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+    with world.live, listening(world) as server:
+        for _ in range(6):
+            helper = threading.Thread(target=lambda: ports.append(serve_and_part(server)))
+            helper.start()
+            eventually(served, "there is a port")
+            helper.join()
+    assert set(ports) <= set(range(61000, 61004))
+
+
+def serve_and_part(server):
+    """Answer one request, and close when the proxy does; the proxy's port."""
+    connection, peer, _ = serve_once(server)
+    with connection:
+        assert connection.recv(1) == b""
+    return peer[1]
+
+
 def test_denied_request_never_reaches_the_server_and_the_connection_stays(lab, tmp_path):
     world = World(lab, tmp_path)
     with world.live, listening(world) as server, world.connect() as client:
