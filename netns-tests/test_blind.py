@@ -14,6 +14,8 @@ from scapy.packet import Raw
 from test_attacks import Victim
 from traffic import carries, eventually, exchange, token
 
+from firewall.policy.verdict import DropReason
+
 rig = datapath_rig.rig
 pytestmark = pytest.mark.needs("nfqueue", "nfqueue6", "connmark", "ipset", "set", "conntrack-tool")
 
@@ -122,3 +124,41 @@ def test_an_error_about_a_carried_flow_must_quote_what_is_in_flight(carried: Vic
         capture.expect(carries(last))
         assert not [data for data in capture.so_far() if data[9] == 1]
     assert carried.client.recv(100) == last
+
+
+@pytest.mark.parametrize("outside", ["s", "a"], ids=["opened-here", "opened-there"])
+def test_a_liar_with_both_addresses_cannot_begin_a_carried_flow_anew(rig, outside: str) -> None:
+    """A SYN and the SYN/ACK that answers it: the kernel would believe the two.
+
+    One of them bears an endpoint's address, and comes from elsewhere. The ends' own answers are
+    held back meanwhile.
+    """
+    hosts = {"a": "app=a", "s": "app=s", "w": "app=w"}
+    one = rig(hosts=hosts, outside=(outside, "w"), bypass=True)
+    one.start()
+    one.publish(datapath_rig.Rule(None, "s"))
+    victim = Victim(one)
+    talk(victim, ENOUGH)
+    eventually(lambda: is_carried(one), "the kernel carries the connection")
+    a, s, node = victim.a, victim.s, one.lab.node
+    silence = ["PREROUTING", "-s", f"{a.address4},{s.address4}", "-m", "set", "--match-set"]
+    silence += ["bartizan-bound-4", "src,src", "-j", "DROP"]
+    node.run(["iptables", "-t", "raw", "-A", *silence], check=True)
+    listen = a if outside == "s" else s
+    for quarter in range(4):
+        number = (quarter << 30) + 7_000_000
+        ends = {"sport": victim.port, "dport": 80, "flags": "S", "seq": number}
+        first = bytes(IP(src=a.address4, dst=s.address4) / TCP(**ends))
+        second = victim.segment("SA", 9_000_000, number + 1)
+        seen = second if outside == "s" else first
+        with listen.capture() as capture:
+            victim.w.send(first)
+            victim.w.send(second)
+            capture.expect(lambda data, seen=seen: data[20:28] == seen[20:28])
+    one.dropped(DropReason.INVALID_SOURCE_IP, count=4)
+    lines = node.run(["conntrack", "-L", "-p", "tcp"], check=True).stdout.splitlines()
+    assert [line.split()[3] for line in lines] == ["ESTABLISHED"], lines
+    node.run(["iptables", "-t", "raw", "-D", *silence], check=True)
+    talk(victim, ENOUGH)
+    victim.client.close()
+    victim.server.__exit__()

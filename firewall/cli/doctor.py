@@ -119,6 +119,14 @@ _PROBES: tuple[Probe, ...] = (
         mend=f"{_MODULES} nf_conntrack xt_conntrack",
     ),
     Probe(
+        name="CT target",
+        script="iptables -t raw -A PREROUTING -j CT --notrack\n"
+        "ip6tables -t raw -A PREROUTING -j CT --notrack",
+        needed=True,
+        cost="forged packets confuse the kernel's conntrack about carried flows",
+        mend=f"{_MODULES} xt_CT iptable_raw ip6table_raw",
+    ),
+    Probe(
         name="IPv6",
         script="ip link set lo up\nip -6 addr add 2001:db8::1/128 dev lo",
         needed=False,

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from firewall.datapath import nftables, ruleset, sets, translated
+from firewall.datapath import guard, nftables, ruleset, sets, translated
 from firewall.datapath.kernel_flows import clear_marks
 from firewall.datapath.marks import Kind, MaskedMark
 from firewall.datapath.ruleset import RulesetConfig
@@ -106,6 +106,7 @@ def install(config: RulesetConfig, *, keep_generation: bool = False) -> str:
             settles=not lacking,
         )
         _restore(family, text)
+        _restore(family, guard.install_text(family, _save(family, "raw")))
     return lacking
 
 
@@ -160,9 +161,12 @@ def remove(config: RulesetConfig) -> None:
         KernelError: a command failed.
     """
     for family in _families():
-        text = ruleset.remove_text(_save(family))
-        if text:
-            _restore(family, text)
+        for text in (
+            guard.remove_text(_save(family, "raw")),
+            ruleset.remove_text(_save(family)),
+        ):
+            if text:
+                _restore(family, text)
         for arguments in _routing_differences(config, family, present=True):
             _ip(family, arguments)
         if _ip(family, ["route", "show", "table", str(config.route_table)], quiet=True):
@@ -197,7 +201,9 @@ def is_installed() -> bool:
         KernelError: the rules cannot be read.
     """
     return all(
-        ruleset.jumps_installed(saved) and (not ruleset.settles(saved) or _has_table(family))
+        ruleset.jumps_installed(saved)
+        and (not ruleset.settles(saved) or _has_table(family))
+        and guard.is_installed(_save(family, "raw"))
         for family in _families()
         for saved in (_save(family),)
     )
@@ -324,8 +330,8 @@ def _families() -> tuple[Family, ...]:
     return (Family.IPV4,)
 
 
-def _save(family: Family) -> str:
-    return _run([f"{_IPTABLES[family]}-save", "-t", "mangle"])
+def _save(family: Family, table: str = "mangle") -> str:
+    return _run([f"{_IPTABLES[family]}-save", "-t", table])
 
 
 def _restore(family: Family, text: str) -> None:
@@ -444,6 +450,7 @@ _REMEDIES = (
     ("nfqueue", "the kernel needs CONFIG_NETFILTER_XT_TARGET_NFQUEUE: modprobe xt_NFQUEUE"),
     ("tproxy", "the kernel needs CONFIG_NETFILTER_XT_TARGET_TPROXY: modprobe xt_TPROXY"),
     ("socket", "the kernel needs CONFIG_NETFILTER_XT_MATCH_SOCKET: modprobe xt_socket"),
+    ("notrack", "the kernel needs CONFIG_NETFILTER_XT_TARGET_CT: modprobe xt_CT"),
     ("connmark", "the kernel needs CONFIG_NETFILTER_XT_CONNMARK: modprobe xt_connmark"),
     ("match-set", "the kernel needs CONFIG_NETFILTER_XT_SET: modprobe xt_set"),
     ("kernel error received: invalid argument", "the kernel needs the set type: modprobe ip_set"),

@@ -70,8 +70,13 @@ def bound_set(family: Family) -> str:
 
 
 def homed_set(family: Family) -> str:
-    """Name the set of the addresses in those pairs: elsewhere, they are spoofed."""
+    """Name the set of the addresses whose place is known: elsewhere, they are spoofed."""
     return f"{SET_PREFIX}homed-{family:d}"
+
+
+def routed_set(family: Family) -> str:
+    """Name the set of the addresses in `bound_set`: behind an interface that is no bridge's."""
+    return f"{SET_PREFIX}routed-{family:d}"
 
 
 def _interface_set(family: Family, index: int) -> str:
@@ -131,7 +136,8 @@ def create_sets_text(state: SetState) -> str:
 def update_sets_text(state: SetState, links: Iterable[EndpointLink]) -> str:
     """Return the input of `ipset restore` that makes the sets hold exactly these endpoints.
 
-    Additions come first: at no moment is an endpoint that stays left unguarded.
+    Additions come first: at no moment is an endpoint that stays left unguarded. Deletions go
+    backwards: at no moment is an address forged in its own place.
 
     Raises:
         RulesetError: an address is not 4 or 16 bytes, or an interface name cannot be one.
@@ -144,7 +150,7 @@ def update_sets_text(state: SetState, links: Iterable[EndpointLink]) -> str:
         lines += [
             f"add {name} {item}" for item in sorted(elements - state.elements.get(name, set()))
         ]
-    for name, elements in wanted.items():
+    for name, elements in reversed(wanted.items()):
         lines += [
             f"del {name} {item}" for item in sorted(state.elements.get(name, set()) - elements)
         ]
@@ -165,6 +171,7 @@ def _definitions() -> Iterator[tuple[str, str]]:
         yield managed_set(family), f"hash:ip {tail}"
         yield bound_set(family), f"hash:net,iface {tail}"
         yield homed_set(family), f"hash:ip {tail}"
+        yield routed_set(family), f"hash:ip {tail}"
     yield INTERFACES, f"list:set size {_LIST_SIZE}"
 
 
@@ -188,6 +195,7 @@ def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[s
     for family in Family:
         bound: set[str] = set()
         homed: set[str] = set()
+        routed: set[str] = set()
         for link in links:
             texts = [
                 format_address(address) for address in link.addresses if _is_of(address, family)
@@ -196,9 +204,11 @@ def _wanted(links: tuple[EndpointLink, ...], state: SetState) -> dict[str, set[s
                 homed.update(texts)
             if link.interface and not link.bridge:
                 bound.update(f"{text},{link.interface}" for text in texts)
+                routed.update(texts)
         wanted[managed_set(family)] = managed(links, family)
         wanted[bound_set(family)] = bound
         wanted[homed_set(family)] = homed
+        wanted[routed_set(family)] = routed
         everything = "0.0.0.0/0" if family is Family.IPV4 else "::/0"
         wanted |= _spread([f"{everything},{name}" for name in interfaces], family, state)
     return wanted
