@@ -141,7 +141,7 @@ def test_a_node_that_cannot_list_its_links_is_followed_again(two):
 
     eventually(known, "the new address is the node's own", 10)
     assert firewall.process.poll() is None
-    assert not firewall.get("/v1/status")["errors"]
+    eventually(lambda: not firewall.get("/v1/status")["errors"], "the trouble is over", 10)
 
 
 def test_readiness_is_told_to_the_service_manager(lab, bartizan, tmp_path):
