@@ -2,7 +2,8 @@
 
 The value is the file's content without a final line break. A file is read once per snapshot. A name
 that could lead out of the folder has no secret; a missing secret makes its rule match nothing
-(Cilium: a missing secret without an inline value fails).
+(Cilium: a missing secret without an inline value fails). So does an empty one, which may be about
+to be written: an empty value would ask for the header's presence only.
 """
 
 import re
@@ -42,4 +43,4 @@ class SecretFiles:
             data = (self._folder / namespace / name).read_bytes()
         except OSError:
             return None
-        return data.removesuffix(b"\n").removesuffix(b"\r")
+        return data.removesuffix(b"\n").removesuffix(b"\r") or None

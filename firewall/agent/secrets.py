@@ -61,7 +61,8 @@ def _missing_values(row: L7Row, values: SecretFiles | None) -> Iterator[str]:
         if values is None:
             yield f"secret {namespace}/{name}: no folder of secrets is configured"
         elif values(namespace, name) is None:
-            yield f"secret {namespace}/{name}: there is no such file: the rule allows nothing"
+            why = "there is no such file, or it is empty"
+            yield f"secret {namespace}/{name}: {why}: the rule allows nothing"
 
 
 def read_file(path: Path) -> "list[Certificate]":

@@ -50,6 +50,8 @@ def test_secret_is_a_files_content_and_names_cannot_leave_the_folder(tmp_path):
     secrets = SecretFiles(tmp_path / "ns" / "..")
     assert secrets("ns", "token") == b"value"
     assert secrets("ns", "absent") is None
+    (tmp_path / "ns" / "empty").write_bytes(b"\n")
+    assert secrets("ns", "empty") is None
     assert secrets("..", "outside") is None
     assert secrets("ns", "../outside") is None
     (tmp_path / "ns" / "token").write_bytes(b"other")
