@@ -6,9 +6,10 @@ section, a compressed name in the question, bytes behind the message. Names beco
 case with a trailing dot; what is no letter, digit, "-", "_" in a label is escaped (`a\.b`, `\000`),
 and no escaped name matches a pattern.
 
-An answer counts only if it bears the id and the question that were sent (RFC 5452 section 9). Its
-addresses are those that the asked name leads to by CNAME records of the answer section; records of
-other names, and other sections, teach nothing. Addresses in HTTPS and SVCB hints are not learnt,
+An answer counts only if it bears the id and the question that were sent (RFC 5452 section 9); a
+bare header may say that the question could not be read. Its addresses are those that the asked name
+leads to by CNAME records of the answer section; records of other names, and other sections, teach
+nothing. Addresses in HTTPS and SVCB hints are not learnt,
 as in Cilium: a client that uses them asks for A and AAAA as well (RFC 9460 section 3).
 
 dnspython reads the same from every answer that both take (a property test). It is not used here,
@@ -39,6 +40,9 @@ MAX_TTL_S = 604_800
 """A week: longer lives are cut (RFC 8767 section 4 advises the same)."""
 
 _QR, _OPCODE, _RD, _TC, _RCODE = 0x8000, 0x7800, 0x0100, 0x0200, 0x000F
+_WITHOUT_QUESTION = frozenset((1, 4))
+"""FORMERR and NOTIMP: a server that could not read the question cannot repeat it. Clients ask again
+without EDNS then (RFC 6891 section 7). It teaches nothing; who forges it must know id and port."""
 _IN, _CNAME = 1, 5
 _ADDRESS_BYTES = {1: 4, 28: 16}
 """Length of the data of A and AAAA (RFC 1035, RFC 3596)."""
@@ -224,19 +228,29 @@ def read_answer(wire: bytes, query: Query, number: int) -> Answer:
     Raises:
         AnswerError: it answers something else, or is no DNS message.
     """
-    if len(wire) < HEADER.size + len(query.question):
-        raise AnswerError("shorter than the question")
+    if len(wire) < HEADER.size:
+        raise AnswerError("shorter than a header")
     found, flags, questions, *_ = HEADER.unpack_from(wire)
     if found != number:
         raise AnswerError("another id")
     if not flags & _QR or flags & _OPCODE:
         raise AnswerError("is no response to a query")
+    if not questions and len(wire) == HEADER.size and flags & _RCODE in _WITHOUT_QUESTION:
+        return Answer(flags & _RCODE, False, (), 0, (), ())
+    if len(wire) < HEADER.size + len(query.question):
+        raise AnswerError("shorter than the question")
     asked = wire[HEADER.size : HEADER.size + len(query.question)]
     # Case may differ: some servers answer in the case of their zone (RFC 1035 section 2.3.3). The
     # lengths of labels are below 64 and the type's bytes differ from letters by more than case.
     if questions != 1 or not _same_question(asked, query.question):
         raise AnswerError("another question")
-    return _follow(wire, query, flags)
+    try:
+        return _follow(wire, query, flags)
+    except AnswerError:
+        if not flags & _TC:
+            raise
+        # Cut inside a record, as some servers do: only that there is more counts (RFC 2181 9).
+        return Answer(flags & _RCODE, True, (), 0, (), ())
 
 
 def _same_question(one: bytes, two: bytes) -> bool:

@@ -140,6 +140,23 @@ def test_an_error_teaches_nothing(rcode):
     assert (found.rcode, found.addresses) == (rcode, ())
 
 
+@pytest.mark.parametrize("rcode", [1, 4], ids=["FORMERR", "NOTIMP"])
+def test_a_server_that_could_not_read_the_question_need_not_repeat_it(rcode):
+    """RFC 6891 section 7; a whole answer without a question is none."""
+    bare = struct.pack("!6H", NUMBER, 0x8180 | rcode, 0, 0, 0, 0)
+    assert read_answer(bare, read_query(query()), NUMBER) == (rcode, False, (), 0, (), ())
+    for other in (bare[:3] + b"\x80" + bare[4:], bare + b"\0", with_id(bare, NUMBER + 1)):
+        with pytest.raises(AnswerError):
+            read_answer(other, read_query(query()), NUMBER)
+
+
+def test_an_answer_cut_inside_a_record_says_only_that_there_is_more():
+    """RFC 2181 section 9: the client asks again over TCP."""
+    made = bytearray(response("www.example.com. 9 A 192.0.2.1")[:-2])
+    made[2] |= 0x02
+    assert read_answer(bytes(made), read_query(query()), NUMBER) == (0, True, (), 0, (), ())
+
+
 GOOD = response("www.example.com. 9 A 192.0.2.1")
 
 NO_ANSWER = {
