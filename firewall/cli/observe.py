@@ -30,7 +30,8 @@ _HELP = {
     "label": "A label selector.",
     "ip": "An address or prefix.",
     "verdict": "FORWARDED, DROPPED, AUDIT, REDIRECTED, ...",
-    "type": "drop, l7, policy-verdict (what policy drops, too), trace[:POINT].",
+    "type": "drop[:REASON], policy-verdict, l7, trace[:POINT]. What policy drops is both of the"
+    " first.",
     "ip-version": "v4, v6 or none; -4 and -6 are short for it.",
     "http-path": "A regular expression on the path.",
     "http-status": 'A status, or a prefix such as "4+".',

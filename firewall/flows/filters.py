@@ -317,9 +317,21 @@ def _verdict(value: str) -> Predicate:
 
 
 def _type(value: str) -> Predicate:
-    """TYPE or TYPE:SUBTYPE; a drop's subtype is its reason, a trace's where it was seen."""
+    """TYPE or TYPE:SUBTYPE; a drop's subtype is its reason, a trace's where it was seen.
+
+    Cilium reports a packet that policy drops twice, as a verdict and as a drop. We report it once,
+    as a verdict, and whoever asks for drops gets it.
+    """
     name, colon, detail = value.partition(":")
     number = TYPES[_choice(name, list(TYPES))]
+    if number == EVENT_DROP:
+        reason = _reason_number(detail) if colon else None
+        return lambda flow: (
+            flow.verdict == "DROPPED"
+            and flow.event_type is not None
+            and flow.event_type.type in (EVENT_DROP, EVENT_POLICY_VERDICT)
+            and reason in (None, flow.drop_reason)
+        )
     if not colon:
         return lambda flow: flow.event_type is not None and flow.event_type.type == number
     if number == EVENT_TRACE:
@@ -327,8 +339,6 @@ def _type(value: str) -> Predicate:
         subtype = points[_choice(detail, list(points))]
     elif detail.isascii() and detail.isdecimal():
         subtype = int(detail)
-    elif number == EVENT_DROP:
-        subtype = DropReason[_choice(detail, [reason.name for reason in DropReason])]
     else:
         raise ValueError(f"type {name} has no subtype {detail!r}")
     return lambda flow: (
@@ -336,6 +346,12 @@ def _type(value: str) -> Predicate:
         and flow.event_type.type == number
         and flow.event_type.sub_type == subtype
     )
+
+
+def _reason_number(value: str) -> int:
+    if value.isascii() and value.isdecimal():
+        return int(value)
+    return DropReason[_choice(value, [reason.name for reason in DropReason])]
 
 
 def _drop_reason(value: str) -> Predicate:
