@@ -40,6 +40,11 @@ class Authority:
             .not_valid_before(now + dt.timedelta(days=days[0]))
             .not_valid_after(now + dt.timedelta(days=days[1]))
         )
+        # Both identifiers, because Python 3.13 verifies as RFC 5280 says (VERIFY_X509_STRICT).
+        key_id = x509.SubjectKeyIdentifier.from_public_key(public_key)
+        issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(key_id, critical=False)
+        builder = builder.add_extension(issuer_id, critical=False)
         for extension in extensions:
             builder = builder.add_extension(extension, critical=True)
         return builder.sign(self._key, hashes.SHA256())
