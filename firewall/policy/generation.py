@@ -21,8 +21,10 @@ from firewall.policy.snapshot import (
     DirectionRow,
     EndpointRow,
     EntryRow,
+    IdentityRow,
     IpcacheRow,
     L7Row,
+    NamedPortRow,
     PolicyRow,
     Snapshot,
 )
@@ -77,6 +79,16 @@ class _Used:
     def named(self) -> bool:
         """Whether a rule names a port."""
         return any(row.port_name for one in self._directions for row in one.entries)
+
+    @cached_property
+    def names_denied(self) -> bool:
+        """Whether a rule that does not simply allow names a port."""
+        return any(
+            row.port_name
+            and (row.action != _ALLOW or row.authentication in _DEMANDS_AUTHENTICATION)
+            for one in self._directions
+            for row in one.entries
+        )
 
 
 def permission_lost(old: Snapshot, new: Snapshot) -> str | None:
@@ -246,6 +258,13 @@ def _moved(before: frozenset[int], after: frozenset[int], used: _Used) -> bool:
     return bool((lost and lost & used.allowing) or (gained and gained & used.denying))
 
 
+class _Owner(NamedTuple):
+    """What is known of an address as a peer: selectors that it matches, and its named ports."""
+
+    selectors: frozenset[int]
+    ports: frozenset[NamedPortRow]
+
+
 class _Addresses:
     """The ipcache of one snapshot, to ask what the addresses of a prefix match."""
 
@@ -261,10 +280,10 @@ class _Addresses:
         return sorted({row.length for row in self._snapshot.ipcache}, reverse=True)
 
     @cached_property
-    def _matched(self) -> dict[int, tuple[int, ...]]:
-        return {row.number: row.selectors for row in self._snapshot.identities}
+    def _identities(self) -> dict[int, IdentityRow]:
+        return {row.number: row for row in self._snapshot.identities}
 
-    def selectors(self, prefix: Prefix, row: IpcacheRow | None) -> frozenset[int]:
+    def owner(self, prefix: Prefix, row: IpcacheRow | None) -> _Owner:
         """Return what an address matches of which no longer prefix says more.
 
         Args:
@@ -276,8 +295,13 @@ class _Addresses:
         if row is None:
             dual_stack = self._snapshot.settings.dual_stack
             number = int(world_for(prefix.network, dual_stack=dual_stack))
-            return frozenset(self._matched.get(number, ()))
-        return frozenset(self._matched.get(row.identity, ())).union(row.selectors)
+        else:
+            number = row.identity
+        identity = self._identities.get(number)
+        own = row.selectors if row is not None else ()
+        if identity is None:
+            return _Owner(frozenset(own), frozenset())
+        return _Owner(frozenset(identity.selectors).union(own), frozenset(identity.named_ports))
 
     def _wider(self, prefix: Prefix) -> IpcacheRow | None:
         size_bytes = len(prefix.network)
@@ -293,6 +317,10 @@ def _addresses(old: Snapshot, new: Snapshot, used: _Used) -> str | None:
     before, after = _Addresses(old), _Addresses(new)
     for key, (was, now) in moved(old.ipcache, new.ipcache, prefix_key).items():
         prefix = Prefix(*key[1:])
-        if _moved(before.selectors(prefix, was), after.selectors(prefix, now), used):
+        had, has = before.owner(prefix, was), after.owner(prefix, now)
+        if _moved(had.selectors, has.selectors, used):
             return f"{prefix} matches other selectors"
+        lost, gained = had.ports - has.ports, has.ports - had.ports
+        if (lost and used.named) or (gained and used.names_denied):
+            return f"{prefix} has other named ports"
     return None

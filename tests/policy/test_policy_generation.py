@@ -131,6 +131,30 @@ def test_a_peer_that_gains_a_label_raises_nothing(made):
     assert change(made, lambda m: m.relabel("cache", ["k8s:app=db", *_COMMON])) is None
 
 
+NAMED = "egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]"
+
+
+def test_a_peer_that_leaves_an_identity_leaves_its_named_ports(made):
+    """Of two endpoints with one identity, only one has the port; the other had it, too."""
+    labels = ["k8s:app=shop", *_COMMON]
+    made.endpoint("one", "10.0.0.11", labels, ports=[("http", 6, 80)])
+    made.endpoint("two", "10.0.0.12", labels)
+    act = lambda m: m.relabel("two", ["k8s:app=other", *_COMMON])
+    assert change(made, act) is None
+    made.relabel("two", labels)
+    made.apply(policy("named", NAMED))
+    assert change(made, act) == "10.0.0.12/32 has other named ports"
+
+
+def test_a_peer_with_more_named_ports_loses_nothing_unless_one_is_denied(made):
+    act = lambda m: m.endpoint("far", "10.0.0.11", _COMMON, ports=[("http", 6, 80)])
+    made.apply(policy("named", NAMED))
+    assert change(made, act) is None
+    made.apply(policy("denied", NAMED.replace("egress", "egressDeny")))
+    act = lambda m: m.endpoint("farther", "10.0.0.12", _COMMON, ports=[("http", 6, 80)])
+    assert change(made, act) == "10.0.0.12/32 has other named ports"
+
+
 def test_a_relabelled_subject_may_become_isolated(made):
     assert change(made, lambda m: m.relabel("cache", ["k8s:app=web", *_COMMON]))
 
