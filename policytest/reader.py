@@ -85,7 +85,7 @@ def read_case_text(text: str, file: str, folder: Path) -> CaseRead:
         file: the name that problems carry.
         folder: where relative names of policy files begin.
     """
-    report = Report(file)
+    report = Report(file, as_written=True)
     told: list[Problem] = []
     roots = [Value(one.root, "", report) for one in compose(text, file, report.problems)]
     case = None
@@ -96,9 +96,9 @@ def read_case_text(text: str, file: str, folder: Path) -> CaseRead:
     elif not report.problems:
         message = f"holds {len(roots)} documents; a test file is one"
         report.problems.append(Problem.error(file, 1, 1, "", message))
-    # A warning about our own fields says how kubectl reads them, which it never does.
-    own = (problem for problem in report.problems if problem.severity == "error")
-    problems = tuple(sorted(dict.fromkeys((*own, *told)), key=lambda p: (p.line, p.column)))
+    problems = tuple(
+        sorted(dict.fromkeys((*report.problems, *told)), key=lambda p: (p.line, p.column))
+    )
     refused = any(problem.severity == "error" for problem in problems)
     return CaseRead(None if refused else case, problems)
 

@@ -42,9 +42,9 @@ def show(output: str, document: Any, table: Callable[[], str]) -> None:
 
 def as_yaml(document: Any) -> str:
     """Render with keys in their own order, block style."""
-    import yaml
+    from firewall.policy.dump import dump
 
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return dump(document)
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:

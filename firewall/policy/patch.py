@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from firewall.policy.dump import dump
 from firewall.policy.edits import Append, Edit, EditError, Path, Put, Take, applied, place
 from firewall.policy.model import ObjectKey
 from firewall.policy.readers import ReaderSettings, read
@@ -80,32 +81,9 @@ def _documents(text: str, settings: ReaderSettings) -> dict[ObjectKey, dict[str,
     return {one.key: one.document for one in result.objects}
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes every value where it is used: an anchor would surprise an author who wrote none."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        """Say that nothing is shared."""
-        del data
-        return True
-
-
 def written(value: Any, *, flow: bool | None = None, width: float = _WIDTH) -> str:
-    """Return a value as YAML, keys in their own order.
-
-    Args:
-        value: of plain types.
-        flow: all in brackets, all in lines, or (None) only innermost collections in brackets.
-        width: columns before it is folded.
-    """
-    text: str = yaml.dump(
-        value,
-        Dumper=_Dumper,
-        default_flow_style=flow,
-        sort_keys=False,
-        allow_unicode=True,
-        width=width,
-    )
-    return text
+    """Return a value as YAML, as `dump` does; innermost collections are in brackets."""
+    return dump(value, flow=flow, width=width)
 
 
 # --- where things stand -----------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_a_suggestion_is_a_patch_of_the_file(files):
     assert lines[0].startswith("# CiliumNetworkPolicy x/guard")
     assert lines[1:3] == ["--- a/guard.yaml", "+++ b/guard.yaml"]
     assert [line for line in lines[3:] if line[0] in "+-"] == [
-        "+    - matchLabels: {app: a, 'k8s:io.kubernetes.pod.namespace': y}"
+        "+    - matchLabels: {app: a, 'k8s:io.kubernetes.pod.namespace': 'y'}"
     ]
 
 

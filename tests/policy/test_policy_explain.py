@@ -155,7 +155,7 @@ def test_a_deny_is_named_even_where_an_allow_matches():
     deny = """
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
-metadata: {name: no}
+metadata: {name: never}
 spec:
   endpointSelector: {}
   ingressDeny:
@@ -164,10 +164,10 @@ spec:
     side = ask(stage(RULE, deny), "192.0.2.3", "deathstar").ingress
     assert (side.because, side.closest.rule.name, side.closest.action) == (
         "a deny rule",
-        "no",
+        "never",
         "deny",
     )
-    assert {one.name for one in side.isolated_by} == {"rule1", "no"}
+    assert {one.name for one in side.isolated_by} == {"rule1", "never"}
 
 
 def test_without_any_rule_the_change_is_a_whole_rule():

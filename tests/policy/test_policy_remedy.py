@@ -285,7 +285,7 @@ def deny(entry):
     head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: %s, namespace: x}"
     body = "\nspec:\n  endpointSelector: {matchLabels: {app: b}}\n"
     allow = "  ingress: [{fromEntities: [all]}]\n"
-    return [head % "no" + body + f"  ingressDeny:\n  - {entry}\n", head % "yes" + body + allow]
+    return [head % "deny" + body + f"  ingressDeny:\n  - {entry}\n", head % "allow" + body + allow]
 
 
 def changed_lines(plan, texts):
@@ -304,7 +304,7 @@ def changed_lines(plan, texts):
             "y/c",
             "443/TCP",
             "",
-            ["+    - matchLabels: {app: a, 'k8s:io.kubernetes.pod.namespace': y}"],
+            ["+    - matchLabels: {app: a, 'k8s:io.kubernetes.pod.namespace': 'y'}"],
         ),
         ("x/a", "444/TCP", "", ["+      - {port: '444', protocol: TCP}"]),
         ("x/a", "80/TCP", "PUT /v1/x", ["+        - {method: PUT, path: /v1/x}"]),
@@ -407,7 +407,7 @@ def test_an_explicit_deny_is_narrowed_before_it_is_taken_away(entry, source, por
     texts = deny(entry)
     plan, after = mended(Question(source=source, destination="x/b", port=port), *texts)
     [one] = plan.objects
-    assert (one.name, one.document["spec"]["ingressDeny"]) == ("no", [left])
+    assert (one.name, one.document["spec"]["ingressDeny"]) == ("deny", [left])
     assert "deny" in one.says[0]
     assert after.verdict == "allowed"
 

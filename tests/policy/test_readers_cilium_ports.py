@@ -36,7 +36,7 @@ def ports(item):
     ("item", "expected"),
     [
         ('{port: "80", protocol: TCP}', [PortRange(TCP, 80, 80)]),
-        ("{port: 80, protocol: tcp}", [PortRange(TCP, 80, 80)]),
+        ('{port: "80", protocol: tcp}', [PortRange(TCP, 80, 80)]),
         ('{port: "80", endPort: 90, protocol: UDP}', [PortRange(UDP, 80, 90)]),
         ('{port: "80", endPort: 0, protocol: UDP}', [PortRange(UDP, 80, 80)]),
         ('{port: "0", protocol: TCP}', [PortRange(TCP, 0, 65535)]),

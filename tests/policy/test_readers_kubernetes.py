@@ -148,7 +148,7 @@ def test_ip_blocks_match_pods_too_unless_cilium_is_followed():
         ("{port: http}", PortRange(6, 0, 0, "http")),
         ('{port: "http", protocol: UDP}', PortRange(17, 0, 0, "http")),
         ("{port: 9p}", PortRange(6, 0, 0, "9p")),
-        ("{port: on}", PortRange(6, 0, 0, "on")),
+        ('{port: "on"}', PortRange(6, 0, 0, "on")),
     ],
 )
 def test_ports(item, expected):
@@ -167,7 +167,9 @@ def test_ports(item, expected):
         ("{ports: [{endPort: 79}]}", "when port is not"),
         ('{ports: [{port: "80"}]}', "at least one letter; write the number without quotes"),
         ("{ports: [{port: 0x50}]}", "write the number in plain decimal digits"),
-        ("{ports: [{port: 8e3}]}", "must be a number"),
+        ("{ports: [{port: 8e3}]}", "write the number in plain decimal digits"),
+        ("{ports: [{port: 8_0}]}", "write the number in plain decimal digits"),
+        ("{ports: [{port: on}]}", 'kubectl reads on as true or false; write "on"'),
         ("{ports: [{port: a--b}]}", "is no port name"),
         ("{ports: [{protocol: tcp}]}", 'did you mean "TCP"?'),
         ("{ports: [{protocol: ICMP}]}", "must be TCP, UDP or SCTP"),
@@ -192,3 +194,10 @@ def test_rules_carry_where_they_come_from():
     (found,) = entries(knp("podSelector: {}\ningress:\n- {}"))
     assert (found.origin.path, found.origin.line) == ("spec.ingress[0]", 7)
     assert "k8s:io.cilium.k8s.policy.derived-from=NetworkPolicy" in found.origin.labels
+
+
+def test_more_than_two_policy_types_are_refused():
+    """Even if they are the same: the API server counts them."""
+    spec = "podSelector: {}\npolicyTypes: [Ingress, Egress, Ingress]"
+    (found,) = refuse(knp(spec))
+    assert found.endswith("policyTypes: may not specify more than two policyTypes")

@@ -5,9 +5,9 @@ A `Value` is a node, its path inside the object and the report that collects pro
 kind, so a reader goes on and finds every problem of a file at once. `null` counts as missing
 everywhere, as in Kubernetes' JSON.
 
-What a plain scalar means depends on the field: a string field takes it as written, because that is
-what the author sees. Where YAML 1.1 (which kubectl speaks) would read the same characters as
-something else than a string, number or `true`, a warning asks for quotes.
+A plain scalar is what kubectl makes of it (YAML 1.1 as go.yaml.in/yaml/v2 reads it, resolve.go): an
+unquoted `yes` or `1.10` is no string, and the API server refuses it where one belongs. So do we, or
+a policy that works here would not in a cluster. Dates and `22:22` are strings there, and here.
 """
 
 import re
@@ -20,24 +20,29 @@ from firewall.policy.readers.composition import Mapping, Mark, Node, Scalar, Seq
 
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
+_SHORT_TRUTHS = frozenset("yYnN")  # a warning only: PyYAML and others write them without quotes
 _FALSE = frozenset({"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"})
-_OF_TRUTHS = frozenset({"enableDefaultDeny", "conditions"})  # mappings of truth values, and only so
-_SHORT_BOOLEANS = frozenset("yYnN")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.nan")
-_OTHER_NUMBER = re.compile(
-    r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|[0-9][0-9_]*)"
+_NUMBER = re.compile(  # without underscores, which count for nothing behind the first character
+    r"[-+]?(0[bB][01]+|0[oO][0-7]+|0[xX][0-9a-fA-F]+)"
+    r"|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
-_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?")
 _PATH_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _SHOWN = 60  # characters of a wrong value that a message repeats
 
 
 class Report:
-    """Collects the problems of one file. The only mutable value of the readers."""
+    """Collects the problems of one file. The only mutable value of the readers.
 
-    def __init__(self, file: str) -> None:
+    Args:
+        file: the name that problems carry.
+        as_written: the format is our own: a string field takes a plain scalar as it stands.
+    """
+
+    def __init__(self, file: str, *, as_written: bool = False) -> None:
         self.file = file
+        self.as_written = as_written
         self.problems: list[Problem] = []
         self.error_count = 0
 
@@ -141,15 +146,27 @@ class Value(NamedTuple):
                 item.error("is empty; write {} if everything is meant, or remove the item")
         return [item for item in listed if not item.is_null]
 
-    def text(self) -> str | None:
-        """Return a string as written; plain numbers and words count as strings."""
+    def text(self, *, or_integer: bool = False) -> str | None:
+        """Return a string; a plain scalar that kubectl reads as something else is none.
+
+        Args:
+            or_integer: a whole number will do as well (Kubernetes' int-or-string).
+        """
         if not isinstance(self.node, Scalar) or self.is_null:
             self.error(f"must be a string, not {describe(self.node)}")
             return None
-        trap = _trap(self.node.text) if self.node.plain else ""
-        if trap:
-            self.warning(f'kubectl reads {self.node.text} as {trap}; write "{self.node.text}"')
-        return self.node.text
+        text = self.node.text
+        if not self.node.plain or self.report.as_written:
+            return text
+        kind = not_text(text)
+        if not kind or (or_integer and _INTEGER.fullmatch(text)):
+            return text
+        if text in _SHORT_TRUTHS:
+            self.warning(f'kubectl reads {text} as {kind}; write "{text}"')
+            return text
+        shown = shorten(text)
+        self.error(f'must be a string, and kubectl reads {shown} as {kind}; write "{shown}"')
+        return None
 
     def integer(self, low: int, high: int) -> int | None:
         """Return a whole number between two bounds, both included."""
@@ -158,7 +175,7 @@ class Value(NamedTuple):
             return None
         text = self.node.text
         if not _INTEGER.fullmatch(text):
-            if _OTHER_NUMBER.fullmatch(text):
+            if _is_number(text):
                 self.error(f"write the number in plain decimal digits, not {text}")
             else:
                 self.error(f"must be a number, not {describe(self.node)}")
@@ -201,37 +218,36 @@ def document_of(root: Value) -> dict[str, object]:
     return plain if isinstance(plain, dict) else {}
 
 
-def _plain(node: Node, key: str = "", parent: str = "") -> object:
-    """Return a node's plain value; `key` leads to it, `parent` to the mapping around it."""
+def _plain(node: Node) -> object:
     match node:
         case Mapping():
-            return {name: _plain(pair.value, name, key) for name, pair in node.pairs.items()}
+            return {name: _plain(pair.value) for name, pair in node.pairs.items()}
         case Sequence():
             return [_plain(item) for item in node.items]
         case Scalar(text=text, plain=is_plain):
-            return _plain_scalar(text, truth=parent in _OF_TRUTHS) if is_plain else text
+            return _plain_scalar(text) if is_plain else text
 
 
-def _plain_scalar(text: str, *, truth: bool) -> object:
+def _plain_scalar(text: str) -> object:
     """Return what JSON holds for an unquoted word: a number or null only if it comes back so."""
     if text in _NULLS:
         return None
-    if text in ("true", "false") or (truth and (text in _TRUE or text in _FALSE)):
+    if text in _TRUE or text in _FALSE:
         return text in _TRUE
     if _INTEGER.fullmatch(text) and len(text) < 20 and str(int(text)) == text:
         return int(text)
     return text
 
 
-def _trap(text: str) -> str:
-    """Name what YAML 1.1 makes of an unquoted text that looks harmless; "" if it stays as it is."""
-    if text in ("true", "false") or _INTEGER.fullmatch(text):
-        return ""
-    if text in _TRUE or text in _FALSE or text in _SHORT_BOOLEANS:
+def not_text(text: str) -> str:
+    """Name what kubectl makes of an unquoted text other than null, "" if that is a string."""
+    if text in _SHORT_TRUTHS or text in _TRUE or text in _FALSE:
         return "true or false"
-    if _DATE.fullmatch(text):
-        return "a date"
-    return "a number" if _FLOAT.fullmatch(text) or _OTHER_NUMBER.fullmatch(text) else ""
+    return "a number" if _is_number(text) else ""
+
+
+def _is_number(text: str) -> bool:
+    return text[:1] != "_" and _NUMBER.fullmatch(text.replace("_", "")) is not None
 
 
 def describe(node: Node) -> str:

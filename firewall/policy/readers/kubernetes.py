@@ -118,6 +118,8 @@ def _read_directions(
 
 def _policy_types(fields: dict[str, Value]) -> list[str]:
     given = fields["policyTypes"].items() if "policyTypes" in fields else []
+    if len(given) > len(_DIRECTIONS):
+        fields["policyTypes"].error("may not specify more than two policyTypes")
     if given:
         return [word for item in given if (word := item.word(_DIRECTIONS)) is not None]
     egress = fields.get("egress")

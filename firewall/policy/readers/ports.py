@@ -220,7 +220,7 @@ def _icmp_field(item: Value) -> PortRange | None:
             item.error("needs type, a number from 0 to 255 or a name")
         return None
     protocol, names = ICMP_TYPES[family]
-    text = fields["type"].text()
+    text = fields["type"].text(or_integer=True)
     if text is None:
         return None
     number = names.get(text)
