@@ -1,8 +1,12 @@
 """Upgrade in place: agent and workers change; flows and new connections do not notice."""
 
+import configparser
+import contextlib
 import os
 import re
+import select
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -175,6 +179,84 @@ def test_sigquit_leaves_everything_to_the_next_start(three):
     assert queues(three) == {"0:1"}
     firewall.start()
     assert workers(firewall) == before
+
+
+UNIT = Path(__file__).parents[1] / "examples/systemd/bartizan.service"
+
+
+class ServiceManager:
+    """Restarts a firewall as systemd would by our unit file (systemd.kill(5), systemd.service(5)).
+
+    There is no systemd in a namespace; what it does is decided by these settings, so they are read.
+    """
+
+    def __init__(self, folder, monkeypatch) -> None:
+        self._settings = configparser.ConfigParser(strict=False, interpolation=None)
+        self._settings.optionxform = str
+        self._settings.read(UNIT)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(folder / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._socket.close()
+
+    def setting(self, name, default=""):
+        return self._settings["Service"].get(name, default)
+
+    def restart(self, firewall, meanwhile) -> None:
+        """`systemctl restart`; `meanwhile` is called while no agent runs."""
+        number = signal.Signals[self.setting("RestartKillSignal", "SIGTERM")]
+        group = [] if self.setting("KillMode") == "process" else workers(firewall).values()
+        for pid in (firewall.process.pid, *group):
+            os.kill(pid, number)
+        assert firewall.process.wait(float(self.setting("TimeoutStopSec"))) == 0
+        for pid in group:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        meanwhile()
+        self.said()
+        firewall.start(float(self.setting("TimeoutStartSec")))
+        assert self.setting("Type") == "notify"
+        eventually(lambda: "READY=1" in self.said(), "the next agent is ready")
+
+    def said(self) -> str:
+        """What the agents have told since the last time."""
+        told = b""
+        while select.select([self._socket], [], [], 0)[0]:
+            told += self._socket.recv(4096) + b"\n"
+        return told.decode()
+
+
+def test_a_restart_of_the_service_loses_no_packet(lab, bartizan, tmp_path, monkeypatch):
+    """systemctl restart, twice: the queues belong to workers, which outlive the agent."""
+    with ServiceManager(tmp_path, monkeypatch) as manager:
+        made = lab(a="app=a", b="app=b", c="app=c")
+        made.firewall = firewall = bartizan(made, {"workers": 2})
+        firewall.apply(OPEN)
+        a, b, c = (made.host(name) for name in "abc")
+        before = workers(firewall)
+        segments = Segments(made.node, a, b)
+        with Transfers(a, b) as transfers, Newcomers(a, b) as newcomers, b.capture() as at_b:
+            transfers.all_move()
+            forbidden = token()
+
+            def meanwhile() -> None:
+                newcomers.some()
+                transfers.all_move()
+                c.send(bytes(udp(c, b, 53, forbidden)))
+
+            for _ in range(2):
+                manager.restart(firewall, meanwhile)
+                meanwhile()
+                assert workers(firewall) == before
+            assert not any(forbidden in data for data in at_b.so_far())
+        assert newcomers.failures == []
+        assert transfers.broken == []
+        eventually(segments.all_arrived, "every segment that was sent has arrived")
 
 
 def test_an_upgrade_that_was_interrupted_leaves_one_set_of_workers(three):
