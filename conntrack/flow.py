@@ -7,20 +7,20 @@ query kinds with one identifier are two flows). Protocols without ports have 0 i
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from conntrack.address import format_address
 
-ICMP = 1  # protocol numbers: IANA "Assigned Internet Protocol Numbers"
-TCP = 6
-UDP = 17
-GRE = 47
-ESP = 50
-AH = 51
-ICMPV6 = 58
-SCTP = 132
+ICMP: Final = 1  # protocol numbers: IANA "Assigned Internet Protocol Numbers"
+TCP: Final = 6
+UDP: Final = 17
+GRE: Final = 47
+ESP: Final = 50
+AH: Final = 51
+ICMPV6: Final = 58
+SCTP: Final = 132
 
-_PROTOCOL_NAME = {
+_PROTOCOL_NAME: Final = {
     ICMP: "icmp",
     TCP: "tcp",
     UDP: "udp",
