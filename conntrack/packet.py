@@ -61,7 +61,7 @@ class TcpFlag(IntFlag):
     CWR = 0x80
 
 
-class Packet(NamedTuple):
+class Packet:
     """One whole IP packet as the tracker and the policy see it.
 
     Attributes:
@@ -88,26 +88,72 @@ class Packet(NamedTuple):
         quoted: what an ICMP error quotes; None if it is not an error or the quote is unreadable.
     """
 
-    version: int
-    protocol: int
-    source: bytes
-    destination: bytes
-    source_port: int
-    destination_port: int
-    icmp_type: int
-    icmp_code: int
-    icmp_id: int
-    tcp_flags: int
-    length: int
-    hop_limit: int
-    key: bytes
-    sequence: int
-    acknowledgment: int
-    window: int
-    payload_bytes: int
-    options: bytes
-    oddities: int
-    quoted: Quoted | None
+    __slots__ = (
+        "acknowledgment",
+        "destination",
+        "destination_port",
+        "hop_limit",
+        "icmp_code",
+        "icmp_id",
+        "icmp_type",
+        "key",
+        "length",
+        "oddities",
+        "options",
+        "payload_bytes",
+        "protocol",
+        "quoted",
+        "sequence",
+        "source",
+        "source_port",
+        "tcp_flags",
+        "version",
+        "window",
+    )
+
+    def __init__(  # noqa: PLR0917 -- once per packet: keywords cost
+        self,
+        version: int,
+        protocol: int,
+        source: bytes,
+        destination: bytes,
+        source_port: int,
+        destination_port: int,
+        icmp_type: int,
+        icmp_code: int,
+        icmp_id: int,
+        tcp_flags: int,
+        length: int,
+        hop_limit: int,
+        key: bytes,
+        sequence: int,
+        acknowledgment: int,
+        window: int,
+        payload_bytes: int,
+        options: bytes,
+        oddities: int,
+        quoted: Quoted | None,
+    ) -> None:
+        self.version = version
+        self.protocol = protocol
+        self.source = source
+        self.destination = destination
+        self.source_port = source_port
+        self.destination_port = destination_port
+        self.icmp_type = icmp_type
+        self.icmp_code = icmp_code
+        self.icmp_id = icmp_id
+        self.tcp_flags = tcp_flags
+        self.length = length
+        self.hop_limit = hop_limit
+        self.key = key
+        self.sequence = sequence
+        self.acknowledgment = acknowledgment
+        self.window = window
+        self.payload_bytes = payload_bytes
+        self.options = options
+        self.oddities = oddities
+        self.quoted = quoted
 
 
 # One Struct per header that is met on the hot path; `x` skips what no decision needs.
@@ -177,10 +223,10 @@ def policy_port(packet: Packet) -> int:
     return packet.icmp_type if packet.icmp_type >= 0 else packet.destination_port
 
 
-_new = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
-
-
 def _parse_plain_ipv4_tcp(data: bytes, size: int, complete: bool) -> Packet:
+    total: int
+    fragment: int
+    offset: int
     (
         _,
         total,
@@ -206,16 +252,17 @@ def _parse_plain_ipv4_tcp(data: bytes, size: int, complete: bool) -> Packet:
         _check_data_offset(start - 20, total - 20, size - 20)
     elif total < 40:
         raise PacketError(Fault.BAD_LENGTH if total < _IPV4_BYTES else Fault.TRUNCATED)
-    return _new(
-        Packet, (
-            4, TCP, source, destination, source_port, destination_port, -1, -1, 0,
-            flags, total, hop_limit, data[12:24], sequence, acknowledgment, window,
-            total - start, data[40:start], 0, None,
-        )
+    return Packet(
+        4, TCP, source, destination, source_port, destination_port, -1, -1, 0,
+        flags, total, hop_limit, data[12:24], sequence, acknowledgment, window,
+        total - start, data[40:start], 0, None,
     )  # fmt: skip
 
 
 def _parse_plain_ipv4_udp(data: bytes, size: int, complete: bool) -> Packet:
+    total: int
+    fragment: int
+    stated: int
     (
         _,
         total,
@@ -238,16 +285,16 @@ def _parse_plain_ipv4_udp(data: bytes, size: int, complete: bool) -> Packet:
         raise PacketError(Fault.TRUNCATED)
     if stated < _UDP_BYTES or stated > total - _IPV4_BYTES:
         raise PacketError(Fault.BAD_LENGTH)
-    return _new(
-        Packet, (
-            4, UDP, source, destination, source_port, destination_port, -1, -1, 0,
-            0, total, hop_limit, data[12:24] + _UDP_SUFFIX, 0, 0, 0,
-            stated - _UDP_BYTES, b"", 0, None,
-        )
+    return Packet(
+        4, UDP, source, destination, source_port, destination_port, -1, -1, 0,
+        0, total, hop_limit, data[12:24] + _UDP_SUFFIX, 0, 0, 0,
+        stated - _UDP_BYTES, b"", 0, None,
     )  # fmt: skip
 
 
 def _parse_plain_ipv6_tcp(data: bytes, size: int, complete: bool) -> Packet:
+    payload: int
+    offset: int
     (
         payload,
         hop_limit,
@@ -266,12 +313,10 @@ def _parse_plain_ipv6_tcp(data: bytes, size: int, complete: bool) -> Packet:
     if total > size and complete:
         raise PacketError(Fault.TRUNCATED)
     _check_data_offset(start - 40, payload, size - 40)
-    return _new(
-        Packet, (
-            6, TCP, source, destination, source_port, destination_port, -1, -1, 0,
-            flags, total, hop_limit, data[8:44], sequence, acknowledgment, window,
-            total - start, data[60:start], 0, None,
-        )
+    return Packet(
+        6, TCP, source, destination, source_port, destination_port, -1, -1, 0,
+        flags, total, hop_limit, data[8:44], sequence, acknowledgment, window,
+        total - start, data[60:start], 0, None,
     )  # fmt: skip
 
 
@@ -371,12 +416,10 @@ def _parse_transport(head: _Head, data: bytes, start: int) -> Packet:
         return _parse_sctp(head, data, start)
     oddities = head.oddities | _gre_oddity(head, data, start) if protocol == GRE else head.oddities
     key = head.source + head.destination + bytes((protocol,))
-    return _new(
-        Packet, (
-            head.version, protocol, head.source, head.destination, 0, 0, -1, -1, 0,
-            0, head.total, head.hop_limit, key, 0, 0, 0,
-            head.total - start, b"", oddities, None,
-        )
+    return Packet(
+        head.version, protocol, head.source, head.destination, 0, 0, -1, -1, 0,
+        0, head.total, head.hop_limit, key, 0, 0, 0,
+        head.total - start, b"", oddities, None,
     )  # fmt: skip
 
 
@@ -395,12 +438,10 @@ def _parse_tcp(head: _Head, data: bytes, start: int) -> Packet:
     _check_data_offset(header_bytes, head.total - start, len(data) - start)
     options = data[start + _TCP_BYTES : start + header_bytes]
     key = head.source + head.destination + data[start : start + 4]
-    return _new(
-        Packet, (
-            head.version, TCP, head.source, head.destination, source_port, destination_port,
-            -1, -1, 0, flags, head.total, head.hop_limit, key, sequence, acknowledgment, window,
-            head.total - start - header_bytes, options, head.oddities, None,
-        )
+    return Packet(
+        head.version, TCP, head.source, head.destination, source_port, destination_port,
+        -1, -1, 0, flags, head.total, head.hop_limit, key, sequence, acknowledgment, window,
+        head.total - start - header_bytes, options, head.oddities, None,
     )  # fmt: skip
 
 
@@ -413,12 +454,10 @@ def _parse_udp(head: _Head, data: bytes, start: int) -> Packet:
     if checksum == 0 and head.version == 6:
         oddities |= Oddity.NO_CHECKSUM
     key = head.source + head.destination + data[start : start + 4] + _UDP_SUFFIX
-    return _new(
-        Packet, (
-            head.version, UDP, head.source, head.destination, source_port, destination_port,
-            -1, -1, 0, 0, head.total, head.hop_limit, key, 0, 0, 0,
-            stated - _UDP_BYTES, b"", int(oddities), None,
-        )
+    return Packet(
+        head.version, UDP, head.source, head.destination, source_port, destination_port,
+        -1, -1, 0, 0, head.total, head.hop_limit, key, 0, 0, 0,
+        stated - _UDP_BYTES, b"", int(oddities), None,
     )  # fmt: skip
 
 
@@ -426,12 +465,10 @@ def _parse_sctp(head: _Head, data: bytes, start: int) -> Packet:
     _require(head, data, start, _SCTP_BYTES)
     source_port, destination_port, tag = _SCTP.unpack_from(data, start)
     key = head.source + head.destination + data[start : start + 4] + _SCTP_SUFFIX
-    return _new(
-        Packet, (
-            head.version, SCTP, head.source, head.destination, source_port, destination_port,
-            -1, -1, 0, 0, head.total, head.hop_limit, key, tag, 0, 0,
-            head.total - start - _SCTP_BYTES, data[start + _SCTP_BYTES :], head.oddities, None,
-        )
+    return Packet(
+        head.version, SCTP, head.source, head.destination, source_port, destination_port,
+        -1, -1, 0, 0, head.total, head.hop_limit, key, tag, 0, 0,
+        head.total - start - _SCTP_BYTES, data[start + _SCTP_BYTES :], head.oddities, None,
     )  # fmt: skip
 
 
@@ -470,11 +507,9 @@ def _parse_icmp(head: _Head, data: bytes, start: int) -> Packet:
         + data[start : start + 2]
         + bytes((head.protocol,))
     )
-    return _new(
-        Packet, (
-            head.version, head.protocol, head.source, head.destination, 0, 0,
-            kind, code, identifier, 0, head.total, head.hop_limit, key,
-            int.from_bytes(data[start + 4 : start + 8], "big"), 0, 0,
-            head.total - start - _ICMP_BYTES, b"", head.oddities, quoted,
-        )
+    return Packet(
+        head.version, head.protocol, head.source, head.destination, 0, 0,
+        kind, code, identifier, 0, head.total, head.hop_limit, key,
+        int.from_bytes(data[start + 4 : start + 8], "big"), 0, 0,
+        head.total - start - _ICMP_BYTES, b"", head.oddities, quoted,
     )  # fmt: skip

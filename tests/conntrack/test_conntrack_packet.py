@@ -169,7 +169,8 @@ def test_a_large_packet_shows_its_length_through_a_short_copy() -> None:
 
 def test_padding_behind_the_packet_is_ignored() -> None:
     """Ethernet pads to 60 bytes."""
-    assert parse(v4(17, udp()) + bytes(18)) == parse(v4(17, udp()))
+    plain, padded = parse(v4(17, udp())), parse(v4(17, udp()) + bytes(18))
+    assert (padded.length, padded.payload_bytes) == (plain.length, plain.payload_bytes)
 
 
 def test_policy_ports() -> None:
@@ -241,6 +242,8 @@ def test_a_plain_datagram_is_read_as_one_with_ip_options(
             packet = parse(data[: copied + extra], complete=complete)
         except PacketError as error:
             return (error.fault,)
-        return packet.key, packet.length - extra, packet.payload_bytes, packet[4:10], packet[13:]
+        ports = packet.source_port, packet.destination_port
+        rest = packet.icmp_type, packet.tcp_flags, packet.sequence, packet.oddities, packet.quoted
+        return packet.key, packet.length - extra, packet.payload_bytes, *ports, *rest
 
     assert outcome(b"") == outcome(b"\x01" * 4)

@@ -231,6 +231,6 @@ def test_an_error_must_quote_the_tag() -> None:
 def test_a_chunk_without_length_ends_the_packet(profile: Profile) -> None:
     """A length of 0 would never end (CVE-2004-0626 for TCP options; the same idea)."""
     talk = Talk(profile)
-    parsed = packet(False, 0, (INIT, 0, init(C)))
-    endless = parsed._replace(options=bytes((INIT, 0, 0, 0)) + init(C))
+    endless = packet(False, 0, (INIT, 0, init(C)))
+    endless.options = bytes((INIT, 0, 0, 0)) + init(C)
     assert talk.send(endless).ctstate == CtState.INVALID
