@@ -40,6 +40,7 @@ PACKET_PATH = (
     "firewall/datapath/nfqueue.py",
     "firewall/datapath/offload.py",
     "firewall/datapath/pipeline.py",
+    "firewall/datapath/queued.py",
     "firewall/datapath/ruling.py",
     "firewall/datapath/verdict.py",
     "firewall/datapath/worker.py",

@@ -1,44 +1,56 @@
 """One netfilter queue: packets come, each leaves with exactly one verdict.
 
-Theory of operation. The NetfilterQueue library (Cython over libnetfilter_queue) binds the queue and
-decodes the messages. It lacks five things that this module adds on its socket:
+Theory of operation. The NetfilterQueue library (Cython over libnetfilter_queue) binds the queue.
+From then on this module reads and writes the socket itself (`queued` knows the messages), since
+the library lacks what a firewall needs:
 
 - GSO: without NFQA_CFG_F_GSO the kernel splits and checksums every large segment before queueing
   it. The flag is set by one netlink message of our own; it must come from the same socket, since
   the kernel refuses configuration from any but the queue's owner (nfqnl_recv_config).
 - Loss: NETLINK_NO_ENOBUFS and a forced buffer size; what is lost all the same is counted by the
   kernel (`kernel.read_queues`, user_dropped).
-- Fairness: the library reads until nothing waits, which under load is never. `receive` gives it a
-  stand-in for the socket that reports "nothing more" after a number of messages.
+- Fairness: the library reads until nothing waits, which under load is never. `receive` ends after a
+  number of messages.
 - Batches: nearly every packet is accepted, and one NFQNL_MSG_VERDICT_BATCH accepts everything up
   to a packet's number. So accepts gather until the turn is over, nothing waits, or there are
   `ACCEPTS_PER_BATCH`; that saves a third of the processor time. Other verdicts go out at once and
   take their packet out of the queue, so no later batch can accept it; a drop that cannot be sent
   is therefore the end of the queue (VerdictLostError).
 - Refused verdicts: the kernel answers a verdict for a packet that it no longer holds (its queue was
-  flushed because somebody deleted an nft base chain) with an error message. The stand-in sees and
-  counts it.
+  flushed because somebody deleted an nft base chain) with an error message, which is counted.
+
+The socket is read as a file (`io.FileIO`): where nothing waits it says None, while `recv` raises an
+exception, at the cost of half a packet; and nothing waits at the end of nearly every turn.
 
 A packet that never gets a verdict would occupy its place in the queue until the queue is unbound;
 so `Queue` drops what the callback fails at.
 """
 
-import errno
+import io
 import os
 import socket
-import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
 
 import netfilterqueue
+
+from firewall.datapath.queued import (
+    FLAG_GSO,
+    METADATA_BYTES,
+    QueuedPacket,
+    Verdicts,
+    error_code,
+    flags_message,
+    is_error,
+    read_packet,
+)
 
 DEFAULT_COPY_BYTES = 256
 """Head of each packet that is copied: IPv6, some extension headers and the longest TCP header."""
 
 MAX_COPY_BYTES = 4016
-"""Most that the library takes from a packet (its 4096-byte buffer less 80 bytes of metadata)."""
+"""Most that the library asks the kernel for."""
 
 DEFAULT_LENGTH = 8192
 """Packets that may wait: a tenth of a second at 80,000 packets/s."""
@@ -52,48 +64,13 @@ ACCEPTS_PER_BATCH = 32
 _SOL_NETLINK = 270  # linux/socket.h
 _NETLINK_NO_ENOBUFS = 5  # linux/netlink.h
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
-_CONFIG = 3 << 8 | 2  # NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_CONFIG
-_VERDICT = 3 << 8 | 1  # NFQNL_MSG_VERDICT
-_VERDICT_BATCH = 3 << 8 | 3  # NFQNL_MSG_VERDICT_BATCH
-_REQUEST = 1  # NLM_F_REQUEST
-_REQUEST_ACK = 1 | 4  # NLM_F_REQUEST | NLM_F_ACK
-_ERROR_TYPE = struct.pack("=H", 2)  # NLMSG_ERROR
-_CFG_MASK = 4  # NFQA_CFG_MASK
-_CFG_FLAGS = 5  # NFQA_CFG_FLAGS
-_FLAG_GSO = 1 << 2  # NFQA_CFG_F_GSO
-_HEADER_BYTES = 16  # struct nlmsghdr
-_QUEUE_HEADER = struct.Struct("!BBH")  # struct nfgenmsg: family, version, queue
-_VERDICT_HDR = 2  # NFQA_VERDICT_HDR
-_VERDICT_BODY = struct.Struct("!II")  # struct nfqnl_msg_verdict_hdr: verdict, packet number
-_VERDICT_BYTES = 4 + _VERDICT_BODY.size  # with the attribute's header
-_BE32 = struct.Struct("!I")
-_MARK_HEAD = struct.pack("=HH", 8, 3)  # NFQA_MARK
-_MARK_BYTES = len(_MARK_HEAD) + _BE32.size
-_DROP, _ACCEPT, _REPEAT = 0, 1, 4  # NF_DROP, NF_ACCEPT, NF_REPEAT, linux/netfilter.h
 _ANSWER_BYTES = 65536
 _ANSWER_TIMEOUT_S = 5.0
 _QUEUES = Path("/proc/self/net/netfilter/nfnetlink_queue")
 
 
-class QueuedPacket(Protocol):
-    """What the library hands to the callback; valid until the callback returns.
-
-    Attributes:
-        id: the packet's number in its queue; rises with every packet.
-        hook: NF_INET_PRE_ROUTING (0) or NF_INET_LOCAL_OUT (3), linux/netfilter.h.
-        indev: index of the interface where it arrived, 0 = sent by this node.
-        physindev: index of the port of the bridge where it arrived, 0 = through no bridge.
-        mark: the packet's mark.
-    """
-
-    id: int
-    hook: int
-    indev: int
-    physindev: int
-    mark: int
-
-    def get_payload(self) -> bytes:
-        """Return the copied head of the packet, from the IP header on."""
+Callback = Callable[[int, int, int, int, int, bytes], None]
+"""What decides a packet; its arguments are those of `QueuedPacket`."""
 
 
 class QueueError(Exception):
@@ -107,32 +84,6 @@ class VerdictLostError(Exception):
     """
 
 
-class _Turn:
-    """Stands in for the socket during one `receive`: at most `left` messages."""
-
-    __slots__ = ("early", "left", "read", "refused_count")
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.read = connection.recv
-        self.left = 0
-        self.refused_count = 0
-        self.early: list[bytes] = []
-
-    def recv(self, size: int) -> bytes:
-        """Return the next message about a packet.
-
-        Raises:
-            BlockingIOError: nothing waits, or this turn is over.
-        """
-        while self.left > 0:
-            message = self.early.pop(0) if self.early else self.read(size)
-            self.left -= 1
-            if message[4:6] != _ERROR_TYPE:  # struct nlmsghdr: u32 length, u16 type
-                return message
-            self.refused_count += 1
-        raise BlockingIOError(errno.EAGAIN, "this turn is over")
-
-
 class Queue:
     """A bound queue.
 
@@ -141,6 +92,7 @@ class Queue:
         copy_bytes: how much of each packet is copied; a longer packet is cut to this.
         gso: whether the kernel hands over large segments whole.
         buffer_bytes: receive buffer granted, as the kernel counts it.
+        refused_count: how many verdicts came too late: the kernel did not hold the packet any more.
         batch_count: accepts that one message carries at most.
 
     Raises:
@@ -150,7 +102,7 @@ class Queue:
     def __init__(
         self,
         number: int,
-        callback: Callable[[QueuedPacket], None],
+        callback: Callback,
         *,
         copy_bytes: int = DEFAULT_COPY_BYTES,
         length: int = DEFAULT_LENGTH,
@@ -172,21 +124,22 @@ class Queue:
         self.number = number
         self.copy_bytes = copy_bytes = min(copy_bytes, MAX_COPY_BYTES)
         self.batch_count = ACCEPTS_PER_BATCH
+        self.refused_count = 0
         self._callback = callback
-        self._decided_id = -1
-        self._accepted_id = 0
+        self._message_bytes = METADATA_BYTES + copy_bytes
+        self._verdicts = Verdicts(number)
+        self._decided = -1
+        self._accepted = 0
         self._accepted_count = 0
-        self._batch_head = _verdict_head(_VERDICT_BATCH, number, _VERDICT_BYTES)
-        self._head = _verdict_head(_VERDICT, number, _VERDICT_BYTES)
-        self._head_with_mark = _verdict_head(_VERDICT, number, _VERDICT_BYTES + _MARK_BYTES)
-        self._library = _bind(number, self._decide, copy_bytes, length, buffer_bytes)
+        self._early: list[QueuedPacket] = []
+        self._library = _bind(number, self._keep, copy_bytes, length, buffer_bytes)
         # Another descriptor of the same socket: options and messages of our own.
         self._socket = socket.socket(fileno=os.dup(self._library.get_fd()))
-        self._turn = _Turn(self._socket)
-        self._stand_in = cast("socket.socket", self._turn)
+        self._file = io.FileIO(self._socket.fileno(), closefd=False)
+        self._read = self._file.read
         try:
             self.buffer_bytes = _widen(self._socket, buffer_bytes)
-            self.gso = gso and self._set_flags(_FLAG_GSO)
+            self.gso = gso and self._set_flags(FLAG_GSO)
             self._socket.setblocking(False)
         except OSError as error:
             self.close()
@@ -196,11 +149,6 @@ class Queue:
         """Return the descriptor that is readable when packets wait."""
         return self._socket.fileno()
 
-    @property
-    def refused_count(self) -> int:
-        """How many verdicts came too late: the kernel did not hold the packet any more."""
-        return self._turn.refused_count
-
     def receive(self, limit_count: int) -> int:
         """Handle the packets that wait, at most so many; return how many messages were read.
 
@@ -208,29 +156,39 @@ class Queue:
             VerdictLostError: close the queue.
             Exception: whatever the callback raised; its packet has been dropped.
         """
-        turn = self._turn
-        turn.left = limit_count
-        self._library.run_socket(self._stand_in)
+        while self._early:  # few, and once
+            self._decide(self._early.pop(0))
+        read, size = self._read, self._message_bytes
+        count = 0
+        while count < limit_count:
+            message = read(size)
+            if message is None:
+                break
+            count += 1
+            if is_error(message):
+                self.refused_count += 1
+            else:
+                self._decide(read_packet(message))
         self._send_accepts()
-        return limit_count - turn.left
+        return count
 
-    def accept(self, packet: QueuedPacket) -> None:
+    def accept(self, packet: int) -> None:
         """Let a packet go on; sent with others, at the end of the turn at the latest."""
-        self._decided_id = self._accepted_id = packet.id
+        self._decided = self._accepted = packet
         self._accepted_count += 1
         if self._accepted_count >= self.batch_count:
             self._send_accepts()
 
-    def drop(self, packet: QueuedPacket) -> None:
+    def drop(self, packet: int) -> None:
         """Stop a packet.
 
         Raises:
             OSError: the verdict could not be sent.
         """
-        self._socket.send(self._head + _VERDICT_BODY.pack(_DROP, packet.id))
-        self._decided_id = packet.id
+        self._socket.send(self._verdicts.drop(packet))
+        self._decided = packet
 
-    def repeat(self, packet: QueuedPacket, mark: int) -> None:
+    def repeat(self, packet: int, mark: int) -> None:
         """Send a packet with this mark through the rules of its hook once more.
 
         What was accepted before it leaves before it.
@@ -239,23 +197,24 @@ class Queue:
             OSError: the verdict could not be sent.
         """
         self._send_accepts()
-        body = _VERDICT_BODY.pack(_REPEAT, packet.id) + _MARK_HEAD + _BE32.pack(mark)
-        self._socket.send(self._head_with_mark + body)
-        self._decided_id = packet.id
+        self._socket.send(self._verdicts.repeat(packet, mark))
+        self._decided = packet
 
     def close(self) -> None:
         """Unbind; the kernel drops what still waits. May be called twice."""
         self._library.unbind()
+        self._file.close()
         self._socket.close()
 
     def _decide(self, packet: QueuedPacket) -> None:
         """Have the callback decide; drop what it fails at."""
         try:
-            self._callback(packet)
+            self._callback(*packet)
         except BaseException as error:
-            if self._decided_id != packet.id:
+            number = packet[0]
+            if self._decided != number:
                 try:
-                    self.drop(packet)
+                    self.drop(number)
                 except OSError:
                     raise VerdictLostError(f"queue {self.number}: no verdict") from error
             self._send_accepts()
@@ -264,24 +223,28 @@ class Queue:
     def _send_accepts(self) -> None:
         """Accept everything up to the last accepted packet: all else before it is decided."""
         if self._accepted_count:
-            self._socket.send(self._batch_head + _VERDICT_BODY.pack(_ACCEPT, self._accepted_id))
+            self._socket.send(self._verdicts.accept_up_to(self._accepted))
             self._accepted_count = 0
+
+    def _keep(self, packet: netfilterqueue.Packet) -> None:
+        """Keep a packet that came while the library was still binding the queue."""
+        place = packet.indev, packet.physindev
+        self._early.append((packet.id, packet.hook, *place, packet.mark, packet.get_payload()))
 
     def _set_flags(self, flags: int) -> bool:
         """Ask the kernel for queue flags; False if it does not know them (before Linux 3.10)."""
         self._socket.settimeout(_ANSWER_TIMEOUT_S)
-        self._socket.send(_flags_message(self.number, flags))
+        self._socket.send(flags_message(self.number, flags))
         while True:
             answer = self._socket.recv(_ANSWER_BYTES)
-            if answer[4:6] != _ERROR_TYPE:
-                self._turn.early.append(answer)  # a packet that came before the answer
-                continue
-            return struct.unpack_from("=i", answer, _HEADER_BYTES) == (0,)
+            if is_error(answer):
+                return error_code(answer) == 0
+            self._early.append(read_packet(answer))  # it came before the answer
 
 
 def _bind(
     number: int,
-    callback: Callable[[QueuedPacket], None],
+    callback: Callable[[netfilterqueue.Packet], None],
     copy_bytes: int,
     length: int,
     buffer_bytes: int,
@@ -331,20 +294,3 @@ def _widen(connection: socket.socket, wanted_bytes: int) -> int:
     # Without it a full buffer makes recv fail with ENOBUFS once more per loss.
     connection.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
     return connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-
-
-def _verdict_head(kind: int, number: int, body_bytes: int) -> bytes:
-    """Return what precedes verdict and packet number in a verdict message of this queue."""
-    length = _HEADER_BYTES + _QUEUE_HEADER.size + body_bytes
-    header = struct.pack("=IHHII", length, kind, _REQUEST, 0, 0)
-    attribute = struct.pack("=HH", _VERDICT_BYTES, _VERDICT_HDR)
-    return header + _QUEUE_HEADER.pack(socket.AF_UNSPEC, 0, number) + attribute
-
-
-def _flags_message(number: int, flags: int) -> bytes:
-    """Return NFQNL_MSG_CONFIG that sets these flags and no others (nfnetlink_queue.h)."""
-    body = _QUEUE_HEADER.pack(socket.AF_UNSPEC, 0, number)
-    for kind in (_CFG_FLAGS, _CFG_MASK):
-        body += struct.pack("=HH", 8, kind) + struct.pack("!I", flags)
-    header = struct.pack("=IHHII", _HEADER_BYTES + len(body), _CONFIG, _REQUEST_ACK, 0, 0)
-    return header + body

@@ -65,7 +65,7 @@ from firewall.datapath.doubts import Cause
 from firewall.datapath.events import packet_event
 from firewall.datapath.kernel_flows import Dump, Inquiry, read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks, Stage
-from firewall.datapath.nfqueue import Queue, QueuedPacket, QueueError, VerdictLostError
+from firewall.datapath.nfqueue import Queue, QueueError, VerdictLostError
 from firewall.datapath.pipeline import PREROUTING, SETTLED, Pipeline, PipelineSettings, Resets
 from firewall.datapath.raw import RawSender
 from firewall.datapath.ruleset import passing_count
@@ -202,6 +202,7 @@ class Worker:
             poll.register(number, select.EPOLLIN)
         packets, channel, signals = numbers
         flush_at = self._now
+        self._take_packets()  # of those that came during the binding the socket knows nothing more
         while self._stop_at is None or not self._finished():
             ready = [number for number, _ in poll.poll(self._patience_s())]
             self._now = now = time.monotonic()
@@ -269,13 +270,13 @@ class Worker:
         if self._reports:
             self._tell()
 
-    def _on_packet(self, packet: QueuedPacket) -> None:
+    def _on_packet(  # noqa: PLR0917 -- once per packet: keywords cost
+        self, packet: int, hook: int, indev: int, physindev: int, mark: int, payload: bytes
+    ) -> None:
         """Decide one packet, send the verdict, and keep what is to be told of it."""
-        payload = packet.get_payload()
         complete = len(payload) < self._copy_bytes
-        mark = packet.mark
         marked = mark & self._mask
-        place, hook = packet.physindev or packet.indev, packet.hook
+        place = physindev or indev
         stage = Stage.BEFORE
         if marked == self._local and hook == PREROUTING:  # of a socket of the proxy
             verdict, report = self._pipeline.admit(payload, place, complete=complete)
@@ -290,7 +291,7 @@ class Worker:
             self._queue.repeat(packet, self._marks.put(mark, Kind.OFFLOAD, self._generation))
         elif isinstance(verdict, Drop):
             self._queue.drop(packet)
-        elif isinstance(verdict, Redirect) and packet.physindev:
+        elif isinstance(verdict, Redirect) and physindev:
             report = self._pipeline.beyond_proxy(report).report
             self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
@@ -300,14 +301,13 @@ class Worker:
             self._sender.send(verdict.segments)
         elif isinstance(verdict, Defer):
             self._queue.repeat(packet, self._marks.put(mark, Kind.DEFERRED))
-        elif isinstance(verdict, PassOn) and not self._pass_on(packet, verdict):
+        elif isinstance(verdict, PassOn) and not self._pass_on(packet, mark, verdict):
             report = None
         if report is not None:
             self._reports.append((report, time.time_ns(), payload))
 
-    def _pass_on(self, packet: QueuedPacket, verdict: PassOn) -> bool:
+    def _pass_on(self, packet: int, mark: int, verdict: PassOn) -> bool:
         """Send a packet to the next worker that has not seen it; say whether it ended here."""
-        mark = packet.mark
         passed = self._marks.kind(mark) is Kind.PASS_ON
         following = self._marks.number(mark) + 1 if passed else 0
         if following == self._number:
