@@ -10,6 +10,7 @@ from conntrack.flow import TCP, FlowTuple
 from conntrack.tcp_states import TcpState
 from firewall.datapath.doubts import Cause
 from firewall.datapath.offload import AFTER_COUNT
+from firewall.datapath.pipeline import OUTPUT
 from firewall.datapath.verdict import ACCEPT, OFFLOAD, Drop
 from firewall.policy.verdict import DropReason
 
@@ -41,10 +42,10 @@ class Talk(Carrier):
         segment = SEGMENT(**ports, flags=flags, seq=seq, ack=ack)
         return self.feed(IP(src=B4, dst=A4) / segment, **how)
 
-    def unreachable(self, number: int):
+    def unreachable(self, number: int, **how):
         """An error for a about its segment with this number."""
         quoted = bytes(IP(src=A4, dst=B4) / SEGMENT(sport=4000, dport=80, seq=number, flags="A"))
-        return self.feed(IP(src=B4, dst=A4) / ICMP(type=3, code=1) / quoted[:28])
+        return self.feed(IP(src=B4, dst=A4) / ICMP(type=3, code=1) / quoted[:28], **how)
 
     def told(self, state: TcpState | None) -> list[Cause]:
         """Have the kernel say the flow's state; what it was asked because of."""
@@ -151,3 +152,9 @@ def test_an_error_about_numbers_that_nobody_knows_has_the_flow_looked_at() -> No
     assert not talk.entry.offloaded
     assert isinstance(talk.unreachable(FAR + 100_000), Drop)
     assert talk.unreachable(FAR) is ACCEPT
+
+
+def test_an_error_of_this_node_itself_is_believed(talk: Talk) -> None:
+    """Its kernel quotes a packet that it could not deliver."""
+    assert talk.unreachable(FAR, hook=OUTPUT) is ACCEPT
+    assert talk.told(None) == []
