@@ -468,7 +468,10 @@ class Daemon:
         dump.add_done_callback(self._dumps.discard)
 
     async def _dump(self) -> None:
-        log.info("state: %s", json.dumps(await self._status.document()))
+        try:
+            log.info("state: %s", json.dumps(await self._status.document()))
+        except Exception:  # told now: nobody awaits this task
+            log.exception("the state cannot be told")
 
     async def _end(self, api: Api) -> None:
         """Let go of everything, and give it back if that is what is meant."""
