@@ -151,7 +151,8 @@ def _connections(lab: Lab, pids: dict[str, int]) -> Sample:
 def _asked(lab: Lab, what: str) -> float:
     """Have the client ask for `SECONDS`; return exchanges per second."""
     argv = [sys.executable, "-m", "bench.exchanges", f"ask-{what}", lab.host("b").address4]
-    return json.loads(lab.host("a").run(argv, timeout_s=SECONDS + 20, check=True).stdout)
+    done = lab.host("a").run(argv, timeout_s=SECONDS + 20, check=True)
+    return float(json.loads(done.stdout))
 
 
 def _others(lab: Lab) -> Sample:

@@ -28,6 +28,8 @@ from firewall.policy.snapshot_file import encode
 from lab.laboratory import Lab, Machine
 from lab.topology import HostPlan, Topology
 
+Argument = str | Path | int
+
 PORT = 80
 PROXY_PORT = 15001
 NODE = "10.0.9.1"
@@ -154,7 +156,7 @@ class Gateway:
         return float(done.stdout)
 
 
-def pinned(processor: int, argv: Sequence[str | Path | int]) -> list[str]:
+def pinned(processor: int, argv: Sequence[Argument]) -> list[str]:
     """Return the command that keeps a program on one processor."""
     return ["taskset", "-c", str(processor), *map(str, argv)]
 
@@ -170,7 +172,7 @@ class Proxy:
     def __init__(
         self,
         gateway: Gateway,
-        argv: Sequence[str | Path | int],
+        argv: Sequence[Argument],
         address: str,
         *,
         forward: bool = False,
@@ -279,19 +281,25 @@ def haproxy(gateway: Gateway) -> Proxy:
     """Start haproxy with the same rule, one thread, transparent at both ends."""
     configuration = gateway.lab.folder / "haproxy.cfg"
     configuration.write_text(_HAPROXY.format(port=PROXY_PORT), encoding="utf-8")
-    argv = ["haproxy", "-db", "-f", configuration]
+    argv: list[Argument] = ["haproxy", "-db", "-f", configuration]
     return Proxy(gateway, argv, gateway.server.address4)
 
 
 def plain_h11(gateway: Gateway) -> Proxy:
     """Start the proxy of `bench.plain_h11`."""
-    argv = [sys.executable, "-m", "bench.plain_h11", PROXY_PORT, gateway.server.address4]
+    argv: list[Argument] = [
+        sys.executable,
+        "-m",
+        "bench.plain_h11",
+        PROXY_PORT,
+        gateway.server.address4,
+    ]
     return Proxy(gateway, argv, NODE)
 
 
 def proxy_py(gateway: Gateway, programs: Path) -> Proxy:
     """Start proxy.py, one process; a forward proxy, because in reverse it keeps no connection."""
-    argv = [
+    argv: list[Argument] = [
         programs / "proxy", "--hostname", "0.0.0.0", "--port", PROXY_PORT, "--num-workers", 1,
         "--num-acceptors", 1, "--threadless", "--local-executor", 1, "--log-level", "ERROR",
     ]  # fmt: skip
@@ -300,7 +308,7 @@ def proxy_py(gateway: Gateway, programs: Path) -> Proxy:
 
 def mitmproxy(gateway: Gateway, programs: Path) -> Proxy:
     """Start mitmdump as a reverse proxy."""
-    argv = [
+    argv: list[Argument] = [
         programs / "mitmdump", "-q", "--mode", f"reverse:http://{gateway.server.address4}:{PORT}",
         "--listen-port", PROXY_PORT, "--set", f"confdir={gateway.lab.folder}/mitm",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ import threading
 import time
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Self
+from typing import Any, Self
 
 import netfilterqueue
 
@@ -73,14 +73,15 @@ def _accept(*_: object) -> PacketDecision:
     return QUIETLY
 
 
-def _timed(one: worker.Worker) -> _Stopwatch:
-    """Have a worker note times."""
+def _timed(one: Any) -> _Stopwatch:
+    """Have a worker note times; `Any`, because parts of it are taken away."""
     stopwatch = one._queue._socket = _Stopwatch(one._queue._socket)
     decide, begun_ns = one._decide, stopwatch.begun_ns
 
     def timed(*arguments: object) -> PacketDecision:
         begun_ns.append(perf_counter_ns())
-        return decide(*arguments)
+        decided: PacketDecision = decide(*arguments)
+        return decided
 
     one._decide = timed
     return stopwatch
@@ -110,7 +111,7 @@ def main() -> int:
     ours, theirs = parser.parse_known_args()
     if ours.kind == CALLBACK:
         return _run_callback(worker.parse_options(theirs))
-    one = worker.Worker(worker.parse_options(theirs))
+    one: Any = worker.Worker(worker.parse_options(theirs))
     if ours.kind == ACCEPT:
         one._decide = _accept
     if ours.single:

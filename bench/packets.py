@@ -28,20 +28,23 @@ ROUNDS = 5
 DRAINS = 4
 """Queuefuls of a variant in one round; before them one that is not counted."""
 
-SINGLE, BATCHED = ("--single",), ()
+Setup = tuple[str, tuple[str, ...], str]
+
+SINGLE: tuple[str, ...] = ("--single",)
+BATCHED: tuple[str, ...] = ()
 
 
 def measure() -> list[Figure]:
     """Drain queues with each variant."""
     found = builds()
-    variants = [(CALLBACK, BATCHED, found[0])]
+    variants: list[Setup] = [(CALLBACK, BATCHED, found[0])]
     variants += [
         (kind, flags, build)
         for build in found
         for kind in (ACCEPT, WORKER)
         for flags in (SINGLE, BATCHED)
     ]
-    costs_s = defaultdict(list)
+    costs_s: dict[Setup, list[float]] = defaultdict(list)
     with Lab(hosts(a="app=a", b="app=b")) as lab:
         firewall = daemon.start(lab, {"workers": 1, "bypass": False})
         firewall.apply(POLICY)
@@ -58,7 +61,7 @@ def measure() -> list[Figure]:
     return figures
 
 
-def _figures(rate: dict[tuple[str, tuple[str, ...], str], float], build: str) -> list[Figure]:
+def _figures(rate: dict[Setup, float], build: str) -> list[Figure]:
     """Compare the worker of a build with its own loop."""
     callback = rate[CALLBACK, BATCHED, builds()[0]]
     single, batched = rate[WORKER, SINGLE, build], rate[WORKER, BATCHED, build]

@@ -15,14 +15,15 @@ _DENIED = b"Access denied\r\n"
 _PORT = 80
 
 
-async def _event(codec: h11.Connection, reader: asyncio.StreamReader) -> object:
+async def _event(codec: h11.Connection, reader: asyncio.StreamReader) -> h11.Event:
     while (event := codec.next_event()) is h11.NEED_DATA:
         codec.receive_data(await reader.read(65536))
+    assert isinstance(event, h11.Event)  # wrk and we pipeline nothing, so never PAUSED
     return event
 
 
 async def _pass(
-    first: object,
+    first: h11.Event,
     source: tuple[h11.Connection, asyncio.StreamReader],
     sink: tuple[h11.Connection, asyncio.StreamWriter],
 ) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from socket import socket
 from statistics import median
 from typing import NamedTuple
 
@@ -206,7 +207,7 @@ def _idle(gateway: Gateway) -> Figure:
     return Figure("proxy, memory of an idle connection", each / 1e3, "kB", at_most=20)
 
 
-def _asked(gateway: Gateway, request: bytes):
+def _asked(gateway: Gateway, request: bytes) -> socket:
     connection = gateway.client.connect(gateway.server.address4, 80)
     connection.sendall(request)
     assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")

@@ -15,7 +15,9 @@ PORT = 5201
 
 def measure() -> list[Figure]:
     """Take turns, so that a slow moment of the machine falls on all sides."""
-    plain, queued, carried = [], [], []
+    plain: list[float] = []
+    queued: list[float] = []
+    carried: list[float] = []
     for _ in range(ROUNDS):
         with Lab(hosts(a="app=a", b="app=b")) as lab:
             plain.append(_gigabits(lab))
@@ -49,7 +51,7 @@ def _gigabits(lab: Lab) -> float:
         check=True,
     )
     listening.wait(10)
-    return json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"] / 1e9
+    return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
 def _await_listener(server: Host) -> None:

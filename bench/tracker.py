@@ -363,7 +363,7 @@ PARTS: dict[str, Callable[..., object]] = {
 }
 
 
-def _apart(name: str, *arguments: object, compiled: bool = False):
+def _apart(name: str, *arguments: object, compiled: bool = False) -> Any:
     """What one part says, in a fresh process, on the pure or the compiled packet path."""
     environment = dict(os.environ, PYTHONSAFEPATH="1")
     roots = [COMPILED, ROOT] if compiled else [ROOT]
