@@ -35,6 +35,9 @@ T = TypeVar("T")
 _RUN_DIR_BYTES = 107 - len("/datapath-127.sock")
 """unix(7): the path of a socket has 107 bytes at most; that is the longest name in the folder."""
 
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*|0x[0-9a-fA-F]+)")
+_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 """A Kubernetes label's value that is not empty: selectors could not hold another."""
 
@@ -185,9 +188,12 @@ def _number(reader: Reader, place: Place, text: str, row: SettingRow) -> object:
     meaning = row.meaning
     if isinstance(meaning.words, Mapping) and text in meaning.words:
         return meaning.words[text]
-    try:
-        number = int(text, 0) if row.kind is int else float(text)
-    except ValueError:
+    # Not what Python takes as well: 1_0, surrounding space, digits of other scripts, inf.
+    if row.kind is int and _INTEGER.fullmatch(text):
+        number: float = int(text, 0)
+    elif row.kind is float and _DECIMAL.fullmatch(text):
+        number = float(text)
+    else:
         words = "".join(f" or {word}" for word in meaning.words)
         noun = "a whole number" if row.kind is int else "a number"
         unit = f" of {meaning.unit}" if meaning.unit else ""
