@@ -8,8 +8,8 @@ decide by its last snapshot until they get ours.
 
 End, by SIGTERM: the proxy drains, rules and sets go, the datapath workers answer what is queued and
 end. By SIGQUIT, rules and workers stay for the next start. By SIGUSR2 that follows at once: this
-process begins anew with the program as it is on disk now, and all workers are replaced, without
-losing a packet (`succession`). Any other end is no decision of the operator to be without a
+process begins anew with the program as it is on disk now, and all workers are replaced, while
+packets wait (`succession`). Any other end is no decision of the operator to be without a
 firewall: after an error of ours, a second SIGTERM or `kill -9`, rules and workers stay, the next
 start takes them over, and `bartizan cleanup` removes them. A start that fails takes away what it
 installed, unless it found the rules of an earlier life.

@@ -1,4 +1,4 @@
-"""How one set of datapath workers follows another without losing a packet.
+"""How one set of datapath workers follows another while packets wait.
 
 Theory of operation. A queue is read by one process, so the next workers get queues of their own, in
 the other of two banks. They are started, bind their queues, load the snapshot and wait. Then one

@@ -33,7 +33,7 @@ def run(path: Path | None, settings: tuple[str, ...], renew: bool) -> None:
     SIGHUP reloads configuration and policies (what is invalid changes nothing), SIGTERM drains and
     removes the rules, a second SIGTERM ends at once. SIGQUIT ends the agent alone: rules and
     workers stay, and the next start takes them over. SIGUSR2 upgrades in place: the program as it
-    is now takes the place of agent and workers, and no packet is lost.
+    is now takes the place of agent and workers, while packets wait in their queues.
     """
     from firewall.agent.main import run as run_agent
 
