@@ -20,7 +20,9 @@ def endpoint() -> None:
 @click.argument("name")
 @click.option("--ip", "addresses", multiple=True, required=True, help="An address; repeatable.")
 @click.option("--label", "labels", multiple=True, help="[source:]key[=value]; repeatable.")
-@click.option("-n", "--namespace", default="default", show_default=True)
+@click.option(
+    "-n", "--namespace", default="default", show_default=True, help="Its Kubernetes namespace."
+)
 @click.option("--netns", help="Its network namespace: a name, a path, or a pid.")
 @click.option("--interface", help="The node's side of its link.")
 @click.option("--port", "ports", multiple=True, help="A named port, name:number[/protocol].")

@@ -26,16 +26,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SHORT = {"namespace": "-n", "label": "-l", "type": "-t"}
 _HELP = {
-    "pod": "NAMESPACE/NAME of an endpoint.",
-    "label": "A label selector.",
-    "ip": "An address or prefix.",
-    "verdict": "FORWARDED, DROPPED, AUDIT, REDIRECTED, ...",
-    "type": "drop[:REASON], policy-verdict, l7, trace[:POINT]. What policy drops is both of the"
-    " first.",
-    "ip-version": "v4, v6 or none; -4 and -6 are short for it.",
+    "drop-reason-desc": "A drop reason by its name, as POLICY_DENIED.",
+    "fqdn": "A name that DNS answered; * stands for anything.",
+    "http-header": "NAME:VALUE of a request.",
+    "http-method": "GET, POST, ...",
     "http-path": "A regular expression on the path.",
     "http-status": 'A status, or a prefix such as "4+".',
+    "http-url": "A regular expression on the whole URL.",
+    "identity": "A number, or the name of a reserved one, as world.",
+    "ip": "An address or prefix.",
+    "ip-version": "v4, v6 or none; -4 and -6 are short for it.",
+    "label": "A label selector.",
+    "namespace": "The namespace of an endpoint.",
+    "node-name": "The node that decided.",
+    "pod": "[NAMESPACE/]NAME of an endpoint, or how NAME begins.",
     "policy": "NAMESPACE/NAME or NAME of the policy that decided.",
+    "port": "A TCP, UDP or SCTP port.",
+    "protocol": "tcp, udp, sctp, icmp, icmpv4, icmpv6, http, dns or tls.",
+    "reply": "true: answers only; false: what was begun.",
+    "tcp-flags": "All of these, perhaps with others: SYN,ACK.",
+    "traffic-direction": "ingress or egress: the side that decided.",
+    "type": "drop[:REASON], policy-verdict, l7, trace[:POINT]. What policy drops is both of the"
+    " first.",
+    "uuid": "One decision.",
+    "verdict": "FORWARDED, DROPPED, AUDIT, REDIRECTED, ...",
 }
 
 
@@ -95,13 +109,26 @@ def filter_options(function: F) -> F:
     type=click.Choice(["compact", "dict", "json", "jsonpb", "table", "tab"]),
     default="compact",
     show_default=True,
+    help="Lines for people, or Hubble's JSON, one flow a line.",
 )
 @click.option("--print-policy-names", is_flag=True, help="Add which policies decided.")
 @click.option("--why", is_flag=True, help="Add the whole explanation of each decision.")
-@click.option("--print-node-name", is_flag=True)
+@click.option("--print-node-name", is_flag=True, help="Add which node decided.")
 @click.option("--numeric", is_flag=True, help="Addresses instead of names.")
-@click.option("--time-format", type=click.Choice(sorted(TIME_FORMATS)), default="StampMilli")
-@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
+@click.option(
+    "--time-format",
+    type=click.Choice(sorted(TIME_FORMATS)),
+    default="StampMilli",
+    show_default=True,
+    help="How times are written; the names are Go's.",
+)
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto: on a terminal, unless NO_COLOR is set.",
+)
 @click.option("--input-file", help="Read flows from a JSON lines file, or - for standard input.")
 @click.pass_obj
 def observe(client: Client, /, **options: Any) -> None:

@@ -62,8 +62,8 @@ def apply(client: Client, paths: tuple[str, ...], wait_s: float, output: str) ->
 
 @policy.command()
 @click.argument("name", required=False)
-@click.option("--kind")
-@click.option("-n", "--namespace")
+@click.option("--kind", help="Only of this kind, as NetworkPolicy.")
+@click.option("-n", "--namespace", help="Only of this namespace.")
 @click.option("-l", "--label", "labels", multiple=True, help="Rules with this label; repeatable.")
 @output_option
 @click.pass_obj
@@ -88,8 +88,8 @@ def get(
 
 @policy.command()
 @click.argument("name", required=False)
-@click.option("--kind")
-@click.option("-n", "--namespace")
+@click.option("--kind", help="Only of this kind, as NetworkPolicy.")
+@click.option("-n", "--namespace", help="Only of this namespace.")
 @click.option("-l", "--label", "labels", multiple=True, help="Rules with this label; repeatable.")
 @click.option("--all", "everything", is_flag=True, help="Every policy.")
 @click.pass_obj

@@ -36,7 +36,9 @@ _ROWS_PER_PIECE = 200  # of a table: columns are as wide as these need, and long
               help="TCP flows may be met in their middle: the capture began late.")  # fmt: skip
 @click.option("--node-address", "node_addresses", multiple=True, metavar="ADDRESS",
               help="An address of the node itself (identity host); repeatable.")  # fmt: skip
-@click.option("--cluster-name", default="default", show_default=True)
+@click.option(
+    "--cluster-name", default="default", show_default=True, help="As the daemon's cluster_name."
+)
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table",
               show_default=True, help="json: one object per packet and line.")  # fmt: skip
 def replay(

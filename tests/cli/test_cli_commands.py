@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from authority import Authority
 from click.testing import CliRunner
@@ -23,6 +24,20 @@ def test_every_listed_command_can_be_imported_and_explains_itself(name: str) -> 
     answer = _run(name, "--help")
     assert answer.exit_code == 0
     assert "Usage:" in answer.output
+
+
+def _options(command: click.Command, path: str):
+    if isinstance(command, click.Group):
+        for name in command.list_commands(None):
+            yield from _options(command.get_command(None, name), f"{path} {name}")
+    else:
+        yield from ((path, one) for one in command.params if isinstance(one, click.Option))
+
+
+def test_every_option_says_what_it_means() -> None:
+    options = list(_options(main, "bartizan"))
+    assert len(options) > 100
+    assert [f"{path} --{one.name}" for path, one in options if not (one.hidden or one.help)] == []
 
 
 def test_a_command_that_does_not_exist_is_answered_with_the_nearest_that_does() -> None:
