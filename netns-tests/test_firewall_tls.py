@@ -4,11 +4,12 @@ import json
 import ssl
 
 import pytest
-from authority import Authority
 from evidence import flow
 from rules import policy, ports
 from tls_world import NAME, PORT, TlsServer
 from traffic import eventually
+
+from policytest.authority import Authority
 
 pytestmark = pytest.mark.needs("tproxy", "socket", "connmark", "curl")
 

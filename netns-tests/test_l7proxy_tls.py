@@ -10,7 +10,6 @@ from contextlib import suppress
 
 import hellos
 import pytest
-from authority import Authority
 from http2_peers import H2Server
 from test_l7proxy_grpc import PEERS, RULES, SEEN
 from test_l7proxy_transparent import receive
@@ -18,6 +17,7 @@ from tls_world import NAME, TlsWorld, inside_row, names_row
 from traffic import FAMILIES
 
 from firewall.policy.snapshot import HttpRuleRow, L7Row, TlsContextRow
+from policytest.authority import Authority
 
 pytestmark = pytest.mark.needs("tproxy", "tproxy6", "socket", "socket6", "ipv6")
 

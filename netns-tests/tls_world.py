@@ -7,11 +7,11 @@ import threading
 from contextlib import contextmanager, suppress
 
 import msgspec
-from authority import Authority
 from l7proxy_live import Live, snapshot
 
 from conntrack.address import parse_address
 from firewall.policy.snapshot import L7Row, TlsContextRow
+from policytest.authority import Authority
 
 PORT = 443
 NAME = "api.example"

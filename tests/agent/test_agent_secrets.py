@@ -1,9 +1,8 @@
 """Certificates of policies as people are told of them."""
 
-from authority import Authority
-
 from firewall.agent.secrets import inventory, read_file
 from firewall.policy.snapshot import Snapshot
+from policytest.authority import Authority
 
 
 def test_a_chain_is_read_in_order_and_text_around_it_is_skipped(tmp_path):

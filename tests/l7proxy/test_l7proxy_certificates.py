@@ -4,10 +4,10 @@ import ssl
 
 import msgspec
 import pytest
-from authority import Authority
 
 from firewall.policy.snapshot import L7Row, Snapshot, TlsContextRow
 from l7proxy.certificates import CertificateError, Certificates
+from policytest.authority import Authority
 
 ROW = TlsContextRow("ns", "web")
 

@@ -5,11 +5,11 @@ import ssl
 from contextlib import suppress
 
 import pytest
-from authority import Authority
 
 from firewall.policy.snapshot import TlsContextRow
 from l7proxy.certificates import Certificates
 from l7proxy.secure import SecureTransport
+from policytest.authority import Authority
 
 NAME = "a.example"
 

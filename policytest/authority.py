@@ -1,6 +1,7 @@
-"""A certificate authority for tests, and secrets in the shape of Kubernetes."""
+"""A certificate authority for labs and tests, and secrets in the shape of Kubernetes."""
 
 import datetime as dt
+import ipaddress  # noqa: TID251 -- the builder of certificates wants its objects
 from pathlib import Path
 
 from cryptography import x509
@@ -10,13 +11,16 @@ from cryptography.x509.oid import NameOID
 
 from conntrack.address import parse_address
 
+DAYS = (-1, 30)
+"""From when until when a certificate is valid, counted from now."""
+
 
 class Authority:
     """Signs what it is asked to; keys are P-256, which costs no time."""
 
-    def __init__(self, name="test authority") -> None:
+    def __init__(self, name: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._name = _common_name(name)
         self._certificate = self._sign(
             self._name,
             self._key.public_key(),
@@ -29,7 +33,13 @@ class Authority:
         """In PEM."""
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
-    def _sign(self, subject, public_key, *extensions, days=(-1, 30)):
+    def _sign(
+        self,
+        subject: x509.Name,
+        public_key: ec.EllipticCurvePublicKey,
+        *extensions: x509.ExtensionType,
+        days: tuple[int, int] = DAYS,
+    ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -49,23 +59,11 @@ class Authority:
             builder = builder.add_extension(extension, critical=True)
         return builder.sign(self._key, hashes.SHA256())
 
-    def issue(self, *names: str, days=(-1, 30)) -> tuple[bytes, bytes]:
-        """A certificate for host names and addresses, and its key, in PEM."""
-        import ipaddress  # noqa: TID251 - the builder wants its objects
-
+    def issue(self, *names: str, days: tuple[int, int] = DAYS) -> tuple[bytes, bytes]:
+        """Return a certificate for host names and addresses, and its key, in PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
-        general = []
-        for name in names:
-            try:
-                parse_address(name)
-            except ValueError:
-                general.append(x509.DNSName(name))
-            else:
-                general.append(x509.IPAddress(ipaddress.ip_address(name)))
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-        certificate = self._sign(
-            subject, key.public_key(), x509.SubjectAlternativeName(general), days=days
-        )
+        general = x509.SubjectAlternativeName(map(_general_name, names))
+        certificate = self._sign(_common_name("test"), key.public_key(), general, days=days)
         return (
             certificate.public_bytes(serialization.Encoding.PEM),
             key.private_bytes(
@@ -75,7 +73,9 @@ class Authority:
             ),
         )
 
-    def secret(self, folder: Path, *names: str, ca: bool = False, days=(-1, 30)) -> Path:
+    def secret(
+        self, folder: Path, *names: str, ca: bool = False, days: tuple[int, int] = DAYS
+    ) -> Path:
         """Write `folder/{tls.crt,tls.key}` for these names (none: neither), `ca`: ca.crt too."""
         folder.mkdir(parents=True, exist_ok=True)
         if names:
@@ -85,3 +85,15 @@ class Authority:
         if ca:
             (folder / "ca.crt").write_bytes(self.certificate)
         return folder
+
+
+def _common_name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        parse_address(name)
+    except ValueError:
+        return x509.DNSName(name)
+    return x509.IPAddress(ipaddress.ip_address(name))
