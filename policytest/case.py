@@ -4,13 +4,12 @@ The reader makes them (`policytest.reader`), `policytest.world` plays the steps,
 `policytest.model` and `policytest.packets`, answer the checks.
 """
 
-import ssl
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from firewall.identities.labels import LabelSet
+from firewall.policy.course import Form
 from firewall.policy.model import ObjectKey, PolicyObject
 from firewall.policy.objects import Resource
 from firewall.policy.snapshot import NamedPortRow
@@ -75,15 +74,21 @@ class Source:
 
 
 class HttpRequest(NamedTuple):
-    """One request. `host` is what the Host field says; `headers` in the order written."""
+    """One request.
+
+    `host` is what the Host field says; `headers` in the order written. `hello`: how TLS begins
+    inside which it is made, None = in clear text.
+    """
 
     method: str
     path: str
     host: str
     headers: tuple[tuple[str, str], ...] = ()
+    hello: "TlsHello | None" = None
 
     def __str__(self) -> str:
-        return f"{self.method} {self.path}"
+        inside = "" if self.hello is None else f" inside {self.hello}"
+        return f"{self.method} {self.path}{inside}"
 
     def head(self) -> bytes:
         """Return the bytes of the request: a head, no body."""
@@ -100,16 +105,14 @@ class TlsHello(NamedTuple):
     def __str__(self) -> str:
         return f"TLS to {self.server_name}" if self.server_name else "TLS without a name"
 
+    @property
+    def form(self) -> Form:
+        """What the proxy makes of it."""
+        return Form(tls=True, server_name=self.server_name)
+
     def head(self) -> bytes:
-        """Return a ClientHello, as OpenSSL writes it."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        reading, writing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        side = context.wrap_bio(reading, writing, server_hostname=self.server_name or None)
-        with suppress(ssl.SSLWantReadError):
-            side.do_handshake()
-        return writing.read()
+        """Return the bytes of a request to make inside, by whose answer it is known to stand."""
+        return HttpRequest("GET", "/", self.server_name or "lab.example").head()
 
 
 class Traffic(NamedTuple):

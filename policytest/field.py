@@ -24,6 +24,7 @@ from lab.laboratory import Host, Lab, LabError, Machine
 from lab.topology import HostPlan, Topology
 from policytest.case import NODE, Case, Endpoint, Source, Step
 from policytest.flowstream import FlowStream
+from policytest.keys import Keys
 from policytest.servers import Servers
 from policytest.world import World
 
@@ -132,7 +133,8 @@ class Field(Closing):
         self._namespaces: set[str] = set()
         self._raw: dict[int, socket.socket] = {}
         self.stream: FlowStream | None = None
-        self.servers = Servers()
+        self.keys = Keys(self.lab.folder / "secrets")
+        self.servers = Servers(self.keys.server_context)
 
     def close(self) -> None:
         """End the daemon and the lab."""
@@ -192,7 +194,8 @@ class Field(Closing):
             for resource in source.resources
             if isinstance(resource, NamespaceObject)
         }
-        config = _config(world.case)
+        self.keys.provide(world.case)
+        config = _config(world.case) | {"proxy": {"secrets_dir": str(self.keys.folder)}}
         if self._daemon is None or config != self._config:
             self._restart(config)
         else:

@@ -41,7 +41,9 @@ def row(result: Result) -> dict[str, Any]:
     if isinstance(request, TlsHello):
         found["tls"] = {"sni": request.server_name}
     elif request is not None:
-        found["http"] = str(request)
+        found["http"] = f"{request.method} {request.path}"
+        if request.hello is not None:
+            found["tls"] = {"sni": request.hello.server_name}
     if got.reason:
         found["reason"] = got.reason
     if got.direction:

@@ -18,7 +18,7 @@ from firewall.identities.reserved import (
     Reserved,
     reserved_number,
 )
-from firewall.policy.course import CLEAR, Form
+from firewall.policy.course import CLEAR
 from firewall.policy.explain import explain
 from firewall.policy.explanation import Request as AskedRequest
 from firewall.policy.explanation import render
@@ -36,7 +36,7 @@ from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
 from l7proxy.plan import Policy
 from l7proxy.policy import ConnectionJudge
-from l7proxy.refusals import RequestRefused
+from l7proxy.refusals import MISDIRECTED, RequestRefused
 from l7proxy.request import Request, admit
 from policytest.answer import Answer, of_decision, passed, refused_hello, refused_request
 from policytest.case import NODE, Case, Check, HttpRequest, OutsideHost, Source, Step, TlsHello
@@ -217,14 +217,22 @@ class Model:
         decision = self._view.decide(*probe)
         if request is None or decision.verdict is not Verdict.REDIRECT:
             return of_decision(decision)
+        judge = ConnectionJudge(self._policy, probe.source, probe.destination, probe.port)
         if isinstance(request, TlsHello):
-            return self._greeted(probe, decision, request)
+            return self._greeted(decision, request, judge)
+        if request.hello is None:
+            judge.take(CLEAR)
+        else:
+            opened = self._greeted(decision, request.hello, judge)
+            course = judge.take(request.hello.form)
+            if not opened.allowed or course is None or not course.http:
+                return opened
         admitted = self._admitted(request)
         if isinstance(admitted, RequestRefused):
             return refused_by_proxy(admitted.refusal.detail)
-        judge = ConnectionJudge(self._policy, probe.source, probe.destination, probe.port)
-        judge.take(CLEAR)
         judgement = judge.request(admitted)
+        if judgement.misdirected:
+            return refused_by_proxy(MISDIRECTED.detail)
         direction = judgement.direction.name.lower()
         if judgement.allowed:
             return _through(decision, judgement)
@@ -232,12 +240,11 @@ class Model:
             direction, judgement.denied_by, DropReason(judgement.drop_reason).name
         )
 
-    def _greeted(self, probe: Probe, decision: Decision, hello: TlsHello) -> Answer:
+    def _greeted(self, decision: Decision, hello: TlsHello, judge: ConnectionJudge) -> Answer:
         """Answer how the proxy takes the beginning of TLS."""
-        judge = ConnectionJudge(self._policy, probe.source, probe.destination, probe.port)
         if not judge.looks:
             return refused_by_proxy("http1.invalid_characters")
-        course = judge.take(Form(tls=True, server_name=hello.server_name))
+        course = judge.take(hello.form)
         judgement = judge.opening()
         if course is not None:
             return _through(decision, judgement)
@@ -259,8 +266,9 @@ class Model:
         asked, form = None, None
         request = check.traffic.request
         if isinstance(request, TlsHello):
-            form = Form(tls=True, server_name=request.server_name)
+            form = request.form
         elif request is not None:
+            form = None if request.hello is None else request.hello.form
             admitted = self._admitted(request)
             if isinstance(admitted, RequestRefused):
                 return f"the proxy refuses the request itself: {admitted.refusal.detail}"

@@ -18,6 +18,7 @@ from policytest.answer import Answer
 from policytest.case import HttpRequest, TlsHello
 from policytest.field import Field, FieldError
 from policytest.flowstream import FlowStream, Key, key_of
+from policytest.layer import Layer
 from policytest.model import pair_text, refused_by_proxy
 from policytest.verdicts import of_hello, of_packet, of_request
 from policytest.world import Probe
@@ -46,13 +47,17 @@ class Outcome(NamedTuple):
 class _Visit:
     """One connection on its way."""
 
-    def __init__(self, probe: Probe, request: HttpRequest | TlsHello, key: Key) -> None:
+    def __init__(
+        self, probe: Probe, request: HttpRequest | TlsHello, key: Key, layer: Layer | None
+    ) -> None:
         self.probe = probe
         self.request = request
         self.key = key
         self.client: socket.socket | None = None
         self.received = b""
         self.done = False
+        self._layer = layer
+        self._asked = False
 
     @property
     def status(self) -> int:
@@ -64,9 +69,23 @@ class _Visit:
     @property
     def answered(self) -> bool:
         """Whether the server, or the proxy in its place, has said enough."""
-        if isinstance(self.request, TlsHello):
-            return bool(self.received)
         return b"\r\n\r\n" in self.received
+
+    def take(self, data: bytes) -> None:
+        """Go on with what came, b"" to begin; raises OSError when it cannot go on."""
+        client, layer = self.client, self._layer
+        assert client is not None
+        if layer is not None:
+            data = layer.feed(data)
+        self.received += data
+        if not self._asked and (layer is None or layer.done):
+            self._asked = True
+            if layer is None:
+                client.send(self.request.head())
+            else:
+                layer.say(self.request.head())
+        if layer is not None:
+            client.send(layer.take())
 
     def close(self) -> None:
         self.done = True
@@ -139,7 +158,11 @@ class Courier:
                 if error.errno != errno.EADDRINUSE:
                     client.close()
                     raise
-        visit = _Visit(probe, request, key_of(probe, port))
+        hello = request if isinstance(request, TlsHello) else request.hello
+        layer = None
+        if hello is not None:
+            layer = Layer(self._field.keys.client_context, hello.server_name)
+        visit = _Visit(probe, request, key_of(probe, port), layer)
         visit.client = client
         with suppress(BlockingIOError):
             client.connect((format_address(probe.destination), probe.port))
@@ -163,15 +186,16 @@ class Courier:
         assert client is not None
         try:
             if mask & selectors.EVENT_WRITE:
-                client.send(visit.request.head())
+                visit.take(b"")
                 selector.modify(client, selectors.EVENT_READ, visit)
                 return
             data = client.recv(_HEAD_BYTES)
+            if data:
+                visit.take(data)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        visit.received += data
         if not data or visit.answered:
             self._end(visit, selector)
 
@@ -186,13 +210,18 @@ class Courier:
         request = self._stream.request(visit.key)
         flows = tuple(flow for flow in (packet, request) if flow is not None)
         status = visit.status
+        inside = isinstance(visit.request, HttpRequest) and visit.request.hello is not None
         if packet is not None and packet.verdict in ("DROPPED", "ERROR"):
             return Outcome(of_packet(packet), 0, flows)
         if isinstance(visit.request, TlsHello) and packet is not None:
             if packet.verdict != "REDIRECTED" and visit.answered:
                 return Outcome(of_packet(packet), 0, flows)
+            if request is not None and status:  # TLS stands, whatever became of what was said
+                return Outcome(of_request(packet, request, allowed=True), 0, flows)
             if request is not None:
                 return Outcome(_of_hello(packet, request), 0, flows)
+        if inside and packet is not None and request is not None and not status:
+            return Outcome(_of_hello(packet, request), 0, flows)
         if packet is not None and request is not None and _detail(request) == _CLEAR_DENIED:
             return Outcome(of_request(packet, request, allowed=False), 0, flows)
         if packet is not None and packet.verdict != "REDIRECTED" and status:

@@ -1,30 +1,45 @@
 """Tiny HTTP servers wherever checks are addressed to: whoever gets through gets `200 OK`.
 
-One thread serves all of them; what asks politely is answered, everything else is closed.
+One thread serves all of them; what asks politely is answered, everything else is closed. Who begins
+with TLS is answered inside it, with a certificate for the name, or the address, that it asks for.
 """
 
 import selectors
 import socket
+import ssl
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 from lab.laboratory import Machine
+from policytest.layer import Layer
 
 _POLL_S = 0.02
 _HEAD_BYTES = 65_536
 _HANDSHAKE = b"\x16"
-_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
-"""handshake_failure (RFC 8446 6.2): enough to show that a hello got through."""
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
 
 
-class Servers:
-    """Listening sockets in the hosts, and the thread that answers everything with 200."""
+class _Client:
+    """A connection: what came of the next head, and the TLS that it is spoken in."""
 
     def __init__(self) -> None:
+        self.head = b""
+        self.layer: Layer | None = None
+
+
+class Servers:
+    """Listening sockets in the hosts, and the thread that answers everything with 200.
+
+    Args:
+        identity: makes a server's TLS context for a name or an address.
+    """
+
+    def __init__(self, identity: Callable[[str], ssl.SSLContext]) -> None:
+        self._identity = identity
         self._selector = selectors.DefaultSelector()
         self._listening: set[tuple[str, int, int]] = set()
-        self._heads: dict[socket.socket, bytes] = {}
+        self._clients: dict[socket.socket, _Client] = {}
         self._lock = threading.Lock()
         self._ending = False
         self._thread = threading.Thread(target=self._serve, name="http servers", daemon=True)
@@ -59,29 +74,50 @@ class Servers:
     def _accept(self, server: socket.socket) -> None:
         client, _ = server.accept()
         client.setblocking(False)
-        self._heads[client] = b""
+        self._clients[client] = _Client()
         with self._lock:
             self._selector.register(client, selectors.EVENT_READ, False)
 
-    def _answer(self, client: socket.socket) -> None:
+    def _answer(self, sock: socket.socket) -> None:
+        client = self._clients[sock]
         try:
-            data = client.recv(_HEAD_BYTES)
-        except OSError:
-            data = b""
-        head = self._heads[client] + data
-        if not data or len(head) > _HEAD_BYTES:
-            del self._heads[client]
-            with self._lock:
-                self._selector.unregister(client)
-            client.close()
+            data = sock.recv(_HEAD_BYTES)
+            if data and client.layer is None and not client.head and data[:1] == _HANDSHAKE:
+                client.layer = Layer(self._context(sock.getsockname()[0]))
+            inside = client.layer.feed(data) if data and client.layer is not None else data
+        except OSError:  # of TLS too
+            data = inside = b""
+        client.head += inside
+        if not data or len(client.head) > _HEAD_BYTES:
+            self._end(sock)
             return
-        if head.startswith(_HANDSHAKE):
-            client.send(_ALERT)
+        count = client.head.count(b"\r\n\r\n")
+        client.head = client.head.rpartition(b"\r\n\r\n")[2]
+        if client.layer is None:
+            sock.send(_ANSWER * count)
             return
-        count = head.count(b"\r\n\r\n")
-        self._heads[client] = head.rpartition(b"\r\n\r\n")[2]
         if count:
-            client.send(_ANSWER * count)
+            client.layer.say(_ANSWER * count)
+        sock.send(client.layer.take())
+
+    def _context(self, address: str) -> ssl.SSLContext:
+        """Return a context that shows the certificate for whoever is asked for."""
+        context = self._identity(address)
+
+        def choose(
+            side: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext
+        ) -> None:
+            if name is not None:
+                side.context = self._identity(name)
+
+        context.sni_callback = choose
+        return context
+
+    def _end(self, sock: socket.socket) -> None:
+        del self._clients[sock]
+        with self._lock:
+            self._selector.unregister(sock)
+        sock.close()
 
     def close(self) -> None:
         """Stop serving."""

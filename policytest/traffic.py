@@ -41,9 +41,6 @@ def read_traffic(
                 fields[other].error("icmp has types, not ports: give one of the two")
                 return None
         return _icmp(fields["icmp"])
-    if "http" in fields and "tls" in fields:
-        fields["tls"].error("give http or tls: a check does one thing")
-        return None
     if not fields.keys() & TRAFFIC_FIELDS:
         value.error("needs port (80/TCP), icmp (EchoRequest), http or tls")
         return None
@@ -59,12 +56,14 @@ def read_traffic(
     if protocol != "TCP":
         fields["port"].error(f"{above} needs TCP, not {protocol}")
         return None
-    if above == "tls":
-        hello = _hello(fields["tls"])
-        return None if hello is None else traffic._replace(request=hello)
-    default = host_name() if number == _HTTP_PORT else f"{host_name()}:{number}"
-    request = _request(fields["http"], default)
-    return None if request is None else traffic._replace(request=request)
+    hello = _hello(fields["tls"]) if "tls" in fields else None
+    if "tls" in fields and hello is None:
+        return None
+    if "http" not in fields:
+        return traffic._replace(request=hello)
+    host = host_name() if hello is None or not hello.server_name else hello.server_name
+    request = _request(fields["http"], host if number == usual else f"{host}:{number}")
+    return None if request is None else traffic._replace(request=request._replace(hello=hello))
 
 
 def _port(value: Value) -> tuple[int, str] | None:

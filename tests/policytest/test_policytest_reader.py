@@ -91,7 +91,7 @@ steps:
         ({"from": "x/a", "to": "x/b", "verdict": "deny"}, "needs port"),
         ({**ALLOWED, "tls": {}}, "needs sni"),
         ({**ALLOWED, "tls": {"sni": "a b"}}, "is not a server name"),
-        ({**ALLOWED, "tls": {"sni": "a"}, "http": {}}, "give http or tls"),
+        ({**ALLOWED, "port": "443/UDP", "tls": {"sni": "a"}, "http": {}}, "http needs TCP"),
         ({**ALLOWED, "port": "80/UDP", "tls": {"sni": "a"}}, "tls needs TCP, not UDP"),
         ({**ALLOWED, "icmp": "EchoRequest"}, "icmp has types, not ports"),
         ({**ALLOWED, "port": "0/TCP"}, "is no port"),
