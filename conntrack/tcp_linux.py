@@ -142,6 +142,7 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Ju
                 memory[_SCALE], memory[_FLAGS] & (SCALING | SACK), memory[_END], NO_FIN,
             )  # fmt: skip
             receiver, sender = begun, UNKNOWN._replace(flags=sender.flags & LIBERAL)
+            memory = (*memory[:_FLAGS], memory[_FLAGS] & ~_CHALLENGED)
             cell, state = TcpState.SYN_RECV, TcpState.SYN_SENT
         else:
             return _remember(entry, packet, direction, event, memory)

@@ -22,6 +22,7 @@ from conntrack.tcp_window import (
     ACKED,
     MODULUS_MASK,
     NO_FIN,
+    OPENING,
     SCALING,
     UNKNOWN,
     Window,
@@ -29,6 +30,7 @@ from conntrack.tcp_window import (
     make,
     segment_end,
     syn_options,
+    with_flags,
 )
 
 _SYN: Final = 0x02
@@ -73,8 +75,10 @@ def syn_ack(
         return invalid("answers a SYN that nobody has seen")
     if not acknowledges_syn(packet.acknowledgment, receiver):
         return invalid("SYN/ACK does not acknowledge the SYN")
-    windows = answered(receiver, opened(packet), packet.acknowledgment)
-    if not direction:
+    client, server = windows = answered(receiver, opened(packet), packet.acknowledgment)
+    if direction:
+        windows = (with_flags(client, client.flags | OPENING), server)
+    else:
         windows = (windows[1], windows[0])
     return _new(Update, (cell, profile.timeouts.tcp[cell], False, True, windows, None, False))
 

@@ -9,7 +9,8 @@ What is checked beyond the windows (rules I-IV of `tcp_window`), in order
     5. A FIN that is repeated is not the other side's FIN; TIME_WAIT needs both acknowledged.
 
 Timers are renewed only by progress, except in ESTABLISHED: half-open and half-closed flows cannot
-be kept alive by one side that repeats itself.
+be kept alive by one side that repeats itself. Nothing that a server sends renews one before its
+client has acknowledged the SYN/ACK, not even a FIN (which may come so early, RFC 7413).
 
 `tcp_opening` has the handshake, `tcp_reset` the resets, `tcp_learning` the flows whose windows are
 unknown.
@@ -44,12 +45,14 @@ from conntrack.tcp_window import (
     MODULUS_MASK,
     NO_FIN,
     ONLY_TIMESTAMP,
+    OPENING,
     UNACKNOWLEDGED,
     Window,
     after,
     highest_sack,
     make,
     segment_end,
+    with_flags,
 )
 
 _FIN: Final = 0x01
@@ -137,7 +140,7 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Ju
         return begin_anew(entry, profile)
     if cell == IG:
         return passes("says nothing new")
-    if state == _SYN_RECV:
+    if state == _SYN_RECV or windows[0].flags & OPENING:
         fault = handshake_fault(packet, direction, sender, receiver)
         if fault:
             return invalid(fault)
@@ -303,6 +306,9 @@ def _move(  # noqa: PLR0917 -- five times per connection: keywords cost
     if isinstance(outcome, Finding):
         return outcome
     sender, receiver = outcome[direction], outcome[1 - direction]
+    if not direction and sender.flags & OPENING:
+        sender = with_flags(sender, sender.flags & ~OPENING)
+        outcome = (sender, receiver)
     if event == _EVENT_FIN:
         if sender.fin != NO_FIN:
             event = _EVENT_ACK  # repeated
@@ -321,7 +327,11 @@ def _move(  # noqa: PLR0917 -- five times per connection: keywords cost
         assured = direction != 0 or entry.seen_reply
         if (sender.flags | receiver.flags) & UNACKNOWLEDGED:
             timeout_s = min(timeout_s, profile.timeouts.tcp_unacknowledged)
-    if cell == state and (cell in _WAITING or not _progress(windows, sender, receiver, direction)):
+    if outcome[0][_FLAGS] & OPENING:
+        timeout_s = _NO_TIMER  # only the server says that the flow is open
+    elif cell == state and (
+        cell in _WAITING or not _progress(windows, sender, receiver, direction)
+    ):
         timeout_s = _NO_TIMER
     return _new(Update, (cell, timeout_s, assured, True, outcome, None, False))
 

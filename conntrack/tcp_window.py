@@ -32,6 +32,7 @@ LIBERAL: Final = 4  # met in the middle: nobody knows the scale, so the window i
 ACKED: Final = 8  # max_ack is known
 UNACKNOWLEDGED: Final = 16  # this side has sent data that the other side has not acknowledged
 CLOSED_FIRST: Final = 32  # this side sent the first FIN
+OPENING: Final = 64  # this side has begun a handshake and not acknowledged the answer
 
 MAX_SCALE: Final = 14  # RFC 7323 section 2.3: larger shift counts are used as 14
 ACK_SLACK_BYTES: Final = (
@@ -122,6 +123,12 @@ def make(  # noqa: PLR0917 -- twice per segment: keywords cost
 ) -> Window:
     """A window; three times as fast as calling the class, which matters once per segment."""
     return tuple.__new__(Window, (end, max_end, max_window, max_ack, scale, flags, initial, fin))
+
+
+def with_flags(window: Window, flags: int) -> Window:
+    """The same window with other flags."""
+    end, max_end, max_window, max_ack, scale, _, initial, fin = window
+    return make(end, max_end, max_window, max_ack, scale, flags, initial, fin)
 
 
 def after(first: int, second: int) -> bool:

@@ -97,7 +97,7 @@ def test_the_kernel_follows_the_script(lab, path: Path) -> None:
 
 # --- random conversations -----------------------------------------------------------------------
 
-SEED = int(os.environ.get("CONVERSATION_SEED", "20261123"))
+SEED = int(os.environ.get("CONVERSATION_SEED", "91128101"))
 DIALOGUES = 500  # at a time: each step sends one packet of each
 STEPS = 14
 CLASS_AGREES, STATE_AGREES = 0.995, 0.99

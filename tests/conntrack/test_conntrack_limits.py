@@ -1,5 +1,6 @@
 """A full table: who leaves, who stays (shared vectors limits.yaml, goals G11 to G15)."""
 
+import random
 import struct
 
 import pytest
@@ -144,6 +145,30 @@ def test_a_half_open_flow_cannot_be_kept_alive() -> None:
             feed(tracker, packet, float(now))
     timeouts = STRICT.timeouts.tcp
     assert now <= timeouts[TcpState.SYN_SENT] + timeouts[TcpState.SYN_RECV]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_sequence_of_packets_keeps_a_half_open_flow_alive(seed: int) -> None:
+    """G15 for a client and a server who say anything but the last ACK of the handshake."""
+    chance = random.Random(seed)
+    timeouts = STRICT.timeouts.tcp
+    longest_s = timeouts[TcpState.SYN_SENT] + timeouts[TcpState.SYN_RECV] + timeouts[TcpState.CLOSE]
+    for _ in range(40):
+        tracker, now, isn = Tracker(STRICT), 0.0, chance.choice((1000, 2**32 - 1))
+        for _ in range(120):
+            now += chance.choice((0.1, 1.0, 3.0))
+            back = chance.random() < 0.6
+            sequence = (5000 if back else isn) + chance.choice((0, 0, 1, 2, 1000, -1))
+            # A client that acknowledges nothing the server has said, or the handshake is complete.
+            ack = isn + chance.choice((0, 1, 1, 1, 2)) if back else chance.choice((0, 1, 4000))
+            flags = chance.choice((0x02, 0x12, 0x10, 0x18, 0x04, 0x14, 0x11))
+            if back and flags == 0x02:
+                continue  # it would open a flow of its own
+            wrapped = sequence % 2**32, ack % 2**32
+            feed(tracker, segment(FLOODER, 1, flags, *wrapped, back=back), now)
+            for entry in tracker.entries():
+                assert not entry.assured
+                assert min(now, entry.expires_at) - entry.created_at <= longest_s
 
 
 def test_expiry_does_a_bounded_share_of_the_work() -> None:
