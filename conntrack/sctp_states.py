@@ -84,8 +84,8 @@ STRICT_SCTP_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
         # NO→IV  answers nothing                    rest stay  5.2.1: both sides opened at once
         (IV, CL, CE, CE, ES, SS, SR, SA, HS),  # COOKIE_ECHO
         # NO→IV  tags unknown   CW→CE  client continues   rest stay  repeated (5.2.4)
-        (IV, CL, CW, ES, ES, SS, SR, SA, HS),  # COOKIE_ACK
-        # NO→IV   CE→ES  5.2.4 B: both sides opened at once    rest stay  repeated
+        (IV, CL, ES, ES, ES, SS, SR, SA, HS),  # COOKIE_ACK
+        # NO→IV   CW→ES, CE→ES  5.2.4 B: both sides opened at once    rest stay  repeated
         (IV, CL, CW, CE, SS, SS, SR, SA, SS),  # SHUTDOWN
         # NO→IV   CL, CW, CE stay  not open yet   ES→SS, HS→SS  9.2: client ends   SS, SR, SA stay
         (IV, CL, CW, CE, ES, SA, SA, SA, SA),  # SHUTDOWN_ACK
@@ -109,8 +109,9 @@ STRICT_SCTP_TABLE: Final[tuple[tuple[Row, ...], tuple[Row, ...]]] = (
         # NO→IV  a reply has an entry               rest stay  5.2.1, 5.2.2: answered, not obeyed
         (IV, CW, CW, CE, ES, SS, SR, SA, HS),  # INIT_ACK
         # CL→CW  server answers                     rest stay  repeated
-        (IV, CL, CE, CE, ES, SS, SR, SA, HS),  # COOKIE_ECHO
-        # CW→CE  5.2.1: both sides opened at once   rest stay  repeated
+        (IV, CL, CW, CE, ES, SS, SR, SA, HS),  # COOKIE_ECHO
+        # CW→CW  5.2.1: both sides opened at once; nothing is open before the client says so
+        # rest stay  repeated
         (IV, CL, CW, ES, ES, SS, SR, SA, HS),  # COOKIE_ACK
         # CE→ES  open                               rest stay  repeated
         (IV, CL, CW, CE, SR, SS, SR, SA, SR),  # SHUTDOWN

@@ -124,6 +124,8 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Ju
             entry.seen_reply or kind in _BEFORE_ANSWER[direction]
         ):
             return invalid("the association is not open")
+        elif state == SctpState.CLOSED and entry.seen_reply and kind == SctpChunk.INIT_ACK:
+            return invalid("the association is over")
         if not tags.fit(chunk, tag, direction):
             return invalid("wrong verification tag")
         restarted = tags.is_fresh(tag, direction)

@@ -1,5 +1,6 @@
 """SCTP: chunks, tags, and who may move an association."""
 
+import random
 import struct
 
 import pytest
@@ -197,6 +198,31 @@ def test_a_half_open_association_is_not_kept_alive() -> None:
         talk.now += 1
         talk.say(">", INIT, 0, init(C))
     assert talk.entry.expires_at == NOW + STRICT.timeouts.sctp[SctpState.CLOSED]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_server_holds_an_association_that_its_client_has_only_asked_for(seed: int) -> None:
+    """Whatever it says with the right tag: nothing is assured, nothing lives for long."""
+    chance = random.Random(seed)
+    kinds = (DATA, INIT, INIT_ACK, HEARTBEAT, ABORT, SHUTDOWN, SHUTDOWN_ACK, COOKIE_ECHO)
+    kinds += (COOKIE_ACK, SHUTDOWN_COMPLETE, ERROR)
+    longest_s = 3 * STRICT.timeouts.sctp[SctpState.CLOSED]  # CLOSED, COOKIE_WAIT, CLOSED
+    for _ in range(20):
+        talk = Talk()
+        talk.say(">", INIT, 0, init(C))
+        key = talk.entry.key
+        for _ in range(60):
+            talk.now += chance.choice((0.5, 2.0, 5.0))
+            kind = chance.choice(kinds)
+            value = init(S) if kind in (INIT, INIT_ACK) else b"what"
+            parsed = packet(True, 0 if kind == INIT else C, (kind, chance.choice((0, 1)), value))
+            tracked = talk.tracker.track(parsed, talk.now)
+            if tracked.entry is not None:  # its own association would be another's business
+                talk.tracker.confirm(tracked, talk.now)
+            for entry in talk.tracker.entries():
+                assert entry.key == key
+                assert not entry.assured
+                assert min(talk.now, entry.expires_at) - entry.created_at <= longest_s
 
 
 def error(quoted: bytes) -> Packet:
