@@ -323,12 +323,13 @@ def test_a_policy_with_unquoted_booleans_comes_back_readable(world):
     """`enableDefaultDeny: {ingress: on}` is what was written, and can be applied again."""
     text = (
         "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: r}\n"
-        "spec:\n  endpointSelector: {matchLabels: {app: b, mode: on}}\n"
+        'spec:\n  endpointSelector: {matchLabels: {app: b, mode: "on"}}\n'
         "  enableDefaultDeny: {ingress: on}\n  ingress: [{}]\n"
     )
     world.firewall.apply(text)
     shown = world.firewall.cli("policy", "get", "r", "-o", "yaml").stdout
     assert yaml.safe_load(shown)["spec"]["enableDefaultDeny"] == {"ingress": True}
+    assert yaml.safe_load(shown)["spec"]["endpointSelector"]["matchLabels"]["mode"] == "on"
     world.firewall.apply(shown)
     assert world.firewall.cli("policy", "get", "r", "-o", "yaml").stdout == shown
 

@@ -354,3 +354,13 @@ def test_authentication_that_is_off_needs_nothing():
     assert entry(
         "endpointSelector: {}\ningress: [{authentication: {mode: disabled}}]", ReaderSettings()
     )
+
+
+def test_a_port_that_is_refused_is_not_missing():
+    """One mistake, one message."""
+    spec = "endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: 80}]}]}]"
+    (found,) = read_text(cnp(spec)).problems
+    assert 'write "80"' in str(found)
+    spec = "endpointSelector: {}\ningress: [{toPorts: [{ports: []}]}]"
+    (found,) = read_text(cnp(spec)).problems
+    assert "lists no ports and matches nothing" in str(found)

@@ -382,10 +382,11 @@ def _read_port_item(
 ) -> PolicyEntry:
     known = ("ports",) if section.deny else ("ports", *_DENY_PORT_REFUSED)
     fields = item.fields(known, refused=_DENY_PORT_REFUSED if section.deny else None)
+    errors_before = item.report.error_count
     ports = read_ports(fields["ports"], settings) if "ports" in fields else ()
     ingress = section.direction is TrafficDirection.INGRESS
     rules = fields.get("rules")
-    if not ports and rules is None:
+    if not ports and rules is None and item.report.error_count == errors_before:
         item.warning("lists no ports and matches nothing")
     l7 = read_rules(rules, settings) if rules is not None else None
     terminating = fields.get("terminatingTLS")
