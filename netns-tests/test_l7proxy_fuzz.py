@@ -10,9 +10,10 @@ from functools import partial
 
 import pytest
 from arena import Arena, Server, Slot, fight
+from http_answers import stream_faults
 from http_mutants import RULES, Case, case
-from http_observer import Observer, answer_faults
-from http_sent import unasked
+from http_observer import PREFACE, Observer, answer_faults
+from http_sent import asked, unasked
 from l7proxy_live import snapshot
 
 pytestmark = [pytest.mark.needs("tproxy", "socket"), pytest.mark.timeout(0)]
@@ -54,10 +55,12 @@ class HttpSlot(Slot):
         observers = [server.observer for server in self.servers]
         found = [fault for observer in observers for fault in observer.faults()]
         found += unasked(self.case.sent, observers)
-        if not self.case.sent.startswith(b"PRI") and b"HEAD" not in self.case.sent:
-            most = 1 + self.case.sent.count(b"\n")
+        if self.case.sent.startswith(PREFACE):
+            found += stream_faults(self.received)
+        else:  # one for each request, and one more for what is none
+            methods = [*(one.method for one in asked(self.case.sent)), b"GET"]
             switched = any(one.switched_at for one in observers)
-            found += answer_faults(self.received, [b"GET"] * most, switched=switched)
+            found += answer_faults(self.received, methods, switched=switched)
         return found + super().faults()
 
 

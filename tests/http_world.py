@@ -1,5 +1,8 @@
 """One case of the fuzzer against the core: a client, the proxy, and the servers behind it."""
 
+from collections import deque
+
+from http_answers import stream_faults
 from http_mutants import RULES, Case
 from http_observer import PREFACE, Observer, answer_faults
 from http_sent import unasked
@@ -59,6 +62,8 @@ class World:
         self.methods = []
         self.errors = []
         self.ended = False
+        self.waiting = deque()
+        self.performing = False
         for piece in played.pieces:
             self.tell("client_data", piece)
         self.tell("client_ended" if played.ending == "fin" else "client_lost")
@@ -76,8 +81,13 @@ class World:
             return
         link = (arguments[-1],) if event.startswith("upstream") else ()
         given = arguments[: len(arguments) - len(link)]
-        for command in getattr(self.exchange, event)(*given, self.now, *link):
-            self.perform(command)
+        # As the shell has it: what an event asks for waits for what is being done.
+        self.waiting += getattr(self.exchange, event)(*given, self.now, *link)
+        if not self.performing:
+            self.performing = True
+            while self.waiting:
+                self.perform(self.waiting.popleft())
+            self.performing = False
 
     def perform(self, command) -> None:
         match command:
@@ -122,7 +132,9 @@ class World:
     def faults(self) -> list[str]:
         found = [*self.errors, *(fault for server in self.servers for fault in server.faults())]
         found += unasked(self.sent, self.servers)
-        if not isinstance(self.exchange, Multiplex):
+        if isinstance(self.exchange, Multiplex):
+            found += stream_faults(self.client)
+        else:
             switched = any(one.switched_at for one in self.servers)
             found += answer_faults(self.client, self.methods, switched=switched)
         return found

@@ -4,6 +4,7 @@ netns-tests/test_l7proxy_fuzz.py. FUZZ_SEED and FUZZ_CASES choose others and mor
 import os
 
 import pytest
+from http_answers import stream_faults
 from http_mutants import case, shrunk
 from http_observer import Observer, paths
 from http_sent import asked, unasked
@@ -109,3 +110,37 @@ def test_a_client_asked_for_what_it_said_by_the_letter(sent, count):
 )
 def test_what_nobody_asked_for_is_seen(sent, received):
     assert unasked(sent, [Observer(bytearray(received))])
+
+
+def frame(kind, flags, stream, payload=b""):
+    head = len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big")
+    return head + payload
+
+
+SETTINGS, OK = frame(4, 0, 0), b"\x88"
+LENGTH_3 = OK + b"\x0f\x0d\x013"
+
+
+def test_the_reader_is_content_with_whole_answers():
+    answers = frame(1, 4, 1, LENGTH_3) + frame(0, 1, 1, b"abc") + frame(1, 5, 3, OK)
+    assert stream_faults(SETTINGS + answers + frame(0, 0, 5)[:4]) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [
+        (frame(1, 5, 1, OK) * 2, "after the end"),
+        (frame(1, 4, 1, OK) * 2, "a second head"),
+        (frame(1, 4, 1, OK) + frame(3, 0, 1, bytes(4)) + frame(0, 0, 1), "after the end"),
+        (frame(1, 4, 1, LENGTH_3) + frame(0, 1, 1, b"ab"), "2 bytes of 3"),
+        (frame(0, 0, 1, b"x"), "before a status"),
+        (frame(1, 4, 2, OK), "on stream 2"),
+        (frame(1, 0, 1, OK) + frame(0, 0, 1), "in the middle"),
+        (frame(5, 4, 1, bytes(4) + OK), "frame 5"),
+        (frame(1, 4, 1, OK + b"\x40\x01A\x01b"), "field b'A'"),
+        (frame(1, 4, 1, OK + b"\x40\x01a\x03b\r\n"), "field b'a'"),
+        (frame(1, 4, 1, b"\x40\x07:status\x03101"), "or a switch"),
+    ],
+)
+def test_the_reader_of_answers_sees_what_it_is_there_for(frames, why):
+    assert why in " ".join(stream_faults(SETTINGS + frames))
