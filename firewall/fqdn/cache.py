@@ -12,6 +12,7 @@ Source: Cilium pkg/fqdn/cache.go (DNSCache, DNSZombieMappings).
 """
 
 from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 Connection = tuple[int, bytes]
@@ -74,6 +75,7 @@ class NameCache:
         self._entries: dict[int, dict[str, dict[bytes, Entry]]] = {}
         self._by_address: dict[bytes, dict[str, set[int]]] = {}
         self._zombies: dict[tuple[int, str, bytes], None] = {}
+        self._soonest: dict[int, list[tuple[float, str]]] = {}
 
     # --- learning -----------------------------------------------------------------------------
 
@@ -94,8 +96,9 @@ class NameCache:
             return False
         expires_at = now + max(float(ttl_s), self.bounds.min_ttl_s)
         names = self._entries.setdefault(endpoint, {})
-        if name not in names and len(names) >= NAMES_PER_ENDPOINT:
-            self._drop_soonest(names)
+        fresh = name not in names
+        if fresh and len(names) >= NAMES_PER_ENDPOINT:
+            self._drop_soonest(endpoint, names)
         held = names.setdefault(name, {})
         news = False
         for address in addresses:
@@ -104,6 +107,8 @@ class NameCache:
                 continue
             self._put(Entry(endpoint, name, address, ttl_s, expires_at))
             news = True
+        if fresh and endpoint in self._soonest:
+            heappush(self._soonest[endpoint], (expires_at, name))
         if len(held) > self.bounds.per_name:
             self._retire_surplus(held, now)
         return news
@@ -138,6 +143,7 @@ class NameCache:
             del names[name]
         if not names:
             del self._entries[endpoint]
+            self._soonest.pop(endpoint, None)
         self._zombies.pop((endpoint, name, address), None)
         owners = self._by_address[address][name]
         owners.discard(endpoint)
@@ -157,11 +163,27 @@ class NameCache:
                 self._put(entry._replace(zombie_since=now))
             self._bury_surplus()
 
-    def _drop_soonest(self, names: dict[str, dict[bytes, Entry]]) -> None:
-        """Forget the name whose answers expire first."""
-        name = min(names, key=lambda name: max(e.expires_at for e in names[name].values()))
-        for entry in tuple(names[name].values()):
-            self._remove(entry)
+    def _drop_soonest(self, endpoint: int, names: dict[str, dict[bytes, Entry]]) -> None:
+        """Forget the name whose answers expire first.
+
+        The order is kept for endpoints that are full: who asks for ever new names must not make
+        each answer cost a look at all of them. A name that lives longer than its place says gets a
+        new one when its turn comes.
+        """
+        order = self._soonest.get(endpoint)
+        if not order or len(order) > 2 * NAMES_PER_ENDPOINT:
+            order = self._soonest[endpoint] = [(_last(held), name) for name, held in names.items()]
+            heapify(order)
+        while order:
+            expires_at, name = heappop(order)
+            if name not in names:
+                continue
+            last = _last(names[name])
+            if last <= expires_at:
+                for entry in tuple(names[name].values()):
+                    self._remove(entry)
+                return
+            heappush(order, (last, name))
 
     def _bury_surplus(self) -> None:
         """Forget the oldest zombies above the bound."""
@@ -255,3 +277,8 @@ class NameCache:
     def endpoints(self, address: bytes, name: str) -> frozenset[int]:
         """Return who learnt an address for a name."""
         return frozenset(self._by_address.get(address, {}).get(name, ()))
+
+
+def _last(held: dict[bytes, Entry]) -> float:
+    """Return until when an address of a name counts."""
+    return max(entry.expires_at for entry in held.values())

@@ -1,9 +1,11 @@
 """How long an answer counts, for whom, and what gives way when there is too much."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conntrack.address import parse_address
+from firewall.fqdn import cache as under_test
 from firewall.fqdn.cache import Bounds, NameCache
 
 A, B, C = (parse_address(f"192.0.2.{n}") for n in (1, 2, 3))
@@ -149,3 +151,46 @@ def test_both_ways_of_asking_agree_whatever_happens(lessons, per_name, zombies):
     again = NameCache(known.bounds)
     again.restore(known.entries())
     assert set(again.entries()) == set(known.entries())
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(1, 50), st.booleans()), min_size=1, max_size=60
+    )
+)
+def test_of_too_many_names_the_one_that_expires_first_gives_way(lessons):
+    """Also where a name was told again, for longer, or forgotten and told anew."""
+    known, lives = cache(), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(under_test, "NAMES_PER_ENDPOINT", 4)
+        for number, ttl_s, forgotten in lessons:
+            name = f"n{number}.example."
+            if forgotten and name in lives:
+                known.forget([e for e in known.entries() if e.name == name])
+                del lives[name]
+                continue
+            if name not in lives and len(lives) == 4:
+                soonest = min(lives.values())
+                gone = {one for one, life in lives.items() if life == soonest}
+            else:
+                gone = set()
+            known.learn(1, name, [A], ttl_s, 100.0)
+            now = {entry.name for entry in known.entries()}
+            lost = lives.keys() - now
+            assert len(lost) == bool(gone)
+            assert lost <= gone
+            lives = {one: life for one, life in lives.items() if one in now}
+            lives[name] = max(ttl_s, lives.get(name, 0))
+
+
+def test_an_endpoint_that_asks_for_ever_new_names_does_not_make_each_answer_dear(monkeypatch):
+    """The names are gone over once, not with every answer."""
+    looks = []
+    last = under_test._last
+    monkeypatch.setattr(under_test, "_last", lambda held: looks.append(1) or last(held))
+    monkeypatch.setattr(under_test, "NAMES_PER_ENDPOINT", 100)
+    known = cache()
+    for number in range(1000):
+        known.learn(1, f"n{number}.example.", [A], 60 + number % 7, 100.0)
+    assert len({entry.name for entry in known.entries()}) == 100
+    assert len(looks) < 100 + 2 * 900
