@@ -3,7 +3,7 @@
 from conntrack.address import parse_address
 from firewall.flows.event import DnsEvent, HttpEvent, PacketEvent
 from firewall.flows.note import Noter
-from firewall.flows.record import EndpointName, build
+from firewall.flows.record import EndpointName
 from firewall.policy.snapshot import OriginRow
 from firewall.policy.verdict import DropReason, PolicyMatch, TrafficDirection, Verdict
 
@@ -170,7 +170,7 @@ def question(**changed):
 
 
 def flow(event=None):
-    return build(event or packet(), Cast())
+    return note(event).flow
 
 
 def note(event=None):

@@ -59,7 +59,6 @@ __all__ = [
     "FlowError",
     "Names",
     "Response",
-    "build",
     "format_time",
     "from_json",
     "lost",
@@ -136,30 +135,6 @@ class Ends(NamedTuple):
     destination: FlowEndpoint
     source_names: tuple[str, ...] = ()
     destination_names: tuple[str, ...] = ()
-
-
-def build(event: Event, names: Names) -> Flow:
-    """Make the flow record of an event by the names of now."""
-    return record(event, ends_of(event, names))
-
-
-def ends_of(event: Event, names: Names) -> Ends:
-    """Name the ends of an event."""
-    sides = (
-        (event.source_endpoint, event.source_identity, event.source),
-        (event.destination_endpoint, event.destination_identity, event.destination),
-    )
-    source, destination = (
-        endpoint(number, identity, names.labels(identity), names.endpoint(number, address))
-        for number, identity, address in sides
-    )
-    return Ends(
-        names.node_name,
-        source,
-        destination,
-        names.dns_names(event.source),
-        names.dns_names(event.destination),
-    )
 
 
 def record(event: Event, ends: Ends) -> Flow:

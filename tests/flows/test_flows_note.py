@@ -6,7 +6,7 @@ from flow_samples import ENDPOINTS, LABELS, Cast, allowed, packet, request, resp
 from conntrack.address import parse_address
 from firewall.flows.metrics import FlowMetrics
 from firewall.flows.note import Noter
-from firewall.flows.record import EndpointName, build
+from firewall.flows.record import EndpointName
 
 
 class Changing(Cast):
@@ -37,8 +37,9 @@ class Changing(Cast):
 )
 def test_a_late_record_is_the_one_that_was_due(event):
     names = Changing()
-    at_once = build(event, names)
-    note = Noter(names).note(event)
+    noter = Noter(names)
+    at_once = noter.note(event).flow
+    note = noter.note(event)
     names.named.clear()
     names.labelled.clear()
     assert not note.written
@@ -66,6 +67,21 @@ def test_an_endpoint_that_is_gone_has_no_name_any_more():
     noter.note(packet())
     del names.named[3184]
     assert noter.note(packet()).flow.source.pod_name == ""
+
+
+def test_an_endpoint_of_another_node_is_known_by_its_address():
+    """Two of one identity are two."""
+    names = Changing()
+    noter = Noter(names)
+    one, two = parse_address("10.9.0.1"), parse_address("10.9.0.2")
+    names.named |= {one: EndpointName("one", "far"), two: EndpointName("two", "far")}
+    for address, name in ((one, "one"), (two, "two"), (one, "one")):
+        flow = noter.note(packet(source=address, source_endpoint=0)).flow
+        assert (flow.source.id, flow.source.namespace, flow.source.pod_name) == (0, "far", name)
+        assert flow.source.labels == LABELS[22654]
+    del names.named[one]
+    flow = noter.note(packet(source=one, source_endpoint=0)).flow
+    assert flow.source.pod_name == ""
 
 
 def test_alike_flows_are_counted_without_a_record_each():

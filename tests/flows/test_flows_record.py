@@ -7,7 +7,6 @@ from flow_samples import (
     AT_NS,
     RULE,
     SYN_ACK,
-    Cast,
     allowed,
     flow,
     packet,
@@ -23,7 +22,6 @@ from firewall.flows.compact import line
 from firewall.flows.filters import Filter, Term
 from firewall.flows.record import (
     FlowError,
-    build,
     format_time,
     from_json,
     lost,
@@ -401,7 +399,7 @@ def test_a_time_with_another_zone_is_the_same_moment():
 )
 def test_any_event_makes_a_record_that_reads_back_and_prints(fields):
     """Property: a worker of a later version cannot make the agent fail."""
-    made = build(packet(**fields), Cast())
+    made = flow(packet(**fields))
     assert from_json(to_json(made)).flow == made
     assert line(made, policy_names=True)
 
