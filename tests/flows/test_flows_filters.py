@@ -5,8 +5,9 @@ import pytest
 from flow_samples import RULE, allowed, flow, packet, request, response
 
 from conntrack.address import parse_address
-from firewall.flows.filters import Filter, FilterError, Term, flags, parse_label_selector
+from firewall.flows.filters import Filter, FilterError, Term, flags
 from firewall.flows.flow import Dns, Layer7
+from firewall.flows.sides import parse_label_selector
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 
 XWING = flow(packet())
