@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 import pytest
-from authority import Authority
 from click.testing import CliRunner
 
 from firewall.cli import _COMMANDS, main
 from firewall.cli.exits import ExitCode
+from policytest.authority import Authority
 
 
 def _run(*arguments: str, text: str | None = None):
