@@ -74,6 +74,12 @@ def test_every_worker_tells_what_it_did_and_holds(three):
         for name in ("evicted_total", "refused_total", "expiry_lag_seconds", "offloaded"):
             (value,) = metrics(firewall, f"cilium_datapath_conntrack_{name}", worker=worker)
             assert value >= 0
+    entries, limit = (
+        metrics(firewall, f"bartizan_kernel_conntrack_{name}")[0] for name in ("entries", "limit")
+    )
+    assert 0 < entries < limit
+    for name in ("dropped_total", "early_dropped_total", "clashed_total"):
+        assert len(metrics(firewall, f"bartizan_kernel_conntrack_{name}")) == 1
     kernel = sum(metrics(firewall, "bartizan_nfqueue_packets_total"))
     assert kernel >= sum(metrics(firewall, "cilium_forward_count_total")) + 7
 

@@ -17,6 +17,7 @@ from firewall.agent.engine import Engine
 from firewall.agent.redirects import redirects
 from firewall.agent.worker import VERSION, Worker, WorkerState, ask_each
 from firewall.datapath.kernel import KernelError, QueueCounters, read_queues
+from firewall.datapath.kernel_table import TableCounters, read_table
 
 ASK_TIMEOUT_S = 2.0
 """How long a worker may take to tell its metrics before they are left out."""
@@ -41,6 +42,7 @@ class Status:
         """Return everything, JSON-able."""
         engine = self._engine
         queues, trouble = await asyncio.to_thread(_queues)
+        table = await asyncio.to_thread(read_table)
         metrics = await self._ask_workers()
         return {
             "agent": {
@@ -67,6 +69,7 @@ class Status:
             "identities": views.identity_counts(engine),
             "policies": len(engine.book.repository.objects),
             "queues": [views.queue(counters) for counters in queues],
+            "kernel_conntrack": table._asdict() if table is not None else None,
             "flows": self._collector.counts(),
             "packet_readers": self._collector.monitor.reader_count,
             "kvstore": self._kvstore(),
@@ -74,6 +77,7 @@ class Status:
                 *self.errors(),
                 *_secret_errors(metrics.values()),
                 *([trouble] if trouble else []),
+                *([_full(table)] if table is not None and table.is_full else []),
             ],
         }
 
@@ -183,6 +187,13 @@ class Status:
             add("bartizan_nfqueue_packets_total", queue.packet_count, **labels)
             add("bartizan_nfqueue_kernel_dropped_total", queue.kernel_dropped, **labels)
             add("bartizan_nfqueue_user_dropped_total", queue.user_dropped, **labels)
+        table = await asyncio.to_thread(read_table)
+        if table is not None:
+            add("bartizan_kernel_conntrack_entries", table.entries)
+            add("bartizan_kernel_conntrack_limit", table.limit)
+            add("bartizan_kernel_conntrack_dropped_total", table.dropped)
+            add("bartizan_kernel_conntrack_early_dropped_total", table.early_dropped)
+            add("bartizan_kernel_conntrack_clashed_total", table.clashed)
         kinds = Counter(row["parser"] for row in redirects(engine.publisher.snapshot, ()))
         for kind, count in sorted(kinds.items()):
             add("cilium_proxy_redirects", count, protocol=kind)
@@ -246,6 +257,14 @@ class Exposition:
             lines.append(f"# TYPE {name} {kind}")
             lines += [f"{name}{_braces(labels)} {value:.17g}" for labels, value in samples.items()]
         return "".join(f"{line}\n" for line in lines)
+
+
+def _full(table: TableCounters) -> str:
+    """Say that the kernel's table of flows has no room."""
+    return (
+        f"kernel: {table.entries} of at most {table.limit} flows in its table; packets of new ones "
+        "are dropped before a worker sees them (sysctl net.netfilter.nf_conntrack_max)"
+    )
 
 
 def _secret_errors(of_workers: Iterable[list[dict[str, object]]]) -> list[str]:
