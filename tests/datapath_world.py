@@ -11,6 +11,7 @@ from scapy.layers.inet import IP
 from scapy.layers.inet import UDP as DATAGRAM
 
 from conntrack.address import parse_address
+from conntrack.profile import STRICT, Profile
 from conntrack.tracker import Tracker
 from firewall.datapath.pipeline import OUTPUT, PREROUTING, Pipeline, PipelineSettings
 from firewall.datapath.verdict import OFFLOAD, PacketDecision
@@ -131,10 +132,10 @@ ALLOWED = Rule(1001, 1002)
 class Carrier:
     """A pipeline that may offload, and one datagram flow a -> b."""
 
-    def __init__(self, *rules: Rule, **settings) -> None:
+    def __init__(self, *rules: Rule, profile: Profile = STRICT, **settings) -> None:
         self.now = 1000.0
         self.revision = 1
-        self.tracker = Tracker()
+        self.tracker = Tracker(profile)
         bypass = PipelineSettings(bypass=True, defers=True)
         self.pipeline = Pipeline(self.tracker, View(snapshot(*rules, **settings)), bypass)
 

@@ -66,8 +66,9 @@ class Doubts:
 
         The kernel may be ahead: it has seen what still waits in the queue.
         """
-        if doubt.cause is Cause.RESET:
-            if state is None or state == _CLOSE:
-                self._tracker.settle(doubt.entry, state, now)
-        elif state == _ESTABLISHED:
-            self._tracker.settle(doubt.entry, state, now)
+        entry = doubt.entry
+        if state == _ESTABLISHED:
+            if entry.state != _ESTABLISHED:
+                self._tracker.settle(entry, state, now)
+        elif doubt.cause is Cause.RESET and (state is None or state == _CLOSE):
+            self._tracker.settle(entry, state, now)

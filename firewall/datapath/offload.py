@@ -20,7 +20,7 @@ from typing import Final
 from conntrack.flow import SCTP, TCP
 from conntrack.packet import TcpFlag
 from conntrack.tcp_states import TcpState
-from conntrack.tcp_window import ACKED
+from conntrack.tcp_window import ACKED, LIBERAL
 from conntrack.tracker import Entry, Tracker
 from firewall.datapath.kernel_flows import KernelFlow
 
@@ -41,6 +41,7 @@ SHORTEST_PAUSE_S: Final = 1.0
 
 _PAUSE_PER_DUMP: Final = 20.0  # a dump that takes long is made seldom: 5 % of the worker's time
 _UNUSUAL: Final = int(TcpFlag.SYN | TcpFlag.FIN | TcpFlag.RST)
+_KNOWN: Final = ACKED | LIBERAL  # or, in the linux profile, not to be known
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)
 
 
@@ -68,17 +69,20 @@ class Offloaded:
         """
         if not entry.seen_reply or entry.protocol == SCTP:
             return False
+        count = entry.original_packets + entry.reply_packets
+        carried = entry.offloaded
+        if count < AFTER_COUNT and not carried:
+            return False
         if entry.protocol == TCP:
             if entry.state != _ESTABLISHED or not entry.assured:
                 return False
-            # One that was taken back is looked at until both sides' numbers are known again.
             windows = entry.windows
-            if not entry.offloaded and (
-                windows is None or not windows[0].flags & windows[1].flags & ACKED
+            # One that was taken back is looked at until both sides' numbers are known again.
+            if not carried and not (
+                windows is not None and windows[0].flags & _KNOWN and windows[1].flags & _KNOWN
             ):
                 return False
-        count = entry.original_packets + entry.reply_packets
-        return not count % AGAIN_COUNT if entry.offloaded else count >= AFTER_COUNT
+        return not carried or not count % AGAIN_COUNT
 
     def give(self, entry: Entry, now: float) -> None:
         """Note that a flow is being offloaded."""

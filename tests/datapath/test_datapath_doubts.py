@@ -7,6 +7,7 @@ from scapy.layers.inet import TCP as SEGMENT
 
 from conntrack.address import parse_address
 from conntrack.flow import TCP, FlowTuple
+from conntrack.profile import LINUX, STRICT, Profile
 from conntrack.tcp_states import TcpState
 from firewall.datapath.doubts import Cause
 from firewall.datapath.offload import AFTER_COUNT
@@ -23,8 +24,8 @@ CLOSE_S = 5  # TcpState.CLOSE in STRICT_TIMEOUTS
 class Talk(Carrier):
     """A connection a -> b of which this worker does not know the numbers."""
 
-    def __init__(self, *, carried: bool) -> None:
-        super().__init__(ALLOWED)
+    def __init__(self, *, carried: bool, profile: Profile = STRICT) -> None:
+        super().__init__(ALLOWED, profile=profile)
         if carried:
             self.a("S", 100, 0)
             self.b("SA", 500, 101)
@@ -158,3 +159,20 @@ def test_an_error_of_this_node_itself_is_believed(talk: Talk) -> None:
     """Its kernel quotes a packet that it could not deliver."""
     assert talk.unreachable(FAR, hook=OUTPUT) is ACCEPT
     assert talk.told(None) == []
+
+
+def test_the_linux_profile_gives_a_restored_flow_away_too() -> None:
+    """It enforces no numbers of such a flow, so there are none to wait for."""
+    talk = Talk(carried=False, profile=LINUX)
+    verdicts = [talk.a("A", FAR, FAR_BACK) for _ in range(AFTER_COUNT)]
+    verdicts += [talk.b("A", FAR_BACK, FAR)]
+    assert OFFLOAD in verdicts
+
+
+def test_the_linux_profile_goes_by_the_kernel_too() -> None:
+    """It closes at once; the kernel has not."""
+    talk = Talk(carried=True, profile=LINUX)
+    assert talk.b("R", FAR_BACK + 1, 0) is ACCEPT
+    assert talk.told(TcpState.ESTABLISHED) == [Cause.RESET]
+    assert talk.state is TcpState.ESTABLISHED
+    assert talk.entry.expires_at > talk.now + 1000
