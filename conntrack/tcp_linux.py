@@ -117,7 +117,7 @@ def follow(entry: Entry, packet: Packet, direction: int, profile: Profile) -> Ju
     state = entry.state
     memory = entry.memory or _NOTHING
     windows = entry.windows
-    if windows is None:
+    if windows is None or entry.offloaded:
         return _relearn(entry, packet, direction, event, profile)
     sender, receiver = windows[direction], windows[1 - direction]
     cell = LINUX_TABLE[direction][event][state]
