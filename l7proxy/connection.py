@@ -362,7 +362,7 @@ class ClientConnection(asyncio.Protocol):
         greeting, transport, now = self._greeting, self._transport, time.monotonic()
         assert greeting is not None
         assert isinstance(transport, Wire)
-        if not self._host.metrics.handshake_begun(self._host.limits.tls_handshake_count):
+        if not self._host.metrics.handshake_begun(self.ends.source, self._host.limits):
             self.perform(greeting.failed(refusals.TLS_OVERFLOW, now))
             return
         self._shaking_hands = True
@@ -391,7 +391,7 @@ class ClientConnection(asyncio.Protocol):
     def _shaken(self, *, done: bool) -> None:
         if self._shaking_hands:
             self._shaking_hands = False
-            self._host.metrics.handshake_ended(done=done)
+            self._host.metrics.handshake_ended(self.ends.source, done=done)
 
     def _serve(self, hello: ClientHello | None, data: bytes, protocol: str) -> None:
         """Begin to serve; `data` came first."""

@@ -362,8 +362,9 @@ def test_versions_below_tls_12_are_refused(world):
         assert (code, out.split()[-2]) == (0, "200"), out
 
 
-def test_handshakes_are_bounded_in_number_and_time(world):
-    options = ("--set", "tls_handshake_count=2", "--set", "tls_handshake_timeout_s=1")
+@pytest.mark.parametrize("setting", ["tls_handshake_count", "tls_handshake_count_per_source"])
+def test_handshakes_are_bounded_in_number_and_time(world, setting):
+    options = ("--set", f"{setting}=2", "--set", "tls_handshake_timeout_s=1")
     here = world(inside_row(PUBLIC), options=options)
     with here.live, here.serving(NAME), here.connect() as one, here.connect() as two:
         for client in (one, two):

@@ -6,6 +6,7 @@ from http_transcript import Script, snapshot
 
 from firewall.policy.snapshot import HttpRuleRow
 from l7proxy.commands import CloseClient, Count, Log, OpenUpstream, SendClient
+from l7proxy.limits import Limits
 from l7proxy.metrics import Metrics
 
 RULES = (HttpRuleRow(method="POST|GET", path="/public/.*"),)
@@ -178,3 +179,13 @@ def test_streams_and_window_are_announced_as_set():
     peers.request(1).flush()
     assert peers.client.remote_settings.max_concurrent_streams == 7
     assert peers.client.outbound_flow_control_window == 200_000
+
+
+def test_one_clients_handshakes_do_not_keep_others_out():
+    metrics, limits = Metrics(), Limits(tls_handshake_count=4, tls_handshake_count_per_source=2)
+    assert [metrics.handshake_begun(b"a", limits) for _ in range(3)] == [True, True, False]
+    assert [metrics.handshake_begun(b"b", limits) for _ in range(2)] == [True, True]
+    assert not metrics.handshake_begun(b"c", limits)
+    metrics.handshake_ended(b"a", done=False)
+    assert not metrics.handshake_begun(b"b", limits)
+    assert metrics.handshake_begun(b"c", limits)
