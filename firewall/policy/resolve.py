@@ -13,6 +13,7 @@ Sources: Cilium pkg/policy/repository.go computePolicyEnforcementAndRules, pkg/p
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 
@@ -206,12 +207,11 @@ class Resolver:
             self._subject_selectors.remove_identity(number)
         self._endpoints = rows
         ports: dict[int, set[NamedPortRow]] = {}
-        for number, found in (*((row.identity, row.named_ports) for row in rows), *elsewhere):
-            ports.setdefault(number, set()).update(found)
+        for number, found in chain(((row.identity, row.named_ports) for row in rows), elsewhere):
+            if found:
+                ports.setdefault(number, set()).update(found)
         named = {
-            number: tuple(sorted(several, key=_port_order))
-            for number, several in ports.items()
-            if several
+            number: tuple(sorted(several, key=_port_order)) for number, several in ports.items()
         }
         before = self._named_ports
         self._moved_ports.update(
