@@ -286,14 +286,20 @@ class Bartizan:
 
 
 def start(
-    lab: Lab, config: Mapping[str, Any] | Path | None = None, *, endpoints: bool = True
+    lab: Lab,
+    config: Mapping[str, Any] | Path | None = None,
+    *,
+    endpoints: bool = True,
+    machine: Machine | None = None,
 ) -> Bartizan:
-    """Run bartizan in the lab's node; `endpoints`: put every managed host under policy.
+    """Run bartizan in the lab's node, or in `machine`.
+
+    With `endpoints` every managed host is put under policy.
 
     Raises:
         LabError: it does not become ready.
     """
-    daemon = Bartizan(lab, config)
+    daemon = Bartizan(lab, config, machine=machine)
     daemon.start()
     if endpoints:
         daemon.add_all()

@@ -21,7 +21,7 @@ from rules import peers, policy, ports
 
 from lab import daemon, enclosure, topology
 from lab.daemon import Bartizan
-from lab.laboratory import Lab
+from lab.laboratory import Lab, Machine
 from lab.namespaces import Namespace
 from lab.topology import Topology
 
@@ -261,9 +261,13 @@ def _daemons(node: pytest.Item | pytest.Collector) -> StartBartizan:
     require("nfqueue", "nfqueue6", "tproxy", "socket", "connmark", "ipset", "set")
 
     def start(
-        where: Lab, config: dict[str, Any] | None = None, *, endpoints: bool = True
+        where: Lab,
+        config: dict[str, Any] | None = None,
+        *,
+        endpoints: bool = True,
+        machine: Machine | None = None,
     ) -> Bartizan:
-        running = daemon.start(where, config, endpoints=endpoints)
+        running = daemon.start(where, config, endpoints=endpoints, machine=machine)
         attach(node, lambda: _said(running))
         return running
 
@@ -274,7 +278,8 @@ def _daemons(node: pytest.Item | pytest.Collector) -> StartBartizan:
 def bartizan(request: pytest.FixtureRequest) -> StartBartizan:
     """Start the firewall in a lab's node: `bartizan(lab, {"workers": 1})`, every host managed.
 
-    `endpoints=False` leaves the hosts unmanaged. It ends with the lab.
+    `endpoints=False` leaves the hosts unmanaged; `machine` runs it elsewhere than in the node. It
+    ends with the lab.
     """
     return _daemons(request.node)
 

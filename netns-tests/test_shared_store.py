@@ -6,7 +6,6 @@ a is the first agent's endpoint, pod the second's.
 """
 
 import pytest
-from conftest import attach
 from rules import peers, policy, ports
 from traffic import Echo, eventually, exchange, token
 
@@ -53,15 +52,13 @@ def join(made):
 
 
 @pytest.fixture(scope="module")
-def nodes(module_lab, module_bartizan, request):
+def nodes(module_lab, module_bartizan):
     """The lab with `pod`, and the two agents: `first` has no endpoint yet."""
     made = module_lab(PLAN)
     made.pod = join(made)
     made.shared = {"kvstore": {"path": str(made.folder / "kv.db")}, "workers": 1}
     made.first = module_bartizan(made, made.shared, endpoints=False)
-    made.second = Bartizan(made, made.shared, machine=made.host("far"))
-    made.second.start()
-    attach(request.node, lambda: [("the second agent's log", made.second.log())])
+    made.second = module_bartizan(made, made.shared, endpoints=False, machine=made.host("far"))
     made.second.put(
         "/v1/endpoint/pod",
         {"addresses": [POD], "labels": ["app=pod"], "namespace": "default",
