@@ -137,7 +137,7 @@ def worker_sockets(run_dir: Path) -> list[Path]:
 
 def is_worker(command: tuple[str, ...], run_dir: Path) -> bool:
     """Say whether a command line is that of a worker of this run directory."""
-    modules = {"firewall.datapath", "firewall.datapath.worker", "l7proxy.worker"}
+    modules = {"firewall.datapath", "l7proxy.worker"}
     pairs = set(itertools.pairwise(command))
     return any(("-m", module) in pairs for module in modules) and (
         ("--run-dir", str(run_dir)) in pairs
