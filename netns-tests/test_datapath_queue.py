@@ -141,14 +141,15 @@ def test_a_packet_larger_than_the_copy_range_passes_whole(rig):
 def test_nothing_is_left_after_removal(rig):
     one = rig(proxy_port=10080, workers=2)
     shown = ["iptables-save", "ip6tables-save", "ipset save", "ip rule", "ip -6 rule"]
-    shown += ["ip route show table all", "ip -6 route show table all"]
+    shown += ["ip route show table all", "ip -6 route show table all", "nft list tables"]
 
     def state() -> str:
         return "".join(one.lab.node.run(command.split()).stdout for command in shown)
 
     assert "BARTIZAN" in state() and "bartizan" in state() and "17953" in state()
     one.kernel("assert kernel.is_installed()", "kernel.install(config)")
-    one.kernel("kernel.remove(config)", "kernel.remove(config)", "assert not kernel.is_installed()")
+    one.kernel(*["kernel.remove(config)"] * 2, "assert not kernel.is_installed()")
+    one.kernel(*["kernel.remove_tables()"] * 2)
     assert not any(word in state() for word in ("BARTIZAN", "bartizan", "17953"))
 
 
