@@ -12,10 +12,24 @@ from contextlib import closing, suppress
 
 import pytest
 import questions
-from evidence import flow
+from evidence import dropped, flow
 from rules import peers, policy, ports
 from test_firewall_resets import is_reset
-from traffic import DEADLINE_S, FAMILIES, V4, V6, Echo, eventually, exchange, tcp, token
+from traffic import (
+    DEADLINE_S,
+    FAMILIES,
+    V4,
+    V6,
+    Echo,
+    NothingArrivedError,
+    carries,
+    eventually,
+    exchange,
+    is_tcp,
+    tcp,
+    token,
+    udp,
+)
 
 from conntrack.address import parse_address
 
@@ -90,6 +104,16 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str) -> int:
 
 def same(one: str, other: str) -> bool:
     return parse_address(one) == parse_address(other)
+
+
+def await_table(node) -> None:
+    """The agent looks for its table every ten seconds."""
+
+    def whole() -> bool:
+        listed = node.node.run(["nft", "list table ip bartizan"]).stdout
+        return "chain arriving" in listed and node.host("b").address4 in listed
+
+    eventually(whole, "the table is made again", 30)
 
 
 def between(source: str, destination: str):
@@ -299,24 +323,49 @@ def test_without_its_table_nothing_passes_unread_and_it_is_made_again(node):
     translate(node, V4)
     node.firewall.apply(LANDING)
     node.node.run(["nft", "delete table ip bartizan"], check=True)
-    # What is redirected and not taken is not for the node's own server either.
-    for address, port in ((SERVICE[V4], 8000), (b.address4, 80)):
-        with pytest.raises(TimeoutError):
-            a.connect(address, port, timeout_s=0.5)
+    with pytest.raises(TimeoutError):
+        a.connect(SERVICE[V4], 8000, timeout_s=0.5)
     flow(
         node.firewall,
         between(a.address4, b.address4),
         verdict="DROPPED",
         reason="PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL",
     )
-
-    def whole() -> bool:
-        listed = node.node.run(["nft", "list table ip bartizan"]).stdout
-        return "chain arriving" in listed and b.address4 in listed
-
-    eventually(whole, "the table is made again", 30)
+    await_table(node)
     with closing(client(a, SERVICE[V4])) as asking:
         assert ask(asking, "POST", SERVED) == 200
+
+
+def test_a_users_rules_that_set_all_bits_of_marks_open_nothing(node):
+    """Between mangle and our table, and with nobody there to decide behind nat at all."""
+    a, b, w = (node.host(name) for name in "abw")
+    translate(node, V4)
+    node.firewall.apply(LANDING)
+    to_b = {"toEndpoints": [{"matchLabels": {"app": "b"}}]}
+    node.firewall.apply(policy("app=a", egress=[to_b], name="from-a"))
+    run, wipe = node.node.run, ["-j", "MARK", "--set-mark", "1"]
+    run(["iptables", "-t", "mangle", "-A", "PREROUTING", *wipe], check=True)
+    chain = "type filter hook prerouting priority -95; meta mark set 1;"
+    run(["nft", f"table ip user {{ chain c {{ {chain} }}; }}"], check=True)
+    try:
+        with b.capture() as at_b, w.capture() as at_w:
+            for table in (True, False):
+                if not table:
+                    run(["nft", "delete table ip bartizan"], check=True)
+                payload = token()
+                refused = udp(a, w, 9, payload)
+                a.send(bytes(refused), bytes(tcp(a, SERVICE[V4], 8000)), bytes(tcp(a, b, 80)))
+                dropped(node.firewall, refused)
+                assert not [data for data in at_w.so_far() if payload in data]
+            allowed = token()
+            a.send(bytes(udp(a, b, 7, allowed)))
+            with suppress(NothingArrivedError):
+                at_b.expect(carries(allowed), 1.0)
+            assert not [data for data in at_b.so_far() if is_tcp(flags="S")(data)]
+    finally:
+        run(["iptables", "-t", "mangle", "-D", "PREROUTING", *wipe], check=True)
+        run(["nft", "delete table ip user"], check=True)
+    await_table(node)
 
 
 def test_a_spoofed_source_is_no_client_of_the_proxy(node):

@@ -9,7 +9,7 @@ are never changed. Inside the mask the field is laid out, from its lowest bit, a
 
 A kind is one closed choice, hence a number and not flags: a packet cannot be marked two ways. The
 number belongs to the kind: the generation (modulo its size) for OFFLOAD, a worker for PASS_ON, a
-`Stage` for DEFERRED and TO_PROXY.
+`Stage` for DEFERRED.
 
 Default mask 0xff000000: kube-proxy uses 0x4000 and 0x8000, Cilium 0xf00, Tailscale 0xff0000.
 """
@@ -50,15 +50,15 @@ class Kind(IntEnum):
 
 
 class Stage(IntEnum):
-    """How far a packet has come whose destination may be translated; the number beside its kind.
+    """How far a packet has come whose destination may be translated; the number beside DEFERRED.
 
     Four, which is what the narrowest mask has room for.
     """
 
     BEFORE = 0
-    """A worker has decided by the destination that it had: drop it, or (TO_PROXY) redirect it."""
+    """A worker would drop it by the destination that it had."""
     SETTLED = 1
-    """A worker decides by its final destination, or has accepted or (TO_PROXY) redirected it so."""
+    """A worker decides by its final destination, or has accepted it."""
     UNPROVEN = 2
     """Of a translated flow: only a worker can say whether its source is where it belongs."""
     PROVEN = 3

@@ -12,18 +12,18 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
 
     a packet in PREROUTING, the node's or forwarded     rule
     loopback, unless on its way to the proxy            RETURN
-    marked TO_PROXY by a worker                         RETURN: TPROXY is behind nat
-        if it comes by loopback                         TPROXY to the proxy's port (or dropped)
+    marked TO_PROXY by a worker                         TPROXY to the proxy's port (or dropped)
     UDP reply to what the proxy asked                   mark LOCAL; a worker looks at the source
         if no rule can: another interface than its own, or a bridge
     marked PASS_ON by a worker                          the named worker's queue
-    marked DEFERRED by a worker                         RETURN: see Translation
+    marked DEFERRED by a worker                         ACCEPT: see Translation
     marked OFFLOAD by a worker                          connmark OFFLOAD and generation; ACCEPT
     established, connmark of this generation            ACCEPT: the bypass, see below
     INVALID to the kernel's conntrack                   mark SUSPECT, then as any other
     of an established socket of the proxy               as before
     of a flow whose destination is translated; reply    mark DEFERRED; RETURN: see Translation
         to a translated source
+    opens a flow of an endpoint to no endpoint          RETURN: see Translation
     managed source or destination, endpoint interface   NFQUEUE, balanced by address pair
 
     a packet in OUTPUT
@@ -43,6 +43,7 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
     marked PASS_ON, OFFLOAD                             as above
     marked DEFERRED by a worker                         NFQUEUE
     of a translated flow, see PREROUTING                the bypass, or NFQUEUE if managed as above
+    opens a flow of an endpoint to no endpoint          NFQUEUE
 
     a packet in POSTROUTING
     from this node to a translated destination          as in FORWARD
@@ -51,11 +52,13 @@ Translation (NAT). The nat table comes after mangle in PREROUTING and OUTPUT, an
 only in POSTROUTING. Behind it, both directions of a flow bear the addresses of its real ends, and
 policy is about those; so that is where translated flows are decided, by a table of nftables
 (`translated`). Of a first packet nobody knows in mangle whether its destination will be translated.
-If policy would drop it, and its destination is not managed, it is DEFERRED: decided behind nat,
-whatever it is then. If policy accepts or redirects it and it is translated all the same, it is
-decided once more. What is not decided there, because there is no such table (not `settles`: mangle
-marks nothing DEFERRED itself then, and has TPROXY) or because it is not whole, is decided in
-FORWARD, INPUT and POSTROUTING; a translated destination that needs the proxy is dropped then.
+If that is no endpoint it waits for its decision until it is behind nat. If it is one, policy is
+asked at once, and once more if it has been translated all the same. So it is for this node, where
+it is an endpoint, too: what policy would drop there is DEFERRED, since its ports stand for others.
+What is not decided behind nat, because there is no such table (then mangle, which does not rely on
+it, decides all that it can; `settles`) or it is not whole, is decided in FORWARD, INPUT and
+POSTROUTING; what needs the proxy is dropped there. But for what a worker has DEFERRED, none of this
+relies on marks: a user's rule on the way may set all of their bits.
 
 UDP (DNS). Every datagram of a redirected flow is queued and marked anew: the proxy has no socket of
 its own for each client. What servers reply to the proxy is recognised by its flow, not by a socket,
@@ -195,7 +198,7 @@ def install_text(
     lines = ["*mangle", *(f":{chain} - [0:0]" for chain in chains)]
     lines += _prerouting(config, family, settles=settles)
     lines += _output(config, family, settles=settles)
-    lines += _translated(config, family)
+    lines += _translated(config, family, settles=settles)
     lines += _settling(config, family)
     lines += _socket_chains(config, family)
     if not keep_generation:
@@ -272,20 +275,15 @@ def _prerouting(config: RulesetConfig, family: Family, *, settles: bool) -> Iter
     if config.http_proxy_port:
         # A listener on loopback cannot be reached around the rules; without --on-ip the kernel
         # would look for one on the address of the interface.
-        # What the node sends has been translated in OUTPUT.
-        own = "-i lo " if settles else ""
         for protocol in ("tcp", "udp"):
             yield (
-                f"{rule} {own}-p {protocol} -m mark --mark {to_proxy} -j TPROXY "
+                f"{rule} -p {protocol} -m mark --mark {to_proxy} -j TPROXY "
                 f"--on-port {config.http_proxy_port} --on-ip {family.loopback} "
                 f"--tproxy-mark {config.marks.of(Kind.LOCAL)}"
             )
-    if settles:
-        yield f"{rule} -i lo -m mark --mark {to_proxy} -j DROP"
-        yield f"{rule} -m mark --mark {to_proxy} -j RETURN"
-    else:
-        yield f"{rule} -m mark --mark {to_proxy} -j DROP"
-    yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j RETURN"
+    yield f"{rule} -m mark --mark {to_proxy} -j DROP"
+    # A user's rules behind ours may set all bits of a mark.
+    yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j ACCEPT"
     yield from _passed_on(config, rule)
     yield from _offloaded(config, rule)
     yield f"{rule} -p tcp -m tcp ! --syn -m socket --transparent -j {_SOCKET}"
@@ -296,6 +294,8 @@ def _prerouting(config: RulesetConfig, family: Family, *, settles: bool) -> Iter
     target = f"-g {_UNSETTLED}" if settles else "-j RETURN"
     yield f"{rule} {_DNAT} {target}"
     yield f"{rule} {_SNAT_REPLY} {target}"
+    if settles:
+        yield f"{rule} {_outward(family)} -j RETURN"
     yield from _queued(config, family, rule)
 
 
@@ -307,8 +307,15 @@ def _queued(config: RulesetConfig, family: Family, rule: str) -> Iterator[str]:
     yield f"{rule} -m set --match-set {INTERFACES} src,src -j {queue}"
 
 
-def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
-    """Yield the rules for packets whose addresses are being translated."""
+def _outward(family: Family) -> str:
+    """Return what matches packets that open a flow of an endpoint to where no endpoint is."""
+    managed = managed_set(family)
+    new = "-m conntrack --ctstate NEW"
+    return f"{new} -m set --match-set {managed} src -m set ! --match-set {managed} dst"
+
+
+def _translated(config: RulesetConfig, family: Family, *, settles: bool) -> Iterator[str]:
+    """Yield the rules behind the routing decision: for what has not been decided before it."""
     for hook in ("FORWARD", "INPUT"):
         rule = f"-A {CHAIN_PREFIX}{hook}"
         local = f"{rule} -m mark --mark {config.marks.of(Kind.LOCAL)}"
@@ -325,6 +332,8 @@ def _translated(config: RulesetConfig, family: Family) -> Iterator[str]:
         yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED)} -j {_DEFERRED}"
         yield f"{rule} {_DNAT} -j {_TRANSLATED}"
         yield f"{rule} {_SNAT_REPLY} -j {_TRANSLATED}"
+        if settles:
+            yield f"{rule} {_outward(family)} -j {_queue(config)}"
     rule = f"-A {CHAIN_PREFIX}POSTROUTING"
     yield f"{rule} -o lo -j RETURN"
     yield f"{rule} -m mark --mark {config.marks.of(Kind.FROM_PROXY)} -j RETURN"

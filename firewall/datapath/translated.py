@@ -6,12 +6,11 @@ of destinations (nat, priority -100), FORWARD and INPUT after the last TPROXY. n
 chains of ours at priority -90, in PREROUTING and OUTPUT, in a table `bartizan` of each family.
 There both directions of every flow bear their real ends, because sources are translated only in
 POSTROUTING, and replies to them back again in PREROUTING. So that is where a worker decides, and
-where TPROXY is done: for all that arrives, since a destination may be translated after a worker
-has redirected it by the one that it had.
+has TPROXY take what it redirects: translated flows, and flows that may have been, since mangle
+cannot tell.
 
     a packet in PREROUTING or OUTPUT, behind nat        rule
     loopback (PREROUTING)                               accepted
-    TO_PROXY, stage BEFORE, but translated              as SETTLED
     TO_PROXY (PREROUTING)                               TPROXY, mark LOCAL; else dropped
     DEFERRED, of an established socket of the proxy     mark LOCAL; stage UNPROVEN: after a look of
         (not SYN), or an ICMP error about one               a worker at its source
@@ -21,6 +20,8 @@ has redirected it by the one that it had.
     DEFERRED, other                                     the mark ends
     not marked, opens a flow, translated, managed       as SETTLED
         source or destination
+    not marked, opens a flow of an endpoint to no       as SETTLED
+        endpoint (PREROUTING)
     any other                                           accepted
 
 What a worker accepts here keeps the stage SETTLED to FORWARD, INPUT or POSTROUTING, where it ends.
@@ -77,6 +78,7 @@ def table_text(config: RulesetConfig, family: Family, managed: Iterable[str]) ->
         "redirected": _redirected(config, family),
         "deferred": _deferred(family),
         "rest": _rest(config, family),
+        "entering": _entering(family),
         "opening": _opening(family),
         "owned": _owned(config),
         "settled": _settled(config),
@@ -106,7 +108,7 @@ def set_text(family: Family, managed: Iterable[str]) -> str:
 
 def _arriving(config: RulesetConfig) -> Iterator[str]:
     yield "iifname lo accept"
-    ways = {Kind.NONE: "opening", Kind.TO_PROXY: "redirected", Kind.DEFERRED: "deferred"}
+    ways = {Kind.NONE: "entering", Kind.TO_PROXY: "redirected", Kind.DEFERRED: "deferred"}
     yield _by_kind(config, ways)
 
 
@@ -123,8 +125,6 @@ def _by_kind(config: RulesetConfig, ways: dict[Kind, str]) -> str:
 
 def _redirected(config: RulesetConfig, family: Family) -> Iterator[str]:
     """Yield the way of what a worker has redirected."""
-    before = _is(config.marks.of(Kind.TO_PROXY, Stage.BEFORE))
-    yield f"{before} {_DNAT} == dnat goto settled"
     if config.http_proxy_port:
         loopback = family.loopback if family is Family.IPV4 else f"[{family.loopback}]"
         address = f"{loopback}:{config.http_proxy_port}"
@@ -155,6 +155,13 @@ def _rest(config: RulesetConfig, family: Family) -> Iterator[str]:
         yield f"{_is(config.marks.of(Kind.DEFERRED, stage))} goto settled"
     yield from _managed(family)
     yield f"{_put(config.marks.of(Kind.NONE))} accept"
+
+
+def _entering(family: Family) -> Iterator[str]:
+    """Yield the way of what arrives and has passed mangle, decided or not."""
+    name = _FAMILY[family]
+    yield f"ct state new {name} saddr @{_SET} {name} daddr != @{_SET} goto settled"
+    yield "goto opening"
 
 
 def _opening(family: Family) -> Iterator[str]:

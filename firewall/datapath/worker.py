@@ -277,12 +277,11 @@ class Worker:
         complete = len(payload) < self._copy_bytes
         marked = mark & self._mask
         place = physindev or indev
-        stage = Stage.BEFORE
         if marked == self._local and hook == PREROUTING:  # of a socket of the proxy
             verdict, report = self._pipeline.admit(payload, place, complete=complete)
         else:
             if marked == self._settled and hook == PREROUTING:
-                stage, hook = Stage.SETTLED, SETTLED
+                hook = SETTLED
             suspect = marked == self._suspect
             verdict, report = self._decide(payload, place, hook, self._now, complete, suspect)
         if verdict is ACCEPT:
@@ -295,7 +294,7 @@ class Worker:
             report = self._pipeline.beyond_proxy(report).report
             self._queue.drop(packet)
         elif isinstance(verdict, Redirect):
-            self._queue.repeat(packet, self._marks.put(mark, Kind.TO_PROXY, stage))
+            self._queue.repeat(packet, self._marks.put(mark, Kind.TO_PROXY))
         elif isinstance(verdict, Reset):
             self._queue.drop(packet)
             self._sender.send(verdict.segments)

@@ -49,16 +49,9 @@ def test_what_is_to_be_asked_is_dropped_where_nobody_can_be(family):
 def test_what_a_worker_has_redirected_reaches_the_proxy_or_nobody(family):
     rules = chains(table_text(CONFIG, family, []))["redirected"]
     loopback = "127.0.0.1" if family is Family.IPV4 else "[::1]"
-    assert f"tproxy to {loopback}:15006" in rules[1]
-    assert rules[-1] == "drop"
-    assert chains(table_text(RulesetConfig(), family, []))["redirected"][1:] == ["drop"]
-
-
-def test_what_was_redirected_by_another_destination_is_asked_about_once_only():
-    """Or it would go around for ever: a worker that redirects it here says so by the stage."""
-    first = chains(table_text(CONFIG, Family.IPV4, []))["redirected"][0]
-    assert first == "meta mark & 0xff000000 == 0x1000000 ct status & dnat == dnat goto settled"
-    assert Marks().of(Kind.TO_PROXY, Stage.SETTLED).value != 0x1000000
+    assert f"tproxy to {loopback}:15006" in rules[0]
+    assert rules[1:] == ["drop"]
+    assert chains(table_text(RulesetConfig(), family, []))["redirected"] == ["drop"]
 
 
 def test_the_users_bits_of_a_mark_are_kept():
@@ -87,19 +80,17 @@ def test_the_set_holds_the_addresses_of_a_family():
 
 
 @pytest.mark.parametrize("family", Family)
-def test_the_rules_of_iptables_rely_on_the_table_only_if_it_is_there(family):
-    """With it, nothing that arrives is given to TPROXY before its destination is final."""
-    empty = "*mangle\nCOMMIT\n"
+def test_what_mangle_leaves_to_the_table_is_decided_further_on_without_it(family):
+    """By the same match, no mark: whatever happens to the table, or to marks, in between."""
+    managed = f"bartizan-managed-{family:d}"
+    left = f"-m conntrack --ctstate NEW -m set --match-set {managed} src "
+    left += f"-m set ! --match-set {managed} dst"
     for there in (False, True):
-        text = install_text(CONFIG, family, empty, settles=there)
-        arriving = [line for line in text.splitlines() if line.startswith("-A BARTIZAN-PREROUTING")]
-        redirecting = [line for line in arriving if "-j TPROXY" in line]
-        assert all(("-i lo" in line) == there for line in redirecting)
-        assert len(redirecting) == 2
+        text = install_text(CONFIG, family, "*mangle\nCOMMIT\n", settles=there)
         assert settles(text) == there
-        # Whatever has been redirected and is not the proxy's goes no further.
+        assert (f"-A BARTIZAN-PREROUTING {left} -j RETURN" in text) == there
         for hook in ("FORWARD", "INPUT"):
-            first = next(
-                line for line in text.splitlines() if line.startswith(f"-A BARTIZAN-{hook} ")
-            )
-            assert first.endswith("-m mark --mark 0x1000000/0x7000000 -j DROP")
+            rules = [line for line in text.splitlines() if line.startswith(f"-A BARTIZAN-{hook} ")]
+            # Whatever has been redirected and is not the proxy's goes no further.
+            assert rules[0].endswith("-m mark --mark 0x1000000/0x7000000 -j DROP")
+            assert (rules[-1].endswith(f"{left} -j NFQUEUE --queue-num 0")) == there
