@@ -522,10 +522,6 @@ class Tracker:
         entry.state = state
         self._limits.ranked(entry)
 
-    def entry_quoted(self, packet: Packet) -> Entry | None:
-        """The entry of the flow that an ICMP error is about, dead or alive."""
-        return None if packet.quoted is None else self._table.get(packet.quoted.key)
-
     @staticmethod
     def relearn(entry: Entry) -> None:
         """Learn a TCP flow's windows anew, because packets have passed that were not seen here."""

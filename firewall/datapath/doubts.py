@@ -8,8 +8,7 @@ receiver will challenge (RFC 5961 section 3.2), or a FIN from before the window.
 FIN of such a flow, and after its verdict, the kernel is asked which state the flow is in now.
 
 Of an ICMP error about such a flow it does not compare the quoted number (RFC 5927 section 4.1), so
-nobody can. The error is dropped, and the flow is taken back: a true error comes again, with the
-next packet that is not delivered, and then the numbers are known.
+nobody can, and the error is dropped.
 
 The worker asks (`kernel_flows.Inquiry`), once per doubt, between two turns.
 """
@@ -29,8 +28,6 @@ class Cause(IntEnum):
 
     FIN = 0
     RESET = 1
-    ERROR = 2
-    """An ICMP error about the flow."""
 
 
 class Doubt(NamedTuple):

@@ -181,14 +181,6 @@ class Inquiry:
                 return _state(_attributes(answer).get(_PROTOCOL_INFO, b""))
         return None
 
-    def unmark(self, flow: FlowTuple, ours: int) -> bool:
-        """Clear our bits of a flow's connmark; say whether there is such a flow."""
-        cleared = _number_attribute(_MARK, 0) + _number_attribute(_MARK_MASK, ours)
-        return any(
-            self._ask(netlink.message(_NEW, _REQUEST_ACK, identity + cleared)) is not None
-            for identity in _identities(flow)
-        )
-
     def _ask(self, question: bytes) -> bytes | None:
         """Return the attributes of the answer; None = there is no such flow.
 

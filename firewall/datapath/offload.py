@@ -20,7 +20,6 @@ from typing import Final
 from conntrack.flow import SCTP, TCP
 from conntrack.packet import TcpFlag
 from conntrack.tcp_states import TcpState
-from conntrack.tcp_window import ACKED, LIBERAL
 from conntrack.tracker import Entry, Tracker
 from firewall.datapath.kernel_flows import KernelFlow
 
@@ -41,7 +40,6 @@ SHORTEST_PAUSE_S: Final = 1.0
 
 _PAUSE_PER_DUMP: Final = 20.0  # a dump that takes long is made seldom: 5 % of the worker's time
 _UNUSUAL: Final = int(TcpFlag.SYN | TcpFlag.FIN | TcpFlag.RST)
-_KNOWN: Final = ACKED | LIBERAL  # or, in the linux profile, not to be known
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)
 
 
@@ -73,15 +71,8 @@ class Offloaded:
         carried = entry.offloaded
         if count < AFTER_COUNT and not carried:
             return False
-        if entry.protocol == TCP:
-            if entry.state != _ESTABLISHED or not entry.assured:
-                return False
-            windows = entry.windows
-            # One that was taken back is looked at until both sides' numbers are known again.
-            if not carried and not (
-                windows is not None and windows[0].flags & _KNOWN and windows[1].flags & _KNOWN
-            ):
-                return False
+        if entry.protocol == TCP and (entry.state != _ESTABLISHED or not entry.assured):
+            return False
         return not carried or not count % AGAIN_COUNT
 
     def give(self, entry: Entry, now: float) -> None:

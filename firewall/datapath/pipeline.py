@@ -347,16 +347,13 @@ class Pipeline:
         return self._drop(drop, arrival, tracked)
 
     def _unverifiable(self, ground: Ground, tracked: Tracked, arrival: Arrival) -> PacketDecision:
-        """Answer an ICMP error about a flow whose numbers the kernel knows; look at it again.
+        """Answer an ICMP error about a flow whose numbers only the kernel knows.
 
         What our own kernel reports, as a router, is about a packet that it had in its hands.
         """
         packet = arrival.packet
         if arrival.hook == OUTPUT:
             return self._forward(packet)
-        entry = self.tracker.entry_quoted(packet)
-        if entry is not None and entry.offloaded:
-            self.doubts.note(entry, Cause.ERROR)
         if ground.path_mtu_allowed and _is_path_mtu_message(packet):
             return self._forward(packet)
         return self._drop(Drop(DropReason.INVALID_PACKET_DROPPED, UNSEEN), arrival, tracked)

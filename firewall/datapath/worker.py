@@ -61,7 +61,6 @@ from firewall.datapath.answers import (
     metric_rows,
 )
 from firewall.datapath.choice import choose
-from firewall.datapath.doubts import Cause
 from firewall.datapath.events import packet_event
 from firewall.datapath.kernel_flows import Dump, Inquiry, read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks, Stage
@@ -555,10 +554,6 @@ class Worker:
         for doubt in self._pipeline.doubts.take():
             flow = doubt.entry.original
             try:
-                if doubt.cause is Cause.ERROR:
-                    if self._inquiry.unmark(flow, self._mask):
-                        self._offloaded.take_back(doubt.entry)
-                    continue
                 state = self._inquiry.state(flow)
             except OSError as error:
                 self._complain("the kernel cannot be asked about a flow", error)

@@ -73,7 +73,7 @@ def test_a_reset_that_the_kernel_does_not_believe_changes_nothing(talk: Talk) ->
     expires_at = talk.entry.expires_at
     assert talk.told(TcpState.ESTABLISHED) == [Cause.RESET]
     assert (talk.state, talk.entry.expires_at) == (TcpState.ESTABLISHED, expires_at)
-    assert talk.a("A", FAR, FAR_BACK) is ACCEPT
+    assert talk.a("A", FAR, FAR_BACK) in (ACCEPT, OFFLOAD)
     assert talk.b("A", FAR_BACK, FAR) in (ACCEPT, OFFLOAD)
     assert talk.told(None) == []
 
@@ -90,7 +90,7 @@ def test_a_reset_of_a_flow_that_the_kernel_has_lost_ends_it_unless_it_goes_on(ta
     talk.told(None)
     assert talk.state is TcpState.ESTABLISHED
     assert talk.entry.expires_at <= talk.now + CLOSE_S
-    assert talk.a("A", FAR, FAR_BACK) is ACCEPT
+    assert talk.a("A", FAR, FAR_BACK) in (ACCEPT, OFFLOAD)
     assert talk.b("A", FAR_BACK, FAR) in (ACCEPT, OFFLOAD)
     assert talk.entry.expires_at > talk.now + CLOSE_S
 
@@ -101,7 +101,7 @@ def test_a_fin_that_the_kernel_does_not_believe_is_forgotten(talk: Talk) -> None
     assert talk.told(TcpState.ESTABLISHED) == [Cause.FIN]
     assert talk.state is TcpState.ESTABLISHED
     assert talk.entry.expires_at > talk.now + 1000
-    assert talk.a("A", FAR, FAR_BACK) is ACCEPT
+    assert talk.a("A", FAR, FAR_BACK) in (ACCEPT, OFFLOAD)
     assert talk.b("A", FAR_BACK, FAR) in (ACCEPT, OFFLOAD)
 
 
@@ -126,7 +126,7 @@ def test_what_the_kernel_calls_invalid_teaches_no_numbers(talk: Talk) -> None:
         assert isinstance(verdict, Drop), flags
         assert verdict.reason is DropReason.INVALID_PACKET_DROPPED
     assert talk.told(TcpState.CLOSE) == []
-    assert talk.a("A", FAR, FAR_BACK) is ACCEPT
+    assert talk.a("A", FAR, FAR_BACK) in (ACCEPT, OFFLOAD)
 
 
 def test_after_a_return_only_what_the_kernel_knows_teaches_numbers() -> None:
@@ -137,22 +137,13 @@ def test_after_a_return_only_what_the_kernel_knows_teaches_numbers() -> None:
     assert isinstance(talk.b("PA", 1, 1, suspect=True), Drop)
     assert isinstance(talk.b("FA", 1, 1, suspect=True), Drop)
     assert talk.state is TcpState.ESTABLISHED
-    assert talk.a("A", FAR, FAR_BACK) is ACCEPT
-    assert talk.b("A", FAR_BACK, FAR) is OFFLOAD
+    assert talk.a("A", FAR, FAR_BACK) is OFFLOAD
 
 
-def test_an_error_about_numbers_that_nobody_knows_has_the_flow_looked_at() -> None:
-    """RFC 5927 4.1. It is dropped once; the next true one can be compared."""
-    talk = Talk(carried=True)
-    assert isinstance(talk.unreachable(FAR), Drop)
-    assert talk.told(None) == [Cause.ERROR]
-    talk.pipeline.offloaded.take_back(talk.entry)  # as the worker does, with the kernel's mark
+def test_an_error_about_numbers_that_nobody_knows_is_dropped(talk: Talk) -> None:
+    """RFC 5927 4.1: what cannot be compared is not believed."""
     assert isinstance(talk.unreachable(FAR), Drop)
     assert talk.told(None) == []
-    assert talk.a("A", FAR, FAR_BACK) is ACCEPT  # not given away again: b has not spoken yet
-    assert not talk.entry.offloaded
-    assert isinstance(talk.unreachable(FAR + 100_000), Drop)
-    assert talk.unreachable(FAR) is ACCEPT
 
 
 def test_an_error_of_this_node_itself_is_believed(talk: Talk) -> None:
