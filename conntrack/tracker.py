@@ -453,7 +453,11 @@ class Tracker:
         return count
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry once, dead ones that are not yet swept included."""
+        """Every entry once, dead ones that are not yet swept included.
+
+        The table may change between two of them: what has left it by then is passed over, and what
+        is new may be or not be among them. No step takes longer than a 256th of the table.
+        """
         return iter(self._table)
 
     def restore(

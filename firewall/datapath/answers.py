@@ -44,9 +44,8 @@ class WorkerCounts(NamedTuple):
 
 def conntrack_rows(tracker: Tracker, now: float, worker: int) -> Iterator[Row | None]:
     """Yield one row per tracked flow (see `_flow_row` for its fields)."""
-    for entry in list(tracker.entries()):
-        if entry.serial >= 0:  # else it left the table meanwhile
-            yield _flow_row(entry, now, worker)
+    for entry in tracker.entries():
+        yield _flow_row(entry, now, worker)
 
 
 def forget_rows(
@@ -57,8 +56,8 @@ def forget_rows(
     What follows of a forgotten flow is the packet of a stranger: a TCP connection has to be opened
     anew. `original` has the fields of `FlowTuple`.
     """
-    for index, entry in enumerate(list(tracker.entries())):
-        if entry.serial >= 0 and choice.includes(entry.original):
+    for index, entry in enumerate(tracker.entries()):
+        if choice.includes(entry.original):
             carried = entry.offloaded
             offloaded.take_back(entry)
             tracker.remove(entry)
@@ -70,7 +69,7 @@ def forget_rows(
 def connection_rows(tracker: Tracker) -> Iterator[Row | None]:
     """Yield `{"source", "destination"}`, addresses as text, of every pair that has a live flow."""
     seen: set[tuple[bytes, bytes]] = set()
-    for index, entry in enumerate(list(tracker.entries())):
+    for index, entry in enumerate(tracker.entries()):
         if index % _ENTRIES_PER_STEP == _ENTRIES_PER_STEP - 1:
             yield None
         if entry.serial < 0 or entry.state_name in _ENDED:
@@ -105,7 +104,7 @@ def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iter
     yield _metric("datapath_conntrack_expiry_lag_seconds", round(process.lag_s, 3))
     states: Counter[tuple[str, str]] = Counter()
     offloaded_count = 0
-    for index, entry in enumerate(list(tracker.entries())):
+    for index, entry in enumerate(tracker.entries()):
         offloaded_count += entry.offloaded
         states[protocol_name(entry.protocol), entry.state_name or _liveliness(entry)] += 1
         if index % _ENTRIES_PER_STEP == _ENTRIES_PER_STEP - 1:

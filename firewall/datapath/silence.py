@@ -11,7 +11,8 @@ workers have the snapshot: such flows are asked again until one of their packets
 Pure: `now` is monotonic seconds.
 """
 
-from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from math import inf
 from typing import Final
 
@@ -43,7 +44,7 @@ class Silence:
     def __init__(self, pipeline: Pipeline) -> None:
         self.due_at = inf
         self._pipeline = pipeline
-        self._waiting: deque[Entry] = deque()
+        self._waiting: Iterator[Entry] = iter(())
         self._again: list[Entry] = []
         self._left_count = 0
         self._delay_s = 0.0
@@ -52,31 +53,35 @@ class Silence:
         """Go over the whole table: permissions were taken away."""
         if self._pipeline.settings.resets is Resets.NONE:
             return
-        self._again = list(self._pipeline.tracker.entries())
+        self._again = []
         self._left_count = ROUND_COUNT
         self._delay_s = DELAY_S
-        self._wait(now)
+        self._wait(self._pipeline.tracker.entries(), now)
 
-    def _wait(self, now: float) -> None:
-        """Go over those that are left once more, later."""
-        again, self._again = self._again, []
-        self._waiting = deque(again if self._left_count else ())
+    def _wait(self, entries: Iterable[Entry], now: float) -> None:
+        """Go over these, later."""
+        self._waiting = iter(entries)
         self._left_count -= 1
-        self.due_at = now + self._delay_s if self._waiting else inf
+        self.due_at = now + self._delay_s
         self._delay_s *= 2
 
     def round(self, now: float) -> list[bytes]:
         """Return the next questions, as whole IP packets."""
         found: list[bytes] = []
-        for _ in range(min(BUDGET_COUNT, len(self._waiting))):
-            entry = self._waiting.popleft()
+        looked_at = 0
+        for entry in islice(self._waiting, BUDGET_COUNT):
+            looked_at += 1
             if entry.serial < 0 or not self._pipeline.sever(entry):
                 continue
             windows = entry.windows if entry.packed is None else unpack(entry.packed)
             found += questions(entry.original, windows)
             if entry.offloaded:
                 self._again.append(entry)
-        self.due_at = now + PAUSE_S
-        if not self._waiting:
-            self._wait(now)
+        if looked_at == BUDGET_COUNT:
+            self.due_at = now + PAUSE_S
+        elif self._again and self._left_count:
+            again, self._again = self._again, []
+            self._wait(again, now)
+        else:
+            self.due_at = inf
         return found

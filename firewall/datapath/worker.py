@@ -430,7 +430,7 @@ class Worker:
         """Take over what an earlier worker has confirmed until now, then read the queue again."""
         self._paused_until = 0.0
         tracker = self._pipeline.tracker
-        for entry in list(tracker.entries()):
+        for entry in tracker.entries():
             self._offloaded.take_back(entry)
             tracker.remove(entry)
         self._take_over()

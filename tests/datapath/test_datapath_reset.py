@@ -250,4 +250,4 @@ def test_a_large_table_is_gone_over_in_small_rounds_and_dead_flows_are_passed_ov
         sizes.append(len(silence.round(at)) // 2)
         assert silence.due_at in {at + PAUSE_S, inf}
         at += PAUSE_S
-    assert sizes == [BUDGET_COUNT - 1, BUDGET_COUNT, 1]
+    assert sizes == [BUDGET_COUNT, BUDGET_COUNT, 0]
