@@ -12,6 +12,7 @@ from conntrack.profile import Profile
 from conntrack.tcp_states import IG, IV, NW, STRICT_TABLE, TcpEvent
 from conntrack.tcp_window import (
     ACKED,
+    LEARNT,
     MAX_SCALE,
     MODULUS_MASK,
     NO_FIN,
@@ -31,7 +32,8 @@ def learn(
     """Windows of a flow that is met in its middle.
 
     Generous where nothing is known: the scale may be 14, and each side may have sent a whole window
-    that was not seen. What the handshake has told (scales, largest windows, FINs) still holds.
+    that was not seen, its sender, too, if the segment is a repeated one (`LEARNT`). What the
+    handshake has told (scales, largest windows, FINs) still holds.
     """
     if known is None:
         own = other = Window(0, 0, _LARGEST_WINDOW, 0, MAX_SCALE, 0, 0, NO_FIN)
@@ -46,13 +48,13 @@ def learn(
         max_end=(end + other.max_window) & MODULUS_MASK,
         max_window=window,
         max_ack=acknowledgment,
-        flags=(own.flags | ACKED) & ~UNACKNOWLEDGED,
+        flags=(own.flags | ACKED | LEARNT) & ~UNACKNOWLEDGED,
         initial=packet.sequence,
     )
     receiver = other._replace(
         end=granted,
         max_end=granted,
-        flags=other.flags & ~(ACKED | UNACKNOWLEDGED),
+        flags=other.flags & ~(ACKED | LEARNT | UNACKNOWLEDGED),
         initial=acknowledgment,
     )
     return (receiver, sender) if direction else (sender, receiver)

@@ -51,6 +51,7 @@ from conntrack.tcp_window import (
     after,
     highest_sack,
     make,
+    may_have_sent,
     segment_end,
     with_flags,
 )
@@ -210,13 +211,18 @@ def check(  # noqa: PLR0917 -- once per segment: keywords cost
     if lag:
         lag &= MODULUS_MASK
         if lag >= HALF:
-            return _outside("acknowledges data that was not sent", profile.liberal)
-        if lag > ACK_SLACK_BYTES and lag > s_max_window:
+            if not may_have_sent(receiver, acknowledgment, s_max_window):
+                return _outside("acknowledges data that was not sent", profile.liberal)
+            receiver = receiver._replace(end=acknowledgment)
+            r_end = acknowledgment
+            lag = 0
+        elif lag > ACK_SLACK_BYTES and lag > s_max_window:
             return _outside("acknowledgment is older than a window", profile.liberal)
     options = packet.options
     if options and not (len(options) == 12 and options.startswith(ONLY_TIMESTAMP)):
         selective = highest_sack(options, acknowledgment)
-        if 0 < (selective - r_end) & MODULUS_MASK < HALF:
+        beyond = 0 < (selective - r_end) & MODULUS_MASK < HALF
+        if beyond and not may_have_sent(receiver, selective, s_max_window):
             return _outside("acknowledges data that was not sent", profile.liberal)
     distance = packet.sequence - s_max_end
     if 0 < distance < HALF or distance < -HALF:

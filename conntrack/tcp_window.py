@@ -33,6 +33,7 @@ ACKED: Final = 8  # max_ack is known
 UNACKNOWLEDGED: Final = 16  # this side has sent data that the other side has not acknowledged
 CLOSED_FIRST: Final = 32  # this side sent the first FIN
 OPENING: Final = 64  # this side has begun a handshake and not acknowledged the answer
+LEARNT: Final = 128  # met in the middle, with a segment that may have been a repeated one
 
 MAX_SCALE: Final = 14  # RFC 7323 section 2.3: larger shift counts are used as 14
 ACK_SLACK_BYTES: Final = (
@@ -59,8 +60,9 @@ class Window(NamedTuple):
         max_window: largest own window advertised, scaled; 0 = nothing is known of this side.
         max_ack: highest acknowledgment sent; only if `ACKED` is set.
         scale: shift count of this side's windows, 0-14.
-        flags: bits `SCALING` to `CLOSED_FIRST`.
-        initial: first sequence number after this side's SYN.
+        flags: bits `SCALING` to `LEARNT`.
+        initial: first sequence number after this side's SYN; with `LEARNT` that of the segment
+            which the window was learnt from.
         fin: sequence number after this side's FIN, or `NO_FIN`.
     """
 
@@ -134,6 +136,22 @@ def with_flags(window: Window, flags: int) -> Window:
 def after(first: int, second: int) -> bool:
     """Whether sequence number `first` is behind `second` (RFC 1982 serial arithmetic)."""
     return 0 < (first - second) & MODULUS_MASK < HALF
+
+
+def may_have_sent(window: Window, number: int, granted_bytes: int) -> bool:
+    """Whether a side whose window was learnt may have sent what precedes a sequence number before.
+
+    A repeated segment begins with the oldest data that is not acknowledged, so what it had sent by
+    then ends within one window of the other side from there (RFC 9293 section 3.8.1).
+
+    Args:
+        window: the side's.
+        number: behind its `end`.
+        granted_bytes: the largest window of the other side.
+    """
+    if not window.flags & LEARNT:
+        return False
+    return (number - window.initial) & MODULUS_MASK <= granted_bytes
 
 
 def segment_end(sequence: int, payload_bytes: int, flags: int) -> int:

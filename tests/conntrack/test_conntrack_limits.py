@@ -225,6 +225,21 @@ def test_an_offloaded_flow_lives_until_its_caller_says_otherwise() -> None:
     assert feed(tracker, far, late) == "INVALID"
 
 
+def test_what_was_sent_while_the_kernel_carried_a_flow_may_be_acknowledged() -> None:
+    """Met again at a segment that is repeated; the other side's window bounds what was sent."""
+    tracker = Tracker(STRICT)
+    establish(tracker, host(1), 4000)
+    (entry,) = tracker.entries()
+    entry.offloaded = True
+    assert feed(tracker, segment(host(1), 4000, 0x10, 20_000, 5001)) == "ESTABLISHED"
+    entry.offloaded = False
+    beyond = segment(host(1), 4000, 0x10, 5001, 20_000 + 65_536, back=True)
+    assert feed(tracker, beyond) == "INVALID"
+    within = segment(host(1), 4000, 0x10, 5001, 20_000 + 65_535, back=True)
+    assert feed(tracker, within) == "REPLY"
+    assert feed(tracker, segment(host(1), 4000, 0x10, 20_000, 5001)) == "ESTABLISHED"
+
+
 def test_a_restored_flow_goes_on() -> None:
     """G17: flows read from the kernel's table continue without a handshake."""
     tracker = Tracker(STRICT)
