@@ -85,8 +85,8 @@ def _figures(rate: dict[Setup, float], build: str) -> list[Figure]:
 
 def _drains(variant: Variant, source: Host, target: Host) -> list[float]:
     """Return processor seconds per packet of some queuefuls."""
-    datagram = known_flow(source, target)
-    return [_drain(variant, source, datagram) for _ in range(DRAINS + 1)][1:]
+    with known_flow(source, target) as datagram:
+        return [_drain(variant, source, datagram) for _ in range(DRAINS + 1)][1:]
 
 
 def _drain(variant: Variant, source: Host, datagram: bytes) -> float:
