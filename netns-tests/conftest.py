@@ -153,6 +153,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, the fuzzers, each in a process of its own."""
+    items.sort(key=lambda item: not item.path.stem.endswith("_fuzz"))
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     if not _shares_out(config):
         return f"enclosure: {enclosure.describe()}"
