@@ -6,8 +6,9 @@ the kernel take a living connection for a new one (nf_conntrack_proto_tcp.c: it 
 and what the ends really say is INVALID from then on: a connection that the kernel carries would
 break, and a liar needs to know no number for it. One of the two bears an endpoint's address. An
 endpoint that is bound to an interface is believed there only, so whatever comes with its address
-from elsewhere is exempt from tracking (raw comes before conntrack). It is queued and dropped like
-any other forged packet, and reported.
+from elsewhere and has SYN is exempt from tracking (raw comes before conntrack). It is queued and
+dropped like any other forged packet, and reported. Of other segments the kernel compares the
+numbers; they are not looked at here, since every packet of every carried flow would pay for it.
 
 Not guarded: addresses behind a bridge, whose ports no ipset can tell apart.
 """
@@ -15,7 +16,7 @@ Not guarded: addresses behind a bridge, whose ports no ipset can tell apart.
 from firewall.datapath.sets import Family, bound_set, routed_set
 
 CHAIN = "BARTIZAN-RAW"
-_JUMP = f"PREROUTING -j {CHAIN}"
+_JUMP = f"PREROUTING -p tcp -m tcp --tcp-flags SYN SYN -j {CHAIN}"
 
 
 def install_text(family: Family, saved: str) -> str:

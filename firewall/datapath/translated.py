@@ -10,6 +10,7 @@ has TPROXY take what it redirects: translated flows, and flows that may have bee
 cannot tell.
 
     a packet in PREROUTING or OUTPUT, behind nat        rule
+    established, not marked                             accepted
     loopback (PREROUTING)                               accepted
     TO_PROXY (PREROUTING)                               TPROXY, mark LOCAL; else dropped
     DEFERRED, of an established socket of the proxy     mark LOCAL; stage UNPROVEN: after a look of
@@ -107,13 +108,20 @@ def set_text(family: Family, managed: Iterable[str]) -> str:
 
 
 def _arriving(config: RulesetConfig) -> Iterator[str]:
+    yield _decided(config)
     yield "iifname lo accept"
     ways = {Kind.NONE: "entering", Kind.TO_PROXY: "redirected", Kind.DEFERRED: "deferred"}
     yield _by_kind(config, ways)
 
 
 def _sending(config: RulesetConfig) -> Iterator[str]:
+    yield _decided(config)
     yield _by_kind(config, {Kind.NONE: "opening", Kind.DEFERRED: "rest"})
+
+
+def _decided(config: RulesetConfig) -> str:
+    """Return the rule that nearly every packet needs, those of carried flows above all."""
+    return f"ct state established {_is(config.marks.any_of(Kind.NONE))} accept"
 
 
 def _by_kind(config: RulesetConfig, ways: dict[Kind, str]) -> str:

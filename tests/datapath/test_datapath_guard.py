@@ -6,7 +6,8 @@ from conntrack.address import parse_address
 from firewall.datapath.guard import install_text, is_installed, remove_text
 from firewall.datapath.sets import EndpointLink, Family, SetState, update_sets_text
 
-JUMP = "-A PREROUTING -j BARTIZAN-RAW"
+OPENS = "-p tcp -m tcp --tcp-flags SYN SYN"
+JUMP = f"-A PREROUTING {OPENS} -j BARTIZAN-RAW"
 USER = "-A PREROUTING -s 192.0.2.0/24 -j DROP"
 
 
@@ -18,7 +19,7 @@ def test_an_endpoints_address_is_tracked_at_its_own_interface_only(family: Famil
         "-A BARTIZAN-RAW -i lo -j RETURN",
         f"-A BARTIZAN-RAW -m set --match-set bartizan-bound-{family:d} src,src -j RETURN",
         f"-A BARTIZAN-RAW -m set --match-set bartizan-routed-{family:d} src -j CT --notrack",
-        "-I PREROUTING -j BARTIZAN-RAW",
+        f"-I PREROUTING {OPENS} -j BARTIZAN-RAW",
         "COMMIT",
     ]
 
@@ -30,9 +31,9 @@ def test_the_jump_stands_once_and_first() -> None:
     for wrong in (f"{USER}\n{JUMP}", f"{JUMP}\n{JUMP}", USER, ""):
         assert not is_installed(wrong)
         changed = install_text(Family.IPV4, wrong).splitlines()
-        deleted = [line for line in changed if line == "-D PREROUTING -j BARTIZAN-RAW"]
+        deleted = [line for line in changed if line == f"-D PREROUTING {OPENS} -j BARTIZAN-RAW"]
         assert len(deleted) == wrong.count(JUMP)
-        assert changed[-2:] == ["-I PREROUTING -j BARTIZAN-RAW", "COMMIT"]
+        assert changed[-2:] == [f"-I PREROUTING {OPENS} -j BARTIZAN-RAW", "COMMIT"]
 
 
 def test_removal_leaves_nothing_of_ours_and_all_of_others() -> None:
@@ -40,7 +41,7 @@ def test_removal_leaves_nothing_of_ours_and_all_of_others() -> None:
     saved = f":BARTIZAN-RAW - [0:0]\n{JUMP}\n{USER}"
     assert remove_text(saved).splitlines() == [
         "*raw",
-        "-D PREROUTING -j BARTIZAN-RAW",
+        f"-D PREROUTING {OPENS} -j BARTIZAN-RAW",
         "-F BARTIZAN-RAW",
         "-X BARTIZAN-RAW",
         "COMMIT",
