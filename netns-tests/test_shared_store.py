@@ -80,11 +80,10 @@ def reaches(nodes):
     """Whether a's connection to pod works, both ways."""
     with Echo(nodes.pod, 80) as server:
         try:
-            client = nodes.host("a").connect(POD, 80, timeout_s=1.0)
-        except TimeoutError:
+            with nodes.host("a").connect(POD, 80, timeout_s=1.0) as client:
+                return exchange(client, server.accept(), token())
+        except TimeoutError:  # whichever packet met the end of a permission
             return False
-        with client:
-            return exchange(client, server.accept(), token())
 
 
 def verdict_on_a(nodes):
