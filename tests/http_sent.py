@@ -55,13 +55,15 @@ def unasked(sent: bytes, servers: list[Observer]) -> list[str]:
     last: Asked | None = None
     found: list[str] = []
     for server in servers:
-        for seen in server.requests():
+        for number, seen in enumerate(server.requests()):
+            if number == 0 and last is not None and not seen.body and _same(last, seen):
+                continue  # a server may lose a request; it must not count as one that is to come
             at = next((i for i, one in enumerate(wanted) if _same(one, seen)), None)
             if at is not None:
                 last = wanted[at]
                 # Streams come in any order, requests of HTTP/1 do not.
                 wanted = wanted[: at if is_h2 else 0] + wanted[at + 1 :]
-            elif last is None or seen.body or not _same(last, seen):  # a server may lose a request
+            elif last is None or seen.body or not _same(last, seen):
                 found.append(f"nobody asked for {seen}"[:600])
         if server.tunnelled:
             meant = sent[last.rest :] if last is not None else b""
