@@ -108,6 +108,29 @@ def test_resets_and_data_after_a_workers_death_change_nothing(rig) -> None:
     victim.server.__exit__()
 
 
+def test_what_was_acknowledged_before_a_workers_death_is_so_after_it(rig) -> None:
+    """It was lost with the worker: the next one meets the flow at a repeated segment.
+
+    The answer to it acknowledges more than that segment, which the worker has not seen.
+    """
+    one = rig(hosts={"a": "app=a", "s": "app=s", "w": "app=w"}, outside=("s", "w"))
+    one.start()
+    one.publish()
+    victim = Victim(one)
+    numbers = {"seq": victim.client_next, "ack": victim.server_next}
+    talk(victim, 2)
+    one.stop(9)
+    one.start()
+    ends = IP(src=victim.a.address4, dst=victim.s.address4)
+    repeated = ends / TCP(sport=victim.port, dport=80, flags="PA", **numbers) / Raw(b"again")
+    with victim.a.capture() as capture:
+        victim.a.send(bytes(repeated))
+        capture.expect(lambda data: data[9] == 6 and IP(data)[TCP].ack == victim.client_next)
+    talk(victim)
+    victim.client.close()
+    victim.server.__exit__()
+
+
 def test_an_error_about_a_carried_flow_must_quote_what_is_in_flight(carried: Victim) -> None:
     """RFC 5927 4.1, for flows whose numbers only the kernel has seen."""
     last = token()
