@@ -75,8 +75,8 @@ visible = re.compile(rb"[\x21-\x7e]++")
 value = re.compile(VALUE + rb"*+")
 
 status = re.compile(rb"[1-9][0-9][0-9]")
-"""RFC 9110 15: three digits. 600 to 999 belong to no class, but servers in use send them, every
-client takes them for 5xx, and Envoy, haproxy and nginx pass them on."""
+"""RFC 9110 15: three digits. 600 to 999 belong to no class, but servers in use send them, clients
+take them for 5xx, and Envoy passes them on."""
 
 content_length = re.compile(rb"[0-9]{1,18}")
 """RFC 9110 8.6: digits only; 18 of them stay below 2**63. No sign, prefix, list or underscore."""

@@ -153,7 +153,7 @@ class Bypass:
                     await self._advance()
                 except KernelError as error:
                     self.problem = str(error)
-                    log.error("bypass not brought up to date", extra=fields(error=error))  # noqa: TRY400
+                    log.error("bypass not brought up to date", extra=fields(error=error))  # noqa: TRY400 - the text says it all
                     await asyncio.sleep(RETRY_S)
 
     async def _advance(self) -> None:

@@ -360,7 +360,7 @@ class Daemon:
             loaded = load(self._path, self._overrides, os.environ)
         except DocumentError as error:
             self._status.problems["configuration"] = f"not reloaded: {error}"
-            log.error("configuration not reloaded", extra=fields(problems=str(error)))  # noqa: TRY400
+            log.error("configuration not reloaded", extra=fields(problems=str(error)))  # noqa: TRY400 - the user's
         else:
             self._status.problems.pop("configuration", None)
             await self._apply_config(loaded)
@@ -502,7 +502,7 @@ class Daemon:
         try:
             await asyncio.to_thread(remove, *arguments)
         except KernelError as error:
-            log.error("rules not removed: run `bartizan cleanup`", extra=fields(error=error))  # noqa: TRY400
+            log.error("rules not removed: run `bartizan cleanup`", extra=fields(error=error))  # noqa: TRY400 - the text says it all
 
 
 def configure_log(config: Config) -> None:

@@ -58,7 +58,7 @@ def run(config_path: Path | None, overrides: Mapping[str, str], *, renew: bool =
         return UNABLE
     except InvalidPolicyError as error:
         _tell(map(str, error.problems))
-        log.error("cannot run", extra=fields(error=error))  # noqa: TRY400
+        log.error("cannot run", extra=fields(error=error))  # noqa: TRY400 - the text says it all
         return INVALID
     return OK
 

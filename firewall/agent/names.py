@@ -212,7 +212,7 @@ class NameBook:
             aside = self._path.with_name(f"{_FILE}.unusable")
             self._path.rename(aside)
             self.problem = f"{error}; kept as {aside.name}, names are learnt anew"
-            log.error("names are learnt anew", extra=fields(error=error, kept=aside))  # noqa: TRY400
+            log.error("names are learnt anew", extra=fields(error=error, kept=aside))  # noqa: TRY400 - the text says it all
             return
         if stored is not None:
             self._before = stored.numbers

@@ -56,7 +56,8 @@ def questions(original: FlowTuple, windows: tuple[Window, Window] | None) -> tup
 
     Each looks like a keep-alive of the other end (RFC 9293 3.8.4): its number lies before what the
     receiver has, so that it says nothing, and must be answered (3.10.7.4). Numbers that are not
-    known, or too old, lie outside of the window as well, but for one in a thousand.
+    known, or too old, lie outside of the window as well, but for one in a thousand (a window of
+    4 MiB in 4 GiB of numbers).
 
     Args:
         original: the tuple of the connection's first packet.
