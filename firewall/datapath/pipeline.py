@@ -326,11 +326,11 @@ class Pipeline:
         packet = arrival.packet
         drop = Drop(DropReason.INVALID_PACKET_DROPPED, tracked.reason)
         if packet.quoted is not None:
-            if tracked.reason == UNSEEN:
-                return self._unverifiable(ground, tracked, arrival)
+            unseen = tracked.reason == UNSEEN  # it is about a flow of this worker
             passes = ground.path_mtu_allowed and _is_path_mtu_message(packet)
-            passes = passes or (arrival.hook == OUTPUT and _node_may(ground, arrival))
-            if self.settings.worker_count > 1:
+            # What our own kernel reports, as a router, is about a packet that it had in its hands.
+            passes = passes or (arrival.hook == OUTPUT and (unseen or _node_may(ground, arrival)))
+            if self.settings.worker_count > 1 and not unseen:
                 self.counts.passed_on_count += 1
                 report = None if passes else _report(drop, arrival, tracked, None)
                 return PacketDecision(PassOn(ACCEPT if passes else drop), report)
@@ -345,18 +345,6 @@ class Pipeline:
             if not packet.tcp_flags & TcpFlag.SYN and _node_may(ground, arrival):
                 return self._forward(packet)
         return self._drop(drop, arrival, tracked)
-
-    def _unverifiable(self, ground: Ground, tracked: Tracked, arrival: Arrival) -> PacketDecision:
-        """Answer an ICMP error about a flow whose numbers only the kernel knows.
-
-        What our own kernel reports, as a router, is about a packet that it had in its hands.
-        """
-        packet = arrival.packet
-        if arrival.hook == OUTPUT:
-            return self._forward(packet)
-        if ground.path_mtu_allowed and _is_path_mtu_message(packet):
-            return self._forward(packet)
-        return self._drop(Drop(DropReason.INVALID_PACKET_DROPPED, UNSEEN), arrival, tracked)
 
     # --- flows --------------------------------------------------------------------------------
 
