@@ -22,7 +22,6 @@ the source of the reply tuple as destination.
 
 import errno
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import NamedTuple
@@ -33,16 +32,22 @@ from conntrack.tcp_states import TcpState
 from conntrack.tracker import Entry, Tracker
 from firewall.datapath import netlink
 from firewall.datapath.marks import MaskedMark
-from firewall.datapath.netlink import ATTRIBUTE, HEADER, NESTED
+from firewall.datapath.netlink import (
+    ACK,
+    ATTRIBUTE,
+    ERROR,
+    HEADER,
+    NESTED,
+    NETFILTER,
+    REQUEST,
+    error_code,
+)
 
-_NETLINK_NETFILTER = 12  # linux/netlink.h
 _GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _NEW = 1 << 8  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
 _DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
-_REQUEST = 0x1  # NLM_F_REQUEST
-_REQUEST_ACK = _REQUEST | 0x4  # NLM_F_ACK
-_REQUEST_DUMP = _REQUEST | 0x300  # NLM_F_DUMP
-_ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
+_DUMP = 0x300  # NLM_F_DUMP
+_DONE = 3  # NLMSG_DONE
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _FAMILY_HEADER_BYTES = 4  # struct nfgenmsg
 _RECEIVE_BYTES = 1 << 15  # the kernel fills 32 KiB at most: about 100 flows, 1 ms to read
@@ -114,7 +119,7 @@ class Dump:
             if mark is not None:
                 body += _number_attribute(_MARK, mark.value)
                 body += _number_attribute(_MARK_MASK, mark.mask)
-            self._socket.send(netlink.message(_GET, _REQUEST_DUMP, body))
+            self._socket.send(netlink.message(_GET, REQUEST | _DUMP, body))
         except OSError:
             self.close()
             raise
@@ -140,9 +145,8 @@ class Dump:
             if kind == _DONE:
                 self.ended = True
                 return
-            if kind == _ERROR:
-                code: int = struct.unpack_from("=i", data, at + HEADER.size)[0]
-                raise OSError(-code, "ctnetlink refuses the dump")
+            if kind == ERROR:
+                raise OSError(-error_code(data, at), "ctnetlink refuses the dump")
             if kind == _NEW:
                 start = at + HEADER.size
                 yield data[start], data[start + _FAMILY_HEADER_BYTES : at + length]
@@ -174,27 +178,21 @@ class Inquiry:
         self._socket.close()
 
     def state(self, flow: FlowTuple) -> int | None:
-        """Return the number of a flow's TCP state (enum tcp_conntrack); None = no such flow."""
-        for identity in _identities(flow):
-            answer = self._ask(netlink.message(_GET, _REQUEST, identity))
-            if answer is not None:
-                return _state(_attributes(answer).get(_PROTOCOL_INFO, b""))
-        return None
-
-    def _ask(self, question: bytes) -> bytes | None:
-        """Return the attributes of the answer; None = there is no such flow.
+        """Return the number of a flow's TCP state (enum tcp_conntrack); None = no such flow.
 
         Raises:
             OSError: the kernel refuses.
         """
-        self._socket.send(question)
-        answer = self._socket.recv(_RECEIVE_BYTES)
-        if HEADER.unpack_from(answer)[1] != _ERROR:
-            return answer[HEADER.size + _FAMILY_HEADER_BYTES :]
-        code: int = struct.unpack_from("=i", answer, HEADER.size)[0]
-        if code not in (0, -errno.ENOENT):
-            raise OSError(-code, "ctnetlink refuses a question about a flow")
-        return None if code else b""
+        for identity in _identities(flow):
+            self._socket.send(netlink.message(_GET, REQUEST, identity))
+            answer = self._socket.recv(_RECEIVE_BYTES)
+            if HEADER.unpack_from(answer)[1] != ERROR:
+                found = _attributes(answer[HEADER.size + _FAMILY_HEADER_BYTES :])
+                return _state(found.get(_PROTOCOL_INFO, b""))
+            code = error_code(answer)
+            if code != -errno.ENOENT:
+                raise OSError(-code, "ctnetlink refuses a question about a flow")
+        return None
 
 
 def _identities(flow: FlowTuple) -> Iterator[bytes]:
@@ -239,8 +237,8 @@ def delete_flows(chosen: Callable[[KernelFlow], bool]) -> int:
                 if flow is None or not chosen(flow):
                     continue
                 body = bytes((family, 0, 0, 0)) + _identity(message)
-                changing.send(netlink.message(_DELETE, _REQUEST_ACK, body))
-                code = struct.unpack_from("=i", changing.recv(_RECEIVE_BYTES), HEADER.size)[0]
+                changing.send(netlink.message(_DELETE, REQUEST | ACK, body))
+                code = error_code(changing.recv(_RECEIVE_BYTES))
                 if code not in (0, -errno.ENOENT):  # it may have ended meanwhile
                     raise OSError(-code, "ctnetlink refuses to delete a flow")
                 count += not code
@@ -268,13 +266,13 @@ def clear_marks(mark: MaskedMark, ours: int) -> int:
                 body = bytes((family, 0, 0, 0)) + identity
                 body += _number_attribute(_MARK, 0) + _number_attribute(_MARK_MASK, ours)
                 # What went wrong, such as a flow that has ended meanwhile, the next round shows.
-                changing.send(netlink.message(_NEW, _REQUEST, body))
+                changing.send(netlink.message(_NEW, REQUEST, body))
     raise OSError(errno.EBUSY, f"connmarks {mark} cannot be cleared")
 
 
 def _connection() -> socket.socket:
     """Return a socket to ctnetlink."""
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER)
 
 
 def _marked(mark: MaskedMark) -> list[tuple[int, bytes]]:

@@ -12,10 +12,30 @@ ATTRIBUTE: Final = struct.Struct("=HH")
 NESTED: Final = 0x8000
 """Flag of an attribute that holds attributes (NLA_F_NESTED)."""
 
+NETFILTER: Final = 12
+"""The protocol of sockets to netfilter (NETLINK_NETFILTER)."""
+
+REQUEST: Final = 0x1
+"""Flag of every message to the kernel (NLM_F_REQUEST)."""
+
+ACK: Final = 0x4
+"""Flag: the kernel shall answer also if all is well (NLM_F_ACK)."""
+
+ERROR: Final = 2
+"""Type of the kernel's answer to a request (NLMSG_ERROR)."""
+
+_CODE: Final = struct.Struct("=i")  # struct nlmsgerr
+
 
 def message(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
     """Return a message; `body` begins with a struct nfgenmsg."""
     return HEADER.pack(HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def error_code(data: bytes, at: int = 0) -> int:
+    """Return what the answer of type `ERROR` at this offset says: 0, or a negative errno."""
+    code: int = _CODE.unpack_from(data, at + HEADER.size)[0]
+    return code
 
 
 def attribute(kind: int, data: bytes) -> bytes:

@@ -35,12 +35,12 @@ from pathlib import Path
 
 import netfilterqueue
 
+from firewall.datapath.netlink import error_code
 from firewall.datapath.queued import (
     FLAG_GSO,
     METADATA_BYTES,
     QueuedPacket,
     Verdicts,
-    error_code,
     flags_message,
     is_error,
     read_packet,

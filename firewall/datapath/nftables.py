@@ -16,12 +16,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 from firewall.datapath import netlink
-from firewall.datapath.netlink import HEADER, NESTED
+from firewall.datapath.netlink import ACK, ERROR, HEADER, NESTED, NETFILTER, REQUEST, error_code
 from firewall.datapath.ruleset import RulesetConfig
 from firewall.datapath.sets import Family
 from firewall.datapath.translated import ASKING, BASE_CHAIN, TABLE
 
-_NETLINK_NETFILTER = 12  # linux/netlink.h
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BEGIN, _END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, _END
 _NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _GET_CHAIN, _NEW_RULE, _DELETE_RULE = 0, 2, 3, 4, 6, 8
@@ -31,8 +30,7 @@ _ELEMENT, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2  # NFTA_LIST_ELEM, NFTA_E
 _TARGET_NAME, _TARGET_REVISION, _TARGET_INFO = 1, 2, 3  # NFTA_TARGET_...
 _QUEUES = struct.Struct("=HH4x")  # struct xt_NFQ_info_v1, aligned to 8: first queue, how many
 _QUEUES_REVISION = 1
-_REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800  # NLM_F_...
-_ERROR = 2  # NLMSG_ERROR
+_CREATE, _APPEND = 0x400, 0x800  # NLM_F_...
 _NUMBER = {Family.IPV4: 2, Family.IPV6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
 _RECEIVE_BYTES = 1 << 16
 _ABSENT = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)  # no such table, or no nftables
@@ -100,7 +98,7 @@ def _change(changes: list[tuple[int, int, Family, bytes]]) -> None:
     """Carry out messages (type, flags, family, attributes), all or none."""
     batch = _edge(_BEGIN)
     for number, (kind, flags, family, body) in enumerate(changes, 1):
-        batch += _message(kind, _ACK | flags, family, body, number)
+        batch += _message(kind, ACK | flags, family, body, number)
     with closing(_connection()) as changing:
         changing.send(batch + _edge(_END))
         answered = 0
@@ -117,22 +115,22 @@ def _codes(data: bytes) -> Iterator[int]:
     at = 0
     while at + HEADER.size <= len(data):
         length, kind, _, _, _ = HEADER.unpack_from(data, at)
-        yield -struct.unpack_from("=i", data, at + HEADER.size)[0] if kind == _ERROR else 0
+        yield -error_code(data, at) if kind == ERROR else 0
         at += length + 3 & ~3
 
 
 def _connection() -> socket.socket:
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER)
 
 
 def _edge(kind: int) -> bytes:
     """Return the message that begins or ends a transaction."""
-    return netlink.message(kind, _REQUEST, struct.pack(">BBH", 0, 0, _SUBSYSTEM))
+    return netlink.message(kind, REQUEST, struct.pack(">BBH", 0, 0, _SUBSYSTEM))
 
 
 def _message(kind: int, flags: int, family: Family, body: bytes, number: int) -> bytes:
     head = struct.pack(">BBH", _NUMBER[family], 0, 0)
-    return netlink.message(_SUBSYSTEM << 8 | kind, _REQUEST | flags, head + body, number)
+    return netlink.message(_SUBSYSTEM << 8 | kind, REQUEST | flags, head + body, number)
 
 
 def _chain(name: str) -> bytes:

@@ -12,7 +12,7 @@ not: two layouts that one `Struct` recognises. All others are walked.
 from struct import Struct
 from typing import Final
 
-from firewall.datapath.netlink import ATTRIBUTE, HEADER, attribute, message
+from firewall.datapath.netlink import ACK, ATTRIBUTE, ERROR, HEADER, REQUEST, attribute, message
 
 QueuedPacket = tuple[int, int, int, int, int, bytes]
 """What the kernel tells of a packet:
@@ -33,15 +33,12 @@ _QUEUE: Final = Struct("!BBH")  # struct nfgenmsg: family, version, queue
 _NUMBER: Final = Struct("!I")
 _ATTRIBUTES_AT: Final = HEADER.size + _QUEUE.size
 
-_ERROR_TYPE: Final = Struct("=H").pack(2)  # NLMSG_ERROR
-_ERROR_CODE: Final = Struct("=i")  # struct nlmsgerr
+_ERROR_TYPE: Final = Struct("=H").pack(ERROR)
 _SUBSYSTEM: Final = 3 << 8  # NFNL_SUBSYS_QUEUE
 _VERDICT: Final = _SUBSYSTEM | 1  # NFQNL_MSG_VERDICT
 _CONFIG: Final = _SUBSYSTEM | 2  # NFQNL_MSG_CONFIG
 _VERDICT_BATCH: Final = _SUBSYSTEM | 3  # NFQNL_MSG_VERDICT_BATCH
 _UNSPECIFIED: Final = 0  # AF_UNSPEC
-_REQUEST: Final = 1  # NLM_F_REQUEST
-_REQUEST_ACK: Final = 1 | 4  # NLM_F_REQUEST | NLM_F_ACK
 
 # --- packets ------------------------------------------------------------------------------------
 
@@ -56,7 +53,6 @@ _SKB_INFO: Final = 14  # NFQA_SKB_INFO
 # hook); behind it, at byte 36, the interface, if there is one.
 _PACKET: Final = Struct("!24xIxxB")
 _PLACE: Final = Struct("!24xIxxBx4xI")
-_PLACE_BYTES: Final = _PLACE.size
 
 # The types of the attributes at bytes 32 and 40, and lengths and types of those at 56 and 64.
 _LAYOUT: Final = Struct("=34xH6xH12xHH4xHH")
@@ -66,12 +62,6 @@ _LAYOUT_BYTES: Final = _LAYOUT.size
 def is_error(data: bytes) -> bool:
     """Say whether a message is the kernel's answer to a request (NLMSG_ERROR), not a packet."""
     return data[4:6] == _ERROR_TYPE
-
-
-def error_code(data: bytes) -> int:
-    """The kernel's answer to a request: 0, or a negative errno."""
-    code: int = _ERROR_CODE.unpack_from(data, HEADER.size)[0]
-    return code
 
 
 def read_packet(data: bytes) -> QueuedPacket:
@@ -153,7 +143,7 @@ class Verdicts:
 def _verdict_head(kind: int, queue: int, body_bytes: int) -> bytes:
     """Return what precedes verdict and packet number in a verdict message of this queue."""
     body = _QUEUE.pack(_UNSPECIFIED, 0, queue) + ATTRIBUTE.pack(_VERDICT_BYTES, _VERDICT_HDR)
-    whole = message(kind, _REQUEST, body + bytes(body_bytes - ATTRIBUTE.size))
+    whole = message(kind, REQUEST, body + bytes(body_bytes - ATTRIBUTE.size))
     return whole[: HEADER.size + len(body)]
 
 
@@ -169,4 +159,4 @@ def flags_message(queue: int, flags: int) -> bytes:
     body = _QUEUE.pack(_UNSPECIFIED, 0, queue)
     for kind in (_CFG_FLAGS, _CFG_MASK):
         body += attribute(kind, _NUMBER.pack(flags))
-    return message(_CONFIG, _REQUEST_ACK, body)
+    return message(_CONFIG, REQUEST | ACK, body)

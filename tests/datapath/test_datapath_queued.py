@@ -5,9 +5,9 @@ from itertools import permutations
 
 import pytest
 
+from firewall.datapath.netlink import error_code
 from firewall.datapath.queued import (
     Verdicts,
-    error_code,
     flags_message,
     is_error,
     read_packet,
