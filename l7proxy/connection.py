@@ -175,7 +175,7 @@ class ClientConnection(asyncio.Protocol):
         judge.take(CLEAR)
         host = self._host
         self.exchange = Exchange(judge, limits, host.new_request_id, now, host.heads)
-        if not judge.connection().connected:
+        if not judge.connection().connected:  # else the event, which costs more, says nothing
             self.perform(self.exchange.policy_changed(now))
 
     def data_received(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ of policy: clients of a lab do not verify them.
 
 import ssl
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -46,9 +47,8 @@ class Keys:
     def provide(self, case: Case) -> None:
         """Make the secrets that the policies of a case name."""
         sources = [*case.sources, *(source for step in case.steps for source in step.apply)]
-        for entry in (
-            entry for source in sources for one in source.objects for entry in one.entries
-        ):
+        objects = chain.from_iterable(source.objects for source in sources)
+        for entry in chain.from_iterable(one.entries for one in objects):
             row = make_l7_row(entry)
             for context in () if row is None else (row.terminating_tls, row.originating_tls):
                 if context is not None and context not in self._made:

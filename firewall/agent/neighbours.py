@@ -26,6 +26,7 @@ from firewall.flows.record import EndpointName
 from firewall.identities.registry import NODE_LEASE_S, IdentityRegistry
 from firewall.identities.reserved import CLUSTER_MAX, FIXED_MIN, Reserved
 from firewall.identities.store import KvStore, KvStoreError
+from firewall.policy.conditions import PROTOCOL_WORDS
 from firewall.policy.snapshot import EndpointRow, NamedPortRow
 
 NODES = "cilium/state/nodes/v1"
@@ -38,8 +39,7 @@ RETRY_S = 1.0
 """Pause after the store did not answer."""
 
 _GLOBAL_ID = "cilium-global"
-_PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
-_PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
+_PROTOCOLS = {word: number for number, word in PROTOCOL_WORDS.items()}
 
 log = logging.getLogger(__name__)
 
@@ -158,9 +158,9 @@ class Neighbours:
                 namespace=row.namespace,
                 name=row.name,
                 ports=tuple(
-                    _PortValue(port.name, port.port, _PROTOCOL_NAMES[port.protocol])
+                    _PortValue(port.name, port.port, PROTOCOL_WORDS[port.protocol])
                     for port in row.named_ports
-                    if port.protocol in _PROTOCOL_NAMES
+                    if port.protocol in PROTOCOL_WORDS
                 ),
             )
         )
