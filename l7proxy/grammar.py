@@ -82,10 +82,10 @@ content_length = re.compile(rb"[0-9]{1,18}")
 """RFC 9110 8.6: digits only; 18 of them stay below 2**63. No sign, prefix, list or underscore."""
 
 host = re.compile(
-    rb"(?:[0-9A-Za-z_.-]++|\[[0-9A-Fa-f:.]++\])(?>(?::([0-9]{1,5}+))?)",
+    rb"(?:[0-9A-Za-z_.-]++|\[([0-9A-Fa-f.]*+:[0-9A-Fa-f:.]*+)\])(?>(?::([0-9]{1,5}+))?)",
 )
 """RFC 9110 7.2 and RFC 3986 3.2.2 without userinfo, percent-encoding and sub-delims: names that DNS
-can resolve, IPv4 and bracketed IPv6 addresses."""
+can resolve, IPv4 and bracketed IPv6 addresses. Groups: what stands in brackets, the port."""
 
 chunk_line = re.compile(
     rb"([0-9A-Fa-f]{1,8}+)"

@@ -150,6 +150,18 @@ class Limits:
     underscore_names: str = "allow"
     """Header names with `_`: "allow" (Envoy's default; refused all the same where a header rule
     decides, because CGI-like servers read `X_A` as `X-A`), "drop" or "reject" (edge)."""
+    dot_segments: str = "remove"
+    """`.` and `..` in a path, escaped or not: "remove" (RFC 3986 5.2.4; Envoy normalize_path) or
+    "reject"."""
+    merge_slashes: bool = True
+    """Runs of `/` in a path become one (Envoy merge_slashes). False, for object stores whose names
+    hold empty segments: they are kept, but for those at the begin, and refused beside dot segments,
+    of which servers that merge remove other ones."""
+    escaped_slashes: str = "reject"
+    """`%2F` and `%5C` in a path: "reject" (Envoy REJECT_REQUEST), "unescape": they are slashes for
+    rules and for the server (UNESCAPE_AND_FORWARD), or "keep": sent and matched as they are, for
+    npm, GitLab and others whose names hold them (KEEP_UNCHANGED); dot segments beside them are
+    refused. With "keep", a rule like `/[^/]+` lets names pass that some servers take for paths."""
     escaped_twice: str = "reject"
     """`%25` followed by two hex digits in a path: "reject", or "keep" byte for byte (Envoy)."""
     path_parameters: str = "keep"
@@ -171,6 +183,8 @@ class Limits:
 
 _CHOICES = {
     "underscore_names": ("allow", "drop", "reject"),
+    "dot_segments": ("remove", "reject"),
+    "escaped_slashes": ("reject", "unescape", "keep"),
     "escaped_twice": ("reject", "keep"),
     "dns_reject": ("refused", "nameError"),
     "encrypted_client_hello": ("allow", "deny"),

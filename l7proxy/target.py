@@ -8,13 +8,15 @@ Rules, in order (RFC 3986 6.2.2 unless noted):
   1. absolute-form loses scheme and authority; the authority must equal Host (RFC 9112 3.2.2); with
      OPTIONS nothing behind the authority means the server as a whole, `*` (3.2.4);
   2. `#` is refused; the query is everything after the first `?` and is never changed;
-  3. refused in a path, because servers disagree about them: `\`, `%5C`, `%2F`, a `%` without two
-     hex digits, an escaped control byte, escaped bytes that UTF-8 never has or that begin a longer
-     form than needed, `%25` before two hex digits (configurable), dot segments with parameters;
+  3. refused in a path, because servers disagree about them: `\`, `%5C` and `%2F` (a setting), a
+     `%` without two hex digits, an escaped control byte, escaped bytes that UTF-8 never has or that
+     begin a longer form than needed, `%25` before two hex digits (a setting), dot segments with
+     parameters or followed by an escape;
   4. escaped unreserved characters are unescaped, the other escapes get upper case digits;
-  5. runs of `/` become one (as nginx merge_slashes and Envoy merge_slashes);
-  6. dot segments are removed, never above the root.
-The result is a fixed point: normalising it again changes nothing.
+  5. runs of `/` become one (as nginx merge_slashes and Envoy merge_slashes; a setting);
+  6. dot segments are removed, never above the root, or refused (a setting).
+The result is a fixed point: normalising it again changes nothing. No setting lets two readings
+through: where one keeps bytes that servers treat in two ways, dot segments beside them are refused.
 
 Not done: decoding of other escapes, case folding, Unicode normalisation. Source: RFC 3986, RFC 9112
 3.2, Envoy path_utility, CVE-2026-73551, CVE-2021-32779.
@@ -23,6 +25,7 @@ Not done: decoding of other escapes, case folding, Unicode normalisation. Source
 import re
 from typing import NamedTuple
 
+from conntrack.address import parse_address
 from l7proxy import grammar, refusals
 from l7proxy.limits import Limits
 from l7proxy.refusals import RequestRefused
@@ -36,12 +39,14 @@ _OVERLONG = re.compile(rb"%E0%[89]|%F0%8")
 """RFC 3629 3: the first two bytes of a character that has a shorter form. Decoders that take them
 make `/` of `%E0%80%AF` and `.` of `%F0%80%80%AE`."""
 _SLASHES = re.compile(rb"//+")
-_DOT_PARAMETERS = re.compile(rb"/\.\.?(?:;|%3B|%20)")
-"""Dot segments for servers that cut at `;`, before or after unescaping, or trim spaces."""
+_DOT_PARAMETERS = re.compile(rb"/\.\.?(?:;|%(?:20|23|3B|3F))|/\.\.%")
+"""Dot segments for servers that cut at `;`, `?` or `#`, before or after unescaping, trim spaces, or
+take other characters for `/`."""
+_DOT_SEGMENT = re.compile(rb"/\.\.?(?:/|\Z)")
+_ESCAPED_SLASH = re.compile(rb"%(?:2F|5C)")
 _ABSOLUTE = re.compile(rb"([A-Za-z][0-9A-Za-z+.-]*+)://([^/?#]*+)([^#]*+)")
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_SLASH_LIKE = frozenset(b"/\\")
 # RFC 3629 1: these bytes do not occur in UTF-8; decoders that accept them make `/` and `.` of them.
 _NEVER_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 _CONTROL = frozenset((*range(0x20), 0x7F))
@@ -90,8 +95,13 @@ def check_host(value: bytes) -> None:
         RequestRefused: userinfo, path, space, port above 65535, empty, ...
     """
     match = grammar.host.fullmatch(value)
-    if match is None or (match[1] is not None and int(match[1]) > 65535):
+    if match is None or (match[2] is not None and int(match[2]) > 65535):
         raise RequestRefused(refusals.HOST)
+    if match[1] is not None:
+        try:
+            parse_address(match[1].decode())
+        except ValueError:
+            raise RequestRefused(refusals.HOST) from None
 
 
 def _without_authority(raw: bytes, host: bytes) -> bytes:
@@ -109,19 +119,38 @@ def _normalise_path(path: bytes, limits: Limits) -> bytes:
     if b"\\" in path:
         raise RequestRefused(refusals.ESCAPED_SLASH)
     if b"%" in path:
-        path = _ESCAPE.sub(_unescape, path)
-        # Afterwards, because unescaping can complete the pair: `%25%32e`.
-        if limits.escaped_twice == "reject" and _ESCAPED_TWICE.search(path):
-            raise RequestRefused(refusals.DOUBLE_ESCAPE)
-        if _OVERLONG.search(path):
-            raise RequestRefused(refusals.PATH)
-    path = _SLASHES.sub(b"/", path)
+        path = _normalise_escapes(path, limits)
+    if limits.merge_slashes:
+        path = _SLASHES.sub(b"/", path)
+    elif path[:2] == b"//":  # some take what follows for a host (RFC 3986 4.2)
+        path = b"/" + path.lstrip(b"/")
     if b";" in path and limits.path_parameters == "reject":
         raise RequestRefused(refusals.PATH)
     if b"/." in path:
-        if _DOT_PARAMETERS.search(path):
+        # Who merges slashes first removes other segments.
+        strict = limits.dot_segments == "reject" or b"//" in path
+        if _DOT_PARAMETERS.search(path) or (strict and _DOT_SEGMENT.search(path)):
             raise RequestRefused(refusals.PATH)
         path = _remove_dot_segments(path)
+    return path
+
+
+def _normalise_escapes(path: bytes, limits: Limits) -> bytes:
+    path = _ESCAPE.sub(_unescape, path)
+    # Afterwards, because unescaping can complete the pair: `%25%32e`.
+    if limits.escaped_twice == "reject" and _ESCAPED_TWICE.search(path):
+        raise RequestRefused(refusals.DOUBLE_ESCAPE)
+    if _OVERLONG.search(path):
+        raise RequestRefused(refusals.PATH)
+    unescaped = _ESCAPED_SLASH.sub(b"/", path)
+    if unescaped == path or limits.escaped_slashes == "unescape":
+        return unescaped
+    if (
+        limits.escaped_slashes == "reject"
+        or _DOT_SEGMENT.search(unescaped)
+        or _DOT_PARAMETERS.search(unescaped)
+    ):
+        raise RequestRefused(refusals.ESCAPED_SLASH)
     return path
 
 
@@ -132,8 +161,6 @@ def _unescape(escape: re.Match[bytes]) -> bytes:
     byte = int(digits, 16)
     if byte in _UNRESERVED:
         return bytes((byte,))
-    if byte in _SLASH_LIKE:
-        raise RequestRefused(refusals.ESCAPED_SLASH)
     if byte in _CONTROL or byte in _NEVER_UTF8:
         raise RequestRefused(refusals.PATH)
     return b"%" + digits.upper()

@@ -63,7 +63,7 @@ def dot_segments(patch):
 
 
 def escaped_slashes(patch):
-    patch(target, "_SLASH_LIKE", frozenset())
+    patch(target, "_ESCAPED_SLASH", re.compile(rb"(?!)"))
 
 
 def escaped_twice(patch):
@@ -175,8 +175,8 @@ def first_value_of_a_header(patch):
 
 
 def underscores(patch):
-    patch(exchange, "has_underscore", lambda _fields: False)
-    patch(multiplex, "has_underscore", lambda _fields: False)
+    patch(exchange, "has_mistakable_name", lambda _fields: False)
+    patch(multiplex, "has_mistakable_name", lambda _fields: False)
 
 
 def fields_of_one_hop(patch):

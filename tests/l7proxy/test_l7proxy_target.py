@@ -91,6 +91,10 @@ REFUSED = [
     (b"/a/%2e%2e;/b", "path_normalization_failed"),
     (b"/a/..%3b/b", "path_normalization_failed"),
     (b"/a/..%20/b", "path_normalization_failed"),
+    (b"/a/..%3Fx", "path_normalization_failed"),
+    (b"/a/%2e%2e%23", "path_normalization_failed"),
+    (b"/a/.%3f/b", "path_normalization_failed"),
+    (b"/a/..%ef%bc%8fb", "path_normalization_failed"),
     (b"*", "http1.invalid_url"),
     (b"svc.local:80", "http1.invalid_url"),
     (b"admin", "http1.invalid_url"),
@@ -119,8 +123,49 @@ def test_settings_decide_about_double_escapes_and_parameters():
     assert refusal(b"/a;x", path_parameters="reject") == "path_normalization_failed"
 
 
+def test_escaped_slashes_may_be_slashes_or_part_of_a_name():
+    unescape = {"escaped_slashes": "unescape"}
+    assert wire(b"/@scope%2fname", **unescape) == b"/@scope/name"
+    assert wire(b"/public/..%2fadmin%5cx", **unescape) == b"/admin/x"
+    assert wire(b"/a%2F%2fb", **unescape) == b"/a/b"
+    assert wire(b"/a%2Fb/%5c?%2f", escaped_slashes="keep") == b"/a%2Fb/%5C?%2f"
+
+
 @pytest.mark.parametrize(
-    "host", [b"a", b"A.b-c_d", b"a.", b"10.0.0.1:80", b"[::1]", b"[fd00::1]:8080", b"a:65535"]
+    "raw",
+    [b"/public/..%2fadmin", b"/public/a%2f..%2f..%2fadmin", b"/public/a%5C%2e%2e", b"/a%2f./b",
+     b"/a%2f..;x/b", b"/a%2f..%20/b", b"/a/..%2f..;/b", b"/%2f..", b"/a\\b"],
+)  # fmt: skip
+def test_a_kept_escaped_slash_hides_no_dot_segment(raw):
+    assert refusal(raw, escaped_slashes="keep") == "path_with_escaped_slashes_rejected"
+
+
+def test_dot_segments_may_be_refused():
+    for raw in (b"/a/../b", b"/a/%2e", b"/.", b"/a/%2E%2e/b"):
+        assert refusal(raw, dot_segments="reject") == "path_normalization_failed"
+    for raw in (b"/.well-known/x", b"/a/...", b"/a.b/..c"):
+        assert wire(raw, dot_segments="reject") == raw
+
+
+def test_slashes_may_be_kept_but_not_beside_dot_segments():
+    assert wire(b"/a//b///", merge_slashes=False) == b"/a//b///"
+    assert wire(b"///evil//x", merge_slashes=False) == b"/evil//x"
+    assert wire(b"/a/../b", merge_slashes=False) == b"/b"
+    assert refusal(b"/a//../b", merge_slashes=False) == "path_normalization_failed"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"a",
+        b"A.b-c_d",
+        b"a.",
+        b"10.0.0.1:80",
+        b"[::1]",
+        b"[fd00::1]:8080",
+        b"a:65535",
+        b"[::ffff:1.2.3.4]",
+    ],
 )
 def test_host_is_name_or_address_with_optional_port(host):
     check_host(host)
@@ -129,7 +174,8 @@ def test_host_is_name_or_address_with_optional_port(host):
 @pytest.mark.parametrize(
     "host",
     [b"", b"a b", b"a/b", b"u@a", b"a:", b"a:65536", b"a:999999", b"a:8x", b"::1", b"[::1", b"a,b",
-     b"a%2e", b"a?", b"a\xe9", b"a:80:80"],
+     b"a%2e", b"a?", b"a\xe9", b"a:80:80", b"[....]", b"[:]", b"[12345::]", b"[1.2.3.4]",
+     b"[::1.2.3.999]", b"[1:2:3:4:5:6:7:8:9]"],
 )  # fmt: skip
 def test_anything_else_is_no_host(host):
     """RFC 9110 7.2."""
@@ -140,15 +186,25 @@ def test_anything_else_is_no_host(host):
 PATHS = st.lists(
     st.sampled_from(
         [b"/", b".", b"..", b"%2e", b"%2E", b"%25", b"%32", b"%35", b"%41", b"a", b";", b"?", b"2",
-         b"e", b"%c3", b"//", b"x=1"]
+         b"e", b"%c3", b"//", b"x=1", b"%2f", b"%5C"]
     ),
     max_size=12,
 ).map(b"".join)  # fmt: skip
 
 
-@given(PATHS, st.sampled_from(["keep", "reject"]))
-def test_normalising_twice_changes_nothing(rest, twice):
-    limits = Limits(escaped_twice=twice)
+SETTINGS = st.fixed_dictionaries(
+    {
+        "escaped_twice": st.sampled_from(["keep", "reject"]),
+        "escaped_slashes": st.sampled_from(["keep", "reject", "unescape"]),
+        "dot_segments": st.sampled_from(["remove", "reject"]),
+        "merge_slashes": st.booleans(),
+    }
+)
+
+
+@given(PATHS, SETTINGS)
+def test_normalising_twice_changes_nothing(rest, settings):
+    limits = Limits(**settings)
     try:
         once = normalise(b"GET", b"/" + rest, b"h", limits)
     except RequestRefused:
@@ -156,15 +212,16 @@ def test_normalising_twice_changes_nothing(rest, twice):
     assert normalise(b"GET", once.wire, b"h", limits) == once
 
 
-@given(PATHS)
-def test_no_dot_segment_and_no_empty_segment_is_ever_sent(rest):
+@given(PATHS, SETTINGS)
+def test_no_dot_segment_and_no_empty_segment_is_ever_sent(rest, settings):
     try:
-        path = normalise(b"GET", b"/" + rest, b"h", LIMITS).path
+        path = normalise(b"GET", b"/" + rest, b"h", Limits(**settings)).path
     except RequestRefused:
         return
-    segments = path.split(b"/")[1:]
+    segments = path.replace(b"%2F", b"/").replace(b"%5C", b"/").split(b"/")[1:]
     assert not {b".", b"..", b"%2e", b"%2E"} & set(segments)
-    assert b"" not in segments[:-1]
+    if settings["merge_slashes"]:
+        assert b"" not in path.split(b"/")[1:-1]
 
 
 @given(st.binary(max_size=40))
