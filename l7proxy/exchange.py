@@ -42,7 +42,7 @@ from l7proxy.ongoing import Ongoing, connection_record, malformed_record
 from l7proxy.phase import ANSWER, BODY, CLOSED, DISCARD, HEAD, IDLE, LINGER, Phase
 from l7proxy.refusals import Refusal, RequestRefused, ResponseRefused
 from l7proxy.reply import Reply
-from l7proxy.request import has_underscore
+from l7proxy.request import has_mistakable_name
 from l7proxy.tunnel import is_websocket
 
 _REQUEST, _RESPONSE = RecordKind
@@ -179,7 +179,7 @@ class Exchange(Core):
             self._deny(refusals.MISDIRECTED if judgement.misdirected else refusals.DENIED, now)
         elif request.upgrade and (self._client_ended or not is_websocket(request)):
             self._deny(refusals.UPGRADE, now)
-        elif judgement.uses_headers and has_underscore(request.fields):
+        elif judgement.uses_headers and has_mistakable_name(request.fields):
             self._closing = True
             self._deny(refusals.UNDERSCORE, now)
         else:

@@ -148,8 +148,9 @@ class Limits:
     """HTTP/1.0 requests (with Host) are served, each on its own connection. False: 426, as Envoy
     without accept_http_10."""
     underscore_names: str = "allow"
-    """Header names with `_`: "allow" (Envoy's default; refused all the same where a header rule
-    decides, because CGI-like servers read `X_A` as `X-A`), "drop" or "reject" (edge)."""
+    """Header names with `_`, or another character than letters, digits and `-`: "allow" (Envoy's
+    default; refused all the same where a header rule decides, because CGI-like servers read `X_A`,
+    and some `X.A`, as `X-A`), "drop" or "reject" (edge)."""
     dot_segments: str = "remove"
     """`.` and `..` in a path, escaped or not: "remove" (RFC 3986 5.2.4; Envoy normalize_path) or
     "reject"."""

@@ -40,7 +40,7 @@ from l7proxy.link import LinkState, connect_refusal
 from l7proxy.ongoing import Ongoing, connection_record, malformed_record
 from l7proxy.phase import LINGER, Phase
 from l7proxy.refusals import Refusal, RequestRefused
-from l7proxy.request import has_underscore
+from l7proxy.request import has_mistakable_name
 from l7proxy.stream_head import (
     admit_stream,
     check_trailers,
@@ -210,7 +210,7 @@ class Multiplex(Core):
         elif not judgement.allowed:
             misdirected = judgement.misdirected
             self._deny(stream, refusals.MISDIRECTED if misdirected else refusals.DENIED)
-        elif judgement.uses_headers and has_underscore(request.fields):
+        elif judgement.uses_headers and has_mistakable_name(request.fields):
             self._deny(stream, refusals.UNDERSCORE)
         else:
             self._forward(stream)

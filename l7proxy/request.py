@@ -11,6 +11,7 @@ as RFC 9110 7.8 lets any server do.
 Source: RFC 9110 7, 10.1.1; RFC 9112 3.2, 6, 9.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,8 +41,15 @@ _SPECIAL = frozenset(name.encode() for name in OWN_FIELDS)
 _NEVER_NOMINATED = frozenset((_CONTENT_LENGTH, _HOST, _TRANSFER_ENCODING, _EXPECT))
 """Fields that `Connection` must not name: removing them changes where the request goes or ends."""
 
-_READ_AS_FRAMING = frozenset((b"content_length", b"transfer_encoding"))
-"""Names that a server which maps `_` to `-`, as CGI does, takes for framing."""
+_READ_AS_FRAMING = frozenset(
+    name % bytes((byte,))
+    for name in (b"content%blength", b"transfer%bencoding")
+    for byte in b"!#$%&'*+.^_`|~"
+)
+"""Names that CGI's meta-variables do not tell from framing: `_` is what `-` becomes there (RFC 3875
+4.1.18), and some servers, lighttpd among them, write every other character so."""
+
+_MISTAKEN = re.compile(rb"[^0-9a-z-]")
 
 _NOT_EDITABLE = _SPECIAL
 """Fields that a policy's header action must not touch, for the same reason."""
@@ -162,17 +170,17 @@ def _connection_options(values: list[bytes], limits: Limits) -> list[bytes]:
 
 
 def _filter_names(fields: list[Field], limits: Limits) -> list[Field]:
-    if limits.underscore_names != "allow" and has_underscore(fields):
+    if limits.underscore_names != "allow" and has_mistakable_name(fields):
         if limits.underscore_names == "reject":
             raise RequestRefused(refusals.UNDERSCORE)
-        fields = [field for field in fields if b"_" not in field[0]]
+        fields = [field for field in fields if _MISTAKEN.search(field[0]) is None]
     stripped = [name.encode() for name in limits.strip_headers]
     return [field for field in fields if field[0] not in stripped]
 
 
-def has_underscore(fields: list[Field]) -> bool:
-    """Whether a field name could be taken for another one by a server that maps `_` to `-`."""
-    return any(b"_" in field[0] for field in fields)
+def has_mistakable_name(fields: list[Field]) -> bool:
+    """Whether some server takes a field name for another one: `X_A` or `X.A` for `X-A`."""
+    return any(_MISTAKEN.search(field[0]) for field in fields)
 
 
 def _expects_continue(values: list[bytes], minor: int) -> bool:

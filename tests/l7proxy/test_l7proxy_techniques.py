@@ -93,6 +93,8 @@ FRAMINGS = {
     "length in Arabic digits": (b"Content-Length: \xd9\xa3\r\n", b"abc", "400"),
     "length named by underscore": (b"Content_Length: 5\r\n", b"", "400"),
     "coding named by underscore": (b"Transfer_Encoding: chunked\r\n", b"0\r\n\r\n" + ADMIN, "400"),
+    "length named by a dot": (b"Content.Length: 5\r\n", b"", "400"),
+    "coding named by a bar": (b"transfer|encoding: chunked\r\n", b"0\r\n\r\n" + ADMIN, "400"),
     "both framings": (CHUNKED + b"Content-Length: 4\r\n", b"0\r\n\r\n" + ADMIN, "400"),
     "identity after chunked": (b"Transfer-Encoding: chunked, identity\r\n", ADMIN, "400"),
     "identity alone": (b"Transfer-Encoding: identity\r\n", ADMIN, "400"),
