@@ -43,7 +43,7 @@ PATHS = (
     b"/public//../admin", b"/public/a#/../admin", b"/public/%c0%ae%c0%ae/admin", b"*", b"",
     b"/./public/./a/", b"/public/..", b"/public/.%2e/%2e./admin", b"/public/;/../../admin",
     b"http://svc.local/public/a", b"http://svc.local/admin", b"http://other/public/a",
-    b"/public/%00/../admin", b"/public/a%0d%0aX:%20y", b"/public/..%20/admin", b"/%70ublic/a", b"/role", b"/public/..%e0%80%af..%E0%80%AFadmin",
+    b"/public/%00/../admin", b"/public/a%0d%0aX:%20y", b"/public/..%20/admin", b"/%70ublic/a", b"/public/a%2f..%2f..%2fadmin", b"/public/..%e0%80%af..%E0%80%AFadmin",
     b"/public/%f0%80%80%ae./admin", b"/public/%c0%ae./admin",
     b"svc.local:80", b"/public/..%3bx/admin", b"/demo.Echo/Unary", b"/demo.Echo/Other",
     b"/files/a/b", b"/files//keys", b"/files/./keys", b"/files/a/../keys", b"//files/a/b",

@@ -406,6 +406,7 @@ def paths(target: bytes) -> set[bytes]:
                 re.sub(rb";[^/]*", b"", slashed),
                 slashed.partition(b"\x00")[0],
                 slashed.partition(b";")[0],
+                slashed.partition(b"?")[0].partition(b"#")[0],
             ):
                 found |= {_resolve(cut), _resolve(re.sub(rb"/+", b"/", cut))}
     return found

@@ -113,8 +113,12 @@ def _messages(sent: bytes) -> Iterator[Asked]:
         hosts = one.values(b"host")
         if framing is None or len(hosts) != 1 or options & _NEVER_NOMINATED:
             return
-        if b"://" in first[2] and not re.match(
-            rb"(?i:http)://" + re.escape(hosts[0]) + rb"(?![^/?#])", first[2], re.IGNORECASE
+        if (
+            first[2][:1] != b"/"
+            and b"://" in first[2]
+            and not re.match(
+                rb"(?i:http)://" + re.escape(hosts[0]) + rb"(?![^/?#])", first[2], re.IGNORECASE
+            )
         ):
             return
         at = _body(sent, at, one, framing)
