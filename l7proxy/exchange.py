@@ -148,7 +148,7 @@ class Exchange(Core):
             raw = self._inbox.head()
             if raw is None:
                 return self._incomplete_head(now)
-            known = self._heads.request(raw)
+            known = self._heads.request(raw, b"https" if self._secure else b"http")
         except RequestRefused as refused:
             self._refuse(refused.refusal, refused.head, now)
             return False

@@ -58,25 +58,27 @@ class Heads:
         self._requests: dict[bytes, KnownRequest] = {}
         self._responses: dict[tuple[bytes, bool, int], KnownResponse] = {}
 
-    def request(self, raw: bytes) -> KnownRequest:
-        """Return what one whole request head says.
+    def request(self, raw: bytes, scheme: bytes = b"http") -> KnownRequest:
+        """Return what one whole request head says; `scheme` is that of the client's connection.
+
+        A lean head, which is all that is kept, means the same with either.
 
         Raises:
             RequestRefused: it has no single reading; `head` is set if its lines at least have.
         """
         known = self._requests.get(raw)
         if known is None:
-            known = self._admit(raw)
+            known = self._admit(raw, scheme)
             if known.request.reference is None and len(raw) <= _BYTES:
                 if len(self._requests) >= _COUNT:
                     self._requests.clear()
                 self._requests[raw] = known
         return known
 
-    def _admit(self, raw: bytes) -> KnownRequest:
+    def _admit(self, raw: bytes, scheme: bytes) -> KnownRequest:
         head = parse_request(raw, self._limits)
         try:
-            request = admit(head, self._limits)
+            request = admit(head, self._limits, scheme)
         except RequestRefused as refused:
             refused.head = head
             raise

@@ -97,8 +97,8 @@ class Request(NamedTuple):
         return length > 0 or delimiter is _CHUNKED
 
 
-def admit(head: RequestHead, limits: Limits) -> Request:
-    """Return the one reading of a request head.
+def admit(head: RequestHead, limits: Limits, scheme: bytes = b"http") -> Request:
+    """Return the one reading of a request head; `scheme` is that of the client's connection.
 
     Raises:
         RequestRefused: it has several readings, h11 has another one, or it asks for what is not
@@ -121,7 +121,7 @@ def admit(head: RequestHead, limits: Limits) -> Request:
     framing = request_framing(
         special.get(_CONTENT_LENGTH, []), special.get(_TRANSFER_ENCODING, []), head.minor
     )
-    target = normalise(head.method, head.target, host, limits)
+    target = normalise(head.method, head.target, host, limits, scheme)
     options: Sequence[bytes] = ()
     if _CONNECTION in special:
         options = _connection_options(special[_CONNECTION], limits)

@@ -64,8 +64,10 @@ class Target(NamedTuple):
     authority: bytes
 
 
-def normalise(method: bytes, raw: bytes, host: bytes, limits: Limits) -> Target:
-    """Return the one reading of a request target.
+def normalise(
+    method: bytes, raw: bytes, host: bytes, limits: Limits, scheme: bytes = b"http"
+) -> Target:
+    """Return the one reading of a request target; `scheme` is that of the client's connection.
 
     Raises:
         RequestRefused: another program could read the target differently.
@@ -77,7 +79,7 @@ def normalise(method: bytes, raw: bytes, host: bytes, limits: Limits) -> Target:
     if raw[:1] != b"/":
         if raw == b"*" and method == b"OPTIONS":  # RFC 9112 3.2.4
             return Target(raw, raw, host)
-        raw = _without_authority(raw, host)
+        raw = _without_authority(raw, host, scheme)
         if not raw and method == b"OPTIONS":
             return Target(b"*", b"*", host)
         if raw[:1] != b"/":
@@ -104,10 +106,10 @@ def check_host(value: bytes) -> None:
             raise RequestRefused(refusals.HOST) from None
 
 
-def _without_authority(raw: bytes, host: bytes) -> bytes:
+def _without_authority(raw: bytes, host: bytes, scheme: bytes) -> bytes:
     absolute = _ABSOLUTE.fullmatch(raw)
-    # Only what arrives in clear text is seen here, so `https` would be a lie about the connection.
-    if absolute is None or absolute[1].lower() != b"http":
+    # Another scheme would be a lie about the connection, and the server does not get to see it.
+    if absolute is None or absolute[1].lower() != scheme:
         raise RequestRefused(refusals.URL)
     check_host(absolute[2])
     if absolute[2].lower() != host.lower():

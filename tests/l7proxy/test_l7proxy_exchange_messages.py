@@ -269,3 +269,14 @@ def test_http10_client_gets_its_answer_until_the_close():
         << close-upstream
         << close
     """)
+
+
+def test_absolute_form_inside_tls_is_https():
+    """RFC 9112 3.2.2 and 3.3; the server gets origin-form either way."""
+    Script(snapshot(), secure=True).check(r"""
+        >> client "GET https://s/public/a HTTP/1.1\r\nHost: s\r\n\r\n"
+        << log request GET /public/a
+        << open
+        >> opened
+        << upstream "GET /public/a HTTP/1.1\r\nHost: s\r\n\r\n"
+    """)

@@ -118,6 +118,13 @@ def test_asterisk_is_a_target_of_options_only():
     assert wire(b"*", method=b"OPTIONS") == b"*"
 
 
+def test_absolute_form_has_the_scheme_of_its_connection():
+    """RFC 9112 3.2.2: a server must accept it; 3.3: inside TLS the scheme is https."""
+    assert normalise(b"GET", b"HTTPS://s/a/../b", b"s", LIMITS, b"https").wire == b"/b"
+    with pytest.raises(RequestRefused):
+        normalise(b"GET", b"http://s/a", b"s", LIMITS, b"https")
+
+
 def test_settings_decide_about_double_escapes_and_parameters():
     assert wire(b"/%252e", escaped_twice="keep") == b"/%252e"
     assert refusal(b"/a;x", path_parameters="reject") == "path_normalization_failed"
