@@ -175,14 +175,11 @@ class Tunnel(Pipe):
         if head.minor == 0:  # RFC 6455 4.1; HTTP/1.0 has no interim responses (RFC 9110 15.2)
             raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
         fields = [(name, value) for name, _, value in head.fields]
-        wanted = {
-            b"upgrade": WEBSOCKET,
-            b"connection": b"upgrade",
-        }
-        for name, value in wanted.items():
-            found = [given for given_name, given in fields if given_name == name]
-            if len(found) != 1 or found[0].lower() != value:
-                raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
+        upgrade = [value.lower() for name, value in fields if name == b"upgrade"]
+        connection = b",".join(value for name, value in fields if name == b"connection").lower()
+        options = {option.strip(b" \t") for option in connection.split(b",")}
+        if upgrade != [WEBSOCKET] or not {b"upgrade"} <= options <= {b"upgrade", b"keep-alive"}:
+            raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)
         proofs = [value for name, value in fields if name == b"sec-websocket-accept"]
         if proofs != [_accept(self._ongoing.request)]:
             raise ResponseRefused(refusals.UPSTREAM_PROTOCOL)

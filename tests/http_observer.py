@@ -84,14 +84,14 @@ class Observer:
         proof = base64.b64encode(digest)
         said = said.replace(ACCEPT, proof)
         lines = [line.strip() for line in said.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")]
-        wanted = {b"upgrade: websocket", b"connection: upgrade"}
+        options = b",".join(
+            line.partition(b":")[2] for line in lines if line.startswith(b"connection:")
+        )
+        willing = b"upgrade: websocket" in lines and b"upgrade" in {
+            option.strip() for option in options.split(b",")
+        }
         proven = b"Sec-WebSocket-Accept: " + proof + b"\r\n" in said
-        if (
-            _websocket(seen)
-            and lines[0].startswith(b"http/1.1 101 ")
-            and wanted < {*lines}
-            and proven
-        ):
+        if _websocket(seen) and lines[0].startswith(b"http/1.1 101 ") and willing and proven:
             self.switched_at = len(self.raw)
         return said
 

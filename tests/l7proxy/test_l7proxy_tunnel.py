@@ -85,6 +85,8 @@ def test_what_is_not_an_allowed_handshake_is_denied(change):
      SWITCH.replace(ACCEPT, ACCEPT.lower()),
      SWITCH.replace(b"Upgrade: websocket", b"Upgrade: h2c"),
      SWITCH.replace(b"Connection: Upgrade\r\n", b""),
+     SWITCH.replace(b"Connection: Upgrade", b"Connection: keep-alive"),
+     SWITCH.replace(b"Connection: Upgrade", b"Connection: Upgrade, close"),
      SWITCH.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n"),
      SWITCH.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Accept: x\r\n\r\n"),
      SWITCH.replace(b"101", b"102"), SWITCH.replace(b"HTTP/1.1", b"HTTP/1.0"), b"\x81\x02hi"],
@@ -97,6 +99,21 @@ def test_answer_that_proves_nothing_opens_no_tunnel(answer):
     script.perform("client_data", b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n")
     sent = b"".join(c.data for c in script.commands if type(c).__name__ == "SendUpstream")
     assert b"/admin" not in sent
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [b"Connection: keep-alive, Upgrade", b"Connection: Keep-Alive\r\nConnection: UPGRADE"],
+)
+def test_a_switch_may_name_other_options_beside_upgrade(connection):
+    """RFC 6455 4.1: `Connection` must hold the token."""
+    script = Tunnelled(early=b"early")
+    script.perform("upstream_opened")
+    switched = script.perform("upstream_data", SWITCH.replace(b"Connection: Upgrade", connection))
+    client, server = (command.data for command in switched)
+    assert client.endswith(b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert b"eep-" not in client
+    assert server == b"early"
 
 
 def test_other_answer_is_passed_on_and_the_connection_closes():
