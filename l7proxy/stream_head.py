@@ -7,6 +7,8 @@ The h2 library checks much of this too; SP or TAB in `:path`, any `:scheme`, and
 another `host` are what it lets through. Source: RFC 9113 8.1 to 8.3, RFC 9110 6.5.1.
 """
 
+import re
+
 from l7proxy import grammar, refusals
 from l7proxy.framing import CHUNKED, NO_BODY, Delimiter
 from l7proxy.head import Field, RequestHead, ResponseHead
@@ -132,10 +134,16 @@ def _with_body(request: Request, *, ended: bool) -> Request:
     return request._replace(framing=framing, minor=HTTP_2)
 
 
+_GRPC = re.compile(rb"(?i)application/grpc(?:[+;\s].*)?")
+
+
 def is_grpc(request: Request) -> bool:
-    """Whether the answer must have the form that gRPC clients read."""
+    """Whether the answer must have the form that gRPC clients read.
+
+    `application/grpc-web` is another protocol, for servers of HTTP/1.1 too (PROTOCOL-WEB.md).
+    """
     return any(
-        name == b"content-type" and value.lower().startswith(b"application/grpc")
+        name == b"content-type" and _GRPC.fullmatch(value) is not None
         for name, _, value in request.fields
     )
 

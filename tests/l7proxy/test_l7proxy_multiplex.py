@@ -224,6 +224,15 @@ def test_grpc_goes_by_http2_with_its_trailers():
     assert peers.commands.count("open") == 1
 
 
+@pytest.mark.parametrize("kind", [b"application/grpc-web", b"application/grpc-web+proto"])
+def test_grpc_web_is_an_ordinary_request(kind):
+    """PROTOCOL-WEB.md: it asks servers of HTTP/1.1 as well, and reads no trailers of HTTP/2."""
+    peers = Peers(source=snapshot(rules=CALLS))
+    peers.request(1, b"/demo/A", (b"content-type", kind), method=b"POST").flush()
+    peers.request(3, b"/else", (b"content-type", kind), method=b"POST").flush()
+    assert (peers.status(1), peers.status(3)) == (200, 403)
+
+
 def test_streams_wait_for_the_servers_limit():
     """RFC 9113 5.1.2: its SETTINGS may allow fewer streams than ours."""
     peers = Peers(
