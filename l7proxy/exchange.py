@@ -176,7 +176,7 @@ class Exchange(Core):
         if not judgement.connected:
             self._reset(refusals.DENIED_CONNECTION, now)
         elif not judgement.allowed:
-            self._deny(refusals.MISDIRECTED if judgement.misdirected else refusals.DENIED, now)
+            self._deny(judgement.refusal, now)
         elif request.upgrade and (self._client_ended or not is_websocket(request)):
             self._deny(refusals.UPGRADE, now)
         elif judgement.uses_headers and has_mistakable_name(request.fields):
@@ -438,6 +438,7 @@ class Exchange(Core):
         self._commands.append(commands.Count("upstream_rq_retry"))
         self._open(now)
         self._link.send(data, self._commands)
+        self._judge_waiting(now)
 
     def _drop_upstream(self, *, reset: bool) -> None:
         self._link.drop(self._commands, reset=reset)
@@ -517,12 +518,25 @@ class Exchange(Core):
             return
         judgement = self._judge.connection()
         if judgement.connected:
+            self._judge_waiting(now)
             return
         if self._current is None or self._phase is DISCARD:
             self._log(connection_record(refusals.DENIED_CONNECTION, judgement))
         else:
             self._current.judgement = judgement
         self._reset(refusals.DENIED_CONNECTION, now)
+
+    def _judge_waiting(self, now: float) -> None:
+        """Judge a request again that waits for its server, and so has reached nobody."""
+        current = self._current
+        if current is None or current.reply is None or self._link.state is not OPENING:
+            return
+        judgement = self._judge.request(current.request)
+        if not judgement.allowed:
+            current.judgement, current.reply = judgement, None
+            self._drop_upstream(reset=True)
+            self._deny(judgement.refusal, now)
+            self._advance(now)
 
     @event
     def drain(self, now: float) -> None:  # noqa: ARG002 - an event

@@ -11,6 +11,8 @@ from firewall.policy.course import Course, Form
 from firewall.policy.http_match import HeaderEdit
 from firewall.policy.snapshot import OriginRow
 from firewall.policy.verdict import TrafficDirection
+from l7proxy import refusals
+from l7proxy.refusals import Refusal
 from l7proxy.request import Request
 
 
@@ -41,6 +43,11 @@ class Judgement(NamedTuple):
     isolated_by: tuple[OriginRow, ...] = ()
     detail: str = ""
     redacted: frozenset[bytes] = frozenset()
+
+    @property
+    def refusal(self) -> Refusal:
+        """How a request is refused that is not `allowed`."""
+        return refusals.MISDIRECTED if self.misdirected else refusals.DENIED
 
 
 class Judge(Protocol):

@@ -208,8 +208,7 @@ class Multiplex(Core):
             self._streams[number] = stream
             self._reset(refusals.DENIED_CONNECTION)
         elif not judgement.allowed:
-            misdirected = judgement.misdirected
-            self._deny(stream, refusals.MISDIRECTED if misdirected else refusals.DENIED)
+            self._deny(stream, judgement.refusal)
         elif judgement.uses_headers and has_mistakable_name(request.fields):
             self._deny(stream, refusals.UNDERSCORE)
         else:
@@ -423,6 +422,8 @@ class Multiplex(Core):
         if lane is None or lane.link.state is LinkState.NONE:
             return
         self._apply(lane.ended(lost=lost, commands=self._commands))
+        for number in self._ways.carried(lane):  # a request that is sent once more
+            self._judge_waiting(self._streams[number])
         self._ways.tidy(lane)
 
     @event
@@ -477,12 +478,30 @@ class Multiplex(Core):
             return
         judgement = self._judge.connection()
         if judgement.connected:
+            for stream in list(self._streams.values()):
+                self._judge_waiting(stream)
             return
         if not self._streams:
             self._log(connection_record(refusals.DENIED_CONNECTION, judgement))
         for stream in self._streams.values():
             stream.ongoing.judgement = judgement
         self._reset(refusals.DENIED_CONNECTION)
+
+    def _judge_waiting(self, stream: Stream) -> None:
+        """Judge a request again that waits for its server, and so has reached nobody."""
+        lane = self._ways.of(stream)
+        sent = (
+            stream.upstream_number
+            if isinstance(lane, H2Lane)
+            else lane.link.state is not LinkState.OPENING
+        )
+        if sent:
+            return
+        judgement = self._judge.request(stream.ongoing.request)
+        if not judgement.allowed:
+            stream.ongoing.judgement = judgement
+            self._deny(stream, judgement.refusal)
+            self._drop(stream)
 
     @event
     def drain(self, now: float) -> None:

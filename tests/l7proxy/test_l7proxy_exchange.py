@@ -2,6 +2,8 @@
 
 from http_transcript import BAD_REQUEST, DENIED, GET, GET_ADMIN, OK, PUBLIC, Script, snapshot
 
+from firewall.policy.snapshot import HttpRuleRow
+
 
 def test_allowed_request_is_sent_on_and_answered():
     Script(snapshot()).check(rf"""
@@ -70,6 +72,76 @@ def test_policy_change_applies_to_the_next_request_of_an_open_connection():
         >> client {GET}
         << log request GET /public/a 403 UAEX access_denied
         << client {DENIED}
+    """)
+
+
+def test_request_that_waits_for_its_server_is_judged_by_the_new_policy():
+    """It has reached nobody, and would after the new policy was acknowledged."""
+    script = Script(snapshot())
+    script.check(rf"""
+        >> client {GET}
+        << log request GET /public/a
+        << open
+    """)
+    script.policy.install(snapshot(PUBLIC, revision=2))
+    script.check(">> policy")
+    script.policy.install(snapshot(PUBLIC[1:], revision=3))
+    script.check(rf"""
+        >> policy
+        << close-upstream reset
+        << log request GET /public/a 403 UAEX access_denied
+        << client {DENIED}
+        >> opened
+        >> client "GET / HTTP/1.1\r\nHost: s\r\n\r\n"
+        << log request GET /
+        << open
+    """)
+
+
+def test_request_that_is_sent_once_more_is_judged_by_the_new_policy():
+    script = Script(snapshot())
+    script.check(rf"""
+        >> client {GET}
+        << log request GET /public/a
+        << open
+        >> opened
+        << upstream {GET}
+        >> upstream {OK}
+        << client {OK}
+        << log response GET /public/a 200 via_upstream
+        >> client {GET}
+        << log request GET /public/a
+        << upstream {GET}
+    """)
+    script.policy.install(snapshot(PUBLIC[1:], revision=2))
+    script.check(rf"""
+        >> policy
+        >> upstream-ended
+        << close-upstream
+        << count upstream_rq_retry
+        << open
+        << close-upstream reset
+        << log request GET /public/a 403 UAEX access_denied
+        << client {DENIED}
+    """)
+
+
+def test_body_of_a_request_that_waits_is_thrown_away_with_it():
+    script = Script(snapshot((HttpRuleRow(path="/up"),)))
+    script.check(r"""
+        >> client "PUT /up HTTP/1.1\r\nHost: s\r\nContent-Length: 4\r\n\r\nab"
+        << log request PUT /up
+        << open
+    """)
+    script.policy.install(snapshot(PUBLIC, revision=2))
+    script.check(rf"""
+        >> policy
+        << close-upstream reset
+        << log request PUT /up 403 UAEX access_denied
+        << client {DENIED}
+        >> client "cdGET / HTTP/1.1\r\nHost: s\r\n\r\n"
+        << log request GET /
+        << open
     """)
 
 

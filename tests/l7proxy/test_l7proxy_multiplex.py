@@ -49,6 +49,29 @@ def test_new_policy_counts_for_the_next_stream():
     assert [peers.status(1), peers.status(3)] == [200, 403]
 
 
+class SilentServer(H1Server):
+    """Takes requests of HTTP/1 and a preface, and says nothing."""
+
+    def receive(self, data):
+        if not data.startswith(b"PRI"):
+            super().receive(data)
+        return b""
+
+
+def test_stream_that_waits_for_its_server_is_judged_by_the_new_policy():
+    """It has reached nobody, and would after the new policy was acknowledged."""
+    peers = Peers(SilentServer, source=snapshot(rules=CALLS))
+    peers.request(1).flush()
+    assert len(peers.seen) == 1
+    # HTTP/2 to the server begins with its SETTINGS, which do not come.
+    peers.request(3, b"/demo/A", GRPC, method=b"POST").flush()
+    peers.policy.install(snapshot(rules=(), revision=2))
+    peers.perform("policy_changed")
+    assert len(peers.seen) == 1
+    assert peers.answers[3]["head"][b"grpc-status"] == b"7"
+    assert 1 not in peers.answers, "what the server has seen goes on"
+
+
 def test_connection_that_lost_its_permission_is_reset():
     peers = Peers()
     peers.request(1).flush()
