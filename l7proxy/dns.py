@@ -2,9 +2,10 @@ r"""DNS messages: the one question of a query, and what an answer says about it.
 
 A query is passed on as it came, with another id, so it must have one meaning only. Whatever two
 parsers could read differently is refused: several questions, none, records before the additional
-section, a compressed name in the question, bytes behind the message. Names become text in lower
-case with a trailing dot; what is no letter, digit, "-", "_" in a label is escaped (`a\.b`, `\000`),
-and no escaped name matches a pattern.
+section, a compressed name in the question, two OPT records, bytes behind the message. Names become
+text in lower case with a trailing dot; dnspython escapes what is special or not printable in a
+label (`a\.b`, `\000`), and no pattern means a label with another character than letters, digits,
+"-" and "_".
 
 An answer counts only if it bears the id and the question that were sent (RFC 5452 section 9); a
 bare header may say that the question could not be read. Its addresses are those that the asked name
@@ -12,44 +13,54 @@ leads to by CNAME records of the answer section; records of other names, and oth
 nothing. Addresses in HTTPS and SVCB hints are not learnt,
 as in Cilium: a client that uses them asks for A and AAAA as well (RFC 9460 section 3).
 
-dnspython reads the same from every answer that both take (a property test). It is not used here,
-because it takes ten times as long, and every answer waits for it.
+dnspython reads and writes. Of what comes it reads numbers and names (`dns.wire.Parser`), not whole
+messages: `dns.message.from_wire` looks into the data of every record and fails where a digest, a
+tag or an option is not as it expects, TSIG without a key, and all of that is between the client and
+its server. What nobody here needs is passed over by its length.
 
-Sources: RFC 1035 section 4, RFC 6891 (EDNS), RFC 2181.
+Sources: RFC 1035 section 4, RFC 6891 (EDNS), RFC 8945 (TSIG), RFC 2181.
 """
 
-import struct
 from functools import lru_cache
 from typing import NamedTuple
 
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rdataclass
 import dns.rdatatype
+import dns.rrset
+import dns.wire
 
-HEADER = struct.Struct("!6H")
-"""Id, flags, and the number of questions, answers, authority and additional records."""
-
-MAX_NAME_BYTES = 255
-"""RFC 1035 section 2.3.4."""
-
-PLAIN_BYTES = 512
-"""What a client without EDNS takes over UDP (RFC 1035 section 4.2.1)."""
+HEADER_BYTES = 12
+"""RFC 1035 section 4.1.1."""
 
 CHAIN_COUNT = 16
 """CNAME records that are followed; resolvers give up earlier (BIND max-recursion: 11 to 16)."""
 
+LABEL_COUNT = 32_768
+"""Labels that are read of one answer: eight for each of the 4,000 records that 64 KiB hold.
+Compressed names could make it half a million, a second of this worker's time."""
+
 MAX_TTL_S = 604_800
 """A week: longer lives are cut (RFC 8767 section 4 advises the same)."""
 
-_QR, _OPCODE, _RD, _TC, _RCODE = 0x8000, 0x7800, 0x0100, 0x0200, 0x000F
-_WITHOUT_QUESTION = frozenset((1, 4))
-"""FORMERR and NOTIMP: a server that could not read the question cannot repeat it. Clients ask again
-without EDNS then (RFC 6891 section 7). It teaches nothing; who forges it must know id and port."""
-_IN, _CNAME = 1, 5
-_ADDRESS_BYTES = {1: 4, 28: 16}
-"""Length of the data of A and AAAA (RFC 1035, RFC 3596)."""
-_RECORD = struct.Struct("!2HIH")
-_OPT, _TSIG, _SIG0 = 41, 250, 24
-_TAILS = frozenset({_OPT, _TSIG, _SIG0})  # all that a query may carry behind its question
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_WITHOUT_QUESTION = frozenset((dns.rcode.FORMERR, dns.rcode.NOTIMP))
+"""A server that could not read the question cannot repeat it. Clients ask again without EDNS then
+(RFC 6891 section 7). It teaches nothing; who forges it must know id and port."""
+
+# Numbers, not members: a look into an enum costs as much as reading one.
+_QR, _TC, _RD = int(dns.flags.QR), int(dns.flags.TC), int(dns.flags.RD)
+_IN = int(dns.rdataclass.IN)
+_CNAME, _OPT = int(dns.rdatatype.CNAME), int(dns.rdatatype.OPT)
+_SIGNATURES = frozenset((int(dns.rdatatype.TSIG), int(dns.rdatatype.SIG)))
+_ADDRESS_BYTES = {int(dns.rdatatype.A): 4, int(dns.rdatatype.AAAA): 16}
+"""Length of the data (RFC 1035, RFC 3596)."""
+_RECORD = "!2HIH"  # type, class, TTL, length of the data
+_POINTER = 0xC000  # to an offset from the beginning of the message (RFC 1035 section 4.1.4)
 
 
 class QueryError(ValueError):
@@ -78,7 +89,7 @@ class Query(NamedTuple):
         name: what is asked for, in lower case with a trailing dot, odd bytes escaped.
         kind: the record type's number.
         answer_class: the class, 1 = IN.
-        payload_bytes: longest answer that the client takes over UDP.
+        asked: the name as it came.
     """
 
     id: int
@@ -87,7 +98,7 @@ class Query(NamedTuple):
     name: str
     kind: int
     answer_class: int
-    payload_bytes: int
+    asked: dns.name.Name
 
     @property
     def kind_text(self) -> str:
@@ -127,94 +138,85 @@ def read_query(wire: bytes) -> Query:
     Raises:
         QueryError: it is none, or not one that has one meaning only.
     """
-    if len(wire) < HEADER.size:
+    if len(wire) < HEADER_BYTES:
         raise QueryError("shorter than a header", answerable=False)
-    number, flags, questions, answers, authorities, additionals = HEADER.unpack_from(wire)
+    parser = dns.wire.Parser(wire)
+    number, flags, questions, answers, authorities, additionals = parser.get_struct("!6H")
     if flags & _QR:
         raise QueryError("is a response", answerable=False)
-    if flags & _OPCODE:
-        raise QueryError(f"opcode {(flags & _OPCODE) >> 11}, not QUERY", answerable=True)
+    opcode = dns.opcode.from_flags(flags)
+    if opcode != dns.opcode.QUERY:
+        raise QueryError(f"opcode {int(opcode)}, not QUERY", answerable=True)
     if questions != 1:
         raise QueryError(f"{questions} questions instead of one", answerable=True)
     if answers or authorities:
         raise QueryError("carries records", answerable=True)
-    name, at = _plain_name(wire, HEADER.size)
-    if at + 4 > len(wire):
-        raise QueryError("the question is cut short", answerable=True)
-    kind, answer_class = struct.unpack_from("!2H", wire, at)
-    at += 4
-    question = wire[HEADER.size : at]
-    payload_bytes = PLAIN_BYTES
-    for _ in range(additionals):
-        found, size, at = _tail(wire, at)
-        if found == _OPT:
-            payload_bytes = max(PLAIN_BYTES, size)
-    if at != len(wire):
-        raise QueryError(f"{len(wire) - at} bytes behind the message", answerable=True)
-    return Query(number, wire, question, name, kind, answer_class, payload_bytes)
+    try:
+        name = parser.get_name()
+        kind, answer_class = parser.get_struct("!2H")
+        question = wire[HEADER_BYTES : parser.current]
+        _read_tail(parser, additionals)
+    except dns.exception.DNSException as error:
+        raise QueryError(f"is broken: {error}", answerable=True) from error
+    if parser.remaining():
+        raise QueryError(f"{parser.remaining()} bytes behind the message", answerable=True)
+    return Query(number, wire, question, _text(name.labels), kind, answer_class, name)
 
 
-def _plain_name(wire: bytes, at: int) -> tuple[str, int]:
-    """Read an uncompressed name; return its text and where it ends."""
-    labels: list[str] = []
-    begun = at
-    while True:
-        if at >= len(wire):
-            raise QueryError("the name is cut short", answerable=True)
-        length = wire[at]
-        at += 1
-        if length > 63:
-            raise QueryError("the name is compressed", answerable=True)
-        if at + length - begun > MAX_NAME_BYTES:
-            raise QueryError(f"the name is longer than {MAX_NAME_BYTES} bytes", answerable=True)
-        if not length:
-            break
-        label = wire[at : at + length]
-        if len(label) < length:
-            raise QueryError("the name is cut short", answerable=True)
-        labels.append(_label_text(label))
-        at += length
-    return ".".join([*labels, ""]) if labels else ".", at
+@lru_cache(maxsize=4096)
+def _text(labels: tuple[bytes, ...]) -> str:
+    return dns.name.Name(labels).to_text().lower()
 
 
-def _label_text(label: bytes) -> str:
-    if _PLAIN.issuperset(label):
-        return label.decode("ascii").lower()
-    return "".join(
-        chr(byte).lower()
-        if byte in _PLAIN
-        else f"\\{chr(byte)}"
-        if 0x20 < byte < 0x7F
-        else f"\\{byte:03d}"
-        for byte in label
-    )
+def _read_tail(parser: dns.wire.Parser, count: int) -> None:
+    """Pass over what a query may carry: one OPT record (RFC 6891 section 6.1.1), one signature.
+
+    The signature is the last record (RFC 8945 section 5.1, RFC 2931 section 3.1).
+    """
+    seen: set[int] = set()
+    for at in range(count):
+        owner = parser.get_name()
+        kind, _, _, size = parser.get_struct(_RECORD)
+        parser.get_bytes(size)
+        if kind == _OPT:
+            if owner != dns.name.root or _OPT in seen:
+                raise QueryError("a second OPT record, or one of a name", answerable=True)
+        elif kind not in _SIGNATURES or at + 1 < count:
+            raise QueryError(f"carries a record of type {kind}", answerable=True)
+        seen.add(kind)
 
 
-def _tail(wire: bytes, at: int) -> tuple[int, int, int]:
-    """Pass over a record of the additional section; return its type, its class and its end."""
-    _, at = _plain_name(wire, at)
-    if at + 10 > len(wire):
-        raise QueryError("a record is cut short", answerable=True)
-    kind, size, _, length = _RECORD.unpack_from(wire, at)
-    if kind not in _TAILS:
-        raise QueryError(f"carries a record of type {kind}", answerable=True)
-    return kind, size, at + 10 + length
+def refusal(query: Query, rcode: int) -> bytes:
+    """Return the answer that refuses a query, with its question as it came.
+
+    Args:
+        query: what was read.
+        rcode: REFUSED (5), NXDOMAIN (3), SERVFAIL (2), ...
+    """
+    made = _refusal(query.wire, rcode)
+    kind = dns.rdatatype.RdataType(query.kind)
+    question_class = dns.rdataclass.RdataClass(query.answer_class)
+    made.question.append(dns.rrset.RRset(query.asked, question_class, kind))
+    return made.to_wire()
 
 
-def refusal(wire: bytes, rcode: int) -> bytes:
-    """Return the answer that refuses a query, with its question if that can be told.
+def blind_refusal(wire: bytes, rcode: int) -> bytes:
+    """Return the answer that refuses what could not be read; it repeats no question.
 
     Args:
         wire: what came, at least a header.
-        rcode: REFUSED (5), NXDOMAIN (3), SERVFAIL (2), ...
+        rcode: as for `refusal`.
     """
-    number, flags, *_ = HEADER.unpack_from(wire)
-    try:
-        question = read_query(wire).question
-    except QueryError:
-        question = b""
-    said = _QR | flags & (_OPCODE | _RD) | rcode
-    return HEADER.pack(number, said, bool(question), 0, 0, 0) + question
+    return _refusal(wire, rcode).to_wire()
+
+
+def _refusal(wire: bytes, rcode: int) -> dns.message.Message:
+    number, flags = dns.wire.Parser(wire).get_struct("!2H")
+    made = dns.message.Message(number)
+    made.flags = dns.flags.Flag(_QR | flags & _RD)
+    made.set_opcode(dns.opcode.from_flags(flags))
+    made.set_rcode(dns.rcode.Rcode(rcode))
+    return made
 
 
 def with_id(wire: bytes, number: int) -> bytes:
@@ -228,137 +230,151 @@ def read_answer(wire: bytes, query: Query, number: int) -> Answer:
     Raises:
         AnswerError: it answers something else, or is no DNS message.
     """
-    if len(wire) < HEADER.size:
+    if len(wire) < HEADER_BYTES:
         raise AnswerError("shorter than a header")
-    found, flags, questions, *_ = HEADER.unpack_from(wire)
+    parser = dns.wire.Parser(wire)
+    found, flags, questions, answers, authorities, additionals = parser.get_struct("!6H")
     if found != number:
         raise AnswerError("another id")
-    if not flags & _QR or flags & _OPCODE:
+    if not flags & _QR or dns.opcode.from_flags(flags) != dns.opcode.QUERY:
         raise AnswerError("is no response to a query")
-    if not questions and len(wire) == HEADER.size and flags & _RCODE in _WITHOUT_QUESTION:
-        return Answer(flags & _RCODE, False, (), 0, (), ())
-    if len(wire) < HEADER.size + len(query.question):
-        raise AnswerError("shorter than the question")
-    asked = wire[HEADER.size : HEADER.size + len(query.question)]
-    # Case may differ: some servers answer in the case of their zone (RFC 1035 section 2.3.3). The
-    # lengths of labels are below 64 and the type's bytes differ from letters by more than case.
-    if questions != 1 or not _same_question(asked, query.question):
+    rcode = int(dns.rcode.from_flags(flags, 0))
+    if not questions and not parser.remaining() and rcode in _WITHOUT_QUESTION:
+        return Answer(rcode, False, (), 0, (), ())
+    end = HEADER_BYTES + len(query.question)
+    # Case may differ: some servers answer in the case of their zone (RFC 1035 section 2.3.3).
+    if questions != 1 or not _same_question(wire[HEADER_BYTES:end], query.question):
         raise AnswerError("another question")
+    truncated = bool(flags & _TC)
     try:
-        return _follow(wire, query, flags)
-    except AnswerError:
-        if not flags & _TC:
-            raise
-        # Cut inside a record, as some servers do: only that there is more counts (RFC 2181 9).
-        return Answer(flags & _RCODE, True, (), 0, (), ())
+        parser.seek(end)
+        records = _Records(parser, query.name)
+        answer = [records.read() for _ in range(answers)]
+        others = [records.read() for _ in range(authorities + additionals)]
+        records.end()
+    except (dns.exception.DNSException, AnswerError) as error:
+        if truncated:
+            # Cut inside a record, as some servers do: only that there is more counts (RFC 2181 9).
+            return Answer(rcode, True, (), 0, (), ())
+        raise AnswerError(str(error)) from error
+    kinds = tuple(kind_text(record.kind) for record in answer)
+    for record in others:
+        if record.kind == _OPT:
+            rcode = int(dns.rcode.from_flags(flags, record.ttl))
+    if query.answer_class != _IN or rcode:
+        return Answer(rcode, truncated, (), 0, (), kinds)
+    addresses, ttl_s, cnames = _follow(query.name, answer)
+    return Answer(rcode, truncated, addresses, ttl_s, cnames, kinds)
 
 
 def _same_question(one: bytes, two: bytes) -> bool:
+    """Compare names without case, type and class with.
+
+    Uncompressed names: the lengths of labels are below 64, no letters.
+    """
     return one[-4:] == two[-4:] and one[:-4].lower() == two[:-4].lower()
 
 
 class _Record(NamedTuple):
-    """A resource record: owner, numbers, and where its data lies."""
+    """A resource record.
+
+    Attributes:
+        owner: whose it is, as text.
+        kind: the type's number.
+        answer_class: the class, in OPT something else.
+        ttl: seconds, in OPT the upper bits of the response code and flags.
+        address: packed, of A and AAAA in the class IN, else b"".
+        target: of CNAME in the class IN, else "".
+    """
 
     owner: str
     kind: int
     answer_class: int
-    ttl_s: int
-    begin: int
-    end: int
+    ttl: int
+    address: bytes = b""
+    target: str = ""
 
 
-def _follow(wire: bytes, query: Query, flags: int) -> Answer:
-    """Follow the asked name through the answer section."""
-    _, _, _, answers, authorities, additionals = HEADER.unpack_from(wire)
-    at = HEADER.size + len(query.question)
-    aliases: dict[str, tuple[str, int]] = {}
-    found: dict[str, list[tuple[bytes, int]]] = {}
-    kinds: list[str] = []
-    for _ in range(answers):
-        record = _record(wire, at)
-        at = record.end
-        kinds.append(kind_text(record.kind))
-        if record.answer_class != _IN:
-            continue
-        if record.kind == _CNAME:
-            target, end = _name(wire, record.begin)
-            if end != record.end:
-                raise AnswerError("a CNAME record of another length")
-            aliases.setdefault(record.owner, (target, record.ttl_s))
-        elif record.kind in _ADDRESS_BYTES:
-            address = wire[record.begin : record.end]
-            if len(address) != _ADDRESS_BYTES[record.kind]:
-                raise AnswerError("an address record of another length")
-            found.setdefault(record.owner, []).append((address, record.ttl_s))
-    rcode = flags & _RCODE
-    for _ in range(authorities + additionals):
-        record = _record(wire, at)
-        at = record.end
-        if record.kind == _OPT:
-            rcode |= record.ttl_s >> 24 << 4  # RFC 6891 section 6.1.3
-    if at != len(wire):
-        raise AnswerError(f"{len(wire) - at} bytes behind the message")
-    cut = bool(flags & _TC)
-    if query.answer_class != _IN or rcode:
-        return Answer(rcode, cut, (), 0, (), tuple(kinds))
-    name, ttls = query.name, [MAX_TTL_S]
+class _Records:
+    """Reads the records of one message, one behind the other.
+
+    Args:
+        parser: stands behind the question.
+        asked: the name in the question.
+    """
+
+    def __init__(self, parser: dns.wire.Parser, asked: str) -> None:
+        self._parser = parser
+        self._left = LABEL_COUNT
+        self._names = {HEADER_BYTES: asked}
+
+    def read(self) -> _Record:
+        """Read the next record.
+
+        Raises:
+            AnswerError: it is not as long as its type, or there are too many labels.
+            dns.exception.DNSException: there is none.
+        """
+        owner = self._name()
+        parser = self._parser
+        kind, answer_class, ttl, size = parser.get_struct(_RECORD)
+        if kind != _OPT and ttl >> 31:
+            ttl = 0  # RFC 2181 section 8
+        if answer_class == _IN and kind == _CNAME:
+            with parser.restrict_to(size):
+                target = self._name()
+            return _Record(owner, kind, answer_class, ttl, target=target)
+        data = parser.get_bytes(size)
+        if answer_class != _IN or kind not in _ADDRESS_BYTES:
+            return _Record(owner, kind, answer_class, ttl)
+        if size != _ADDRESS_BYTES[kind]:
+            raise AnswerError("an address of another length")
+        return _Record(owner, kind, answer_class, ttl, address=data)
+
+    def end(self) -> None:
+        """Say that there must be no more.
+
+        Raises:
+            AnswerError: there is.
+        """
+        if self._parser.remaining():
+            raise AnswerError(f"{self._parser.remaining()} bytes behind the message")
+
+    def _name(self) -> str:
+        """Read a name; most of them are a pointer to one that was read before.
+
+        That one is the same from wherever it is pointed to: pointers lead back only.
+        """
+        parser = self._parser
+        at = parser.current
+        known = self._names.get(int.from_bytes(parser.wire[at : at + 2], "big") - _POINTER)
+        if known is not None:
+            parser.seek(at + 2)
+            return known
+        name = parser.get_name(decompress=True)
+        self._left -= len(name.labels)
+        if self._left < 0:
+            raise AnswerError(f"names with more than {LABEL_COUNT} labels")
+        text = self._names[at] = _text(name.labels)
+        return text
+
+
+def _follow(name: str, records: list[_Record]) -> tuple[tuple[bytes, ...], int, tuple[str, ...]]:
+    """Follow a name through an answer section; return addresses, least TTL and other names."""
+    aliases: dict[str, _Record] = {}
+    found: dict[str, list[_Record]] = {}
+    for record in records:
+        if record.target:
+            aliases.setdefault(record.owner, record)
+        elif record.address:
+            found.setdefault(record.owner, []).append(record)
+    ttls = [MAX_TTL_S]
     cnames: list[str] = []
     while name in aliases and len(cnames) < CHAIN_COUNT:
-        name, ttl_s = aliases[name]
-        ttls.append(ttl_s)
+        alias = aliases[name]
+        name = alias.target
+        ttls.append(alias.ttl)
         cnames.append(name)
-    ttls += [ttl_s for _, ttl_s in found.get(name, ())]
-    addresses = tuple(dict.fromkeys(address for address, _ in found.get(name, ())))
-    said = bool(addresses or cnames)
-    return Answer(rcode, cut, addresses, min(ttls) if said else 0, tuple(cnames), tuple(kinds))
-
-
-def _record(wire: bytes, at: int) -> _Record:
-    owner, at = _name(wire, at)
-    if at + 10 > len(wire):
-        raise AnswerError("a record is cut short")
-    kind, answer_class, ttl_s, length = _RECORD.unpack_from(wire, at)
-    begin = at + 10
-    if begin + length > len(wire):
-        raise AnswerError("a record is cut short")
-    # A TTL with its highest bit set is zero (RFC 2181 section 8), but for OPT, which has none.
-    if kind != _OPT and ttl_s >> 31:
-        ttl_s = 0
-    return _Record(owner, kind, answer_class, ttl_s, begin, begin + length)
-
-
-def _name(wire: bytes, at: int) -> tuple[str, int]:
-    """Read a name that may be compressed; return its text and where it ends.
-
-    Pointers lead strictly backwards (RFC 1035 section 4.1.4: to a prior occurrence), so that there
-    is no loop.
-    """
-    labels: list[str] = []
-    size, end, limit = 1, 0, at
-    while True:
-        if at >= len(wire):
-            raise AnswerError("a name is cut short")
-        length = wire[at]
-        at += 1
-        if length >= 0xC0:
-            if at >= len(wire):
-                raise AnswerError("a name is cut short")
-            end = end or at + 1
-            at = (length & 0x3F) << 8 | wire[at]
-            if at >= limit:
-                raise AnswerError("a name points forwards")
-            limit = at
-            continue
-        if length > 63:
-            raise AnswerError("a label of unknown type")
-        size += length + 1
-        if size > MAX_NAME_BYTES + 1:
-            raise AnswerError(f"a name is longer than {MAX_NAME_BYTES} bytes")
-        if not length:
-            return (".".join([*labels, ""]) if labels else "."), end or at
-        label = wire[at : at + length]
-        if len(label) < length:
-            raise AnswerError("a name is cut short")
-        labels.append(_label_text(label))
-        at += length
+    ttls += [record.ttl for record in found.get(name, ())]
+    addresses = tuple(dict.fromkeys(record.address for record in found.get(name, ())))
+    return addresses, min(ttls) if len(ttls) > 1 else 0, tuple(cnames)

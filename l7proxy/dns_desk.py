@@ -130,7 +130,7 @@ class Desk:
         if not judgement.allowed:
             self._count("dns_denied")
             self._say_request(pending, self._reject)
-            return Begun(dns.refusal(wire, self._reject))
+            return Begun(dns.refusal(query, self._reject))
         over = self._over_limit(ends.source, now)
         if over:
             self._count(over)
@@ -138,7 +138,7 @@ class Desk:
             refused = judgement._replace(allowed=False, drop_reason=reason, detail=over)
             pending.judgement = refused
             self._say_request(pending, REFUSED)
-            return Begun(dns.refusal(wire, REFUSED))
+            return Begun(dns.refusal(query, REFUSED))
         self._pending_count += 1
         self._per_source[ends.source] += 1
         self._count("dns_forwarded")
@@ -162,7 +162,7 @@ class Desk:
         if not pending.judgement.allowed:
             self._count("dns_denied")
             self._say_response(pending, dns.Answer(self._reject, False, (), 0, (), ()), now)
-            return Finished(dns.refusal(query.wire, self._reject), None)
+            return Finished(dns.refusal(query, self._reject), None)
         self._count("dns_answers")
         self._say_response(pending, answer, now)
         lesson = None
@@ -190,7 +190,7 @@ class Desk:
         self._release(pending)
         self._count("dns_upstream_failures")
         self._fail(pending, detail, now)
-        return dns.refusal(pending.query.wire, SERVFAIL)
+        return dns.refusal(pending.query, SERVFAIL)
 
     def _fail(self, pending: Pending, detail: str, now: float) -> None:
         pending.judgement = pending.judgement._replace(detail=detail)
@@ -240,7 +240,7 @@ class Desk:
         self._report(_event("request", ends, traffic.protocol, judgement, rcode=rcode))
         if not error.answerable:
             return Begun(close=True)
-        return Begun(dns.refusal(wire, self._reject))
+        return Begun(dns.blind_refusal(wire, self._reject))
 
     def _say_request(self, pending: Pending, rcode: int) -> None:
         self._report(

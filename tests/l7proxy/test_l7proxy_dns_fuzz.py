@@ -8,6 +8,7 @@ import os
 import random
 from collections import Counter
 
+import dns.rcode
 import pytest
 from dns_mutants import addresses, allowed, question, questions, reply
 from dns_realm import CLIENT, SERVER, TCP, UDP, view
@@ -88,7 +89,7 @@ def test_nobody_is_asked_what_policy_denies_and_only_answers_teach():
 
 
 def dots_inside_labels(patch):
-    patch(wire_format, "_label_text", lambda label: label.decode("latin-1").lower())
+    patch(wire_format, "_text", lambda labels: b".".join(labels).decode("latin-1").lower())
 
 
 def ids_of_answers(patch):
@@ -105,14 +106,14 @@ def questions_of_answers(patch):
 
 
 def owners_of_records(patch):
-    def anybody(said, at, read=wire_format._record):
-        return read(said, at)._replace(owner="api.example.")
+    def anybody(self, read=wire_format._Records.read):
+        return read(self)._replace(owner="api.example.")
 
-    patch(wire_format, "_record", anybody)
+    patch(wire_format._Records, "read", anybody)
 
 
 def errors_have_no_addresses(patch):
-    patch(wire_format, "_RCODE", 0)
+    patch(dns.rcode, "from_flags", lambda _flags, _edns: dns.rcode.NOERROR)
 
 
 def names_of_policy(patch):
