@@ -60,7 +60,11 @@ def syn(entry: Entry, packet: Packet, windows: tuple[Window, Window], cell: int)
     asked = opened(packet)
     if cell == _SYN_SENT:
         # The latest SYN is the one that will be answered, whether its number is higher or lower
-        # (RFC 9293 section 3.4.2); repeating it does not prolong the flow.
+        # (RFC 9293 section 3.4.2); repeating it does not prolong the flow. Repeated without its
+        # data (RFC 7413 section 4.1.3.1), either may be answered.
+        sent = windows[0]
+        if asked.initial == sent.initial and after(sent.end, asked.end):
+            asked = asked._replace(end=sent.end, max_end=sent.end)
         return Update(cell, _NO_TIMER, False, False, (asked, windows[1]), None, False)
     kept = (asked.end, asked.max_window, asked.scale, asked.flags)
     update = Update(entry.state, _NO_TIMER, False, False, windows, kept, False)

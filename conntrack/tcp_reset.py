@@ -66,6 +66,8 @@ def _reset_half_open(
     if memory is not None and len(memory) == CHALLENGE_PLACES and memory[0] == packet.sequence:
         # Ends the server's older flow; the SYN will be repeated and belongs to this entry.
         return passes("answers a challenge ACK")
+    if packet.tcp_flags & _ACK and packet.acknowledgment:
+        return invalid("reset acknowledges data that was not sent")
     # From the SYN's own number to behind its data: a client that gives up.
     span = (sender.end - sender.initial + 1) & MODULUS_MASK
     if (packet.sequence - sender.initial + 1) & MODULUS_MASK > span:

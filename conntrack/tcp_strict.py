@@ -42,10 +42,12 @@ from conntrack.tcp_window import (
     ACK_SLACK_BYTES,
     ACKED,
     HALF,
+    LEARNT,
     MODULUS_MASK,
     NO_FIN,
     ONLY_TIMESTAMP,
     OPENING,
+    SACK,
     UNACKNOWLEDGED,
     Window,
     after,
@@ -77,6 +79,8 @@ _OPENED: Final = int(STRICT_TABLE[0][TcpEvent.SYN][TcpState.NONE])
 _new: Final = tuple.__new__  # builds a NamedTuple in a third of the time of calling its class
 
 _FLAGS: Final = Window._fields.index("flags")
+_SELECTIVE: Final = SACK | LEARNT
+"""Flags of a side to which SACK options are sent, or may be (RFC 2018 section 2)."""
 _ORDINARY: Final = 0x17  # SYN, FIN, RST and ACK: only ACK is set in an ordinary segment
 
 _WAITING: Final = (_SYN_RECV, _TIME_WAIT)
@@ -216,10 +220,14 @@ def check(  # noqa: PLR0917 -- once per segment: keywords cost
             receiver = receiver._replace(end=acknowledgment)
             r_end = acknowledgment
             lag = 0
-        elif lag > ACK_SLACK_BYTES and lag > s_max_window:
+        elif lag > ACK_SLACK_BYTES and lag > s_max_window and _is_before(acknowledgment, sender):
             return _outside("acknowledgment is older than a window", profile.liberal)
     options = packet.options
-    if options and not (len(options) == 12 and options.startswith(ONLY_TIMESTAMP)):
+    if (
+        options
+        and r_flags & _SELECTIVE
+        and not (len(options) == 12 and options.startswith(ONLY_TIMESTAMP))
+    ):
         selective = highest_sack(options, acknowledgment)
         beyond = 0 < (selective - r_end) & MODULUS_MASK < HALF
         if beyond and not may_have_sent(receiver, selective, s_max_window):
@@ -234,7 +242,7 @@ def check(  # noqa: PLR0917 -- once per segment: keywords cost
             s_end = end
             s_flags |= UNACKNOWLEDGED
             changed = True
-        elif r_max_window and -distance & MODULUS_MASK > r_max_window:
+        elif r_max_window and -distance & MODULUS_MASK > r_max_window and _is_before(end, receiver):
             # Data from before the window: the receiver drops it and says where it is (RFC 9293
             # section 3.10.7.4), and the sender must see that answer.
             return passes("older than the window")
@@ -268,6 +276,16 @@ def check(  # noqa: PLR0917 -- once per segment: keywords cost
             Window, (r_end, r_max_end, r_max_window, r_max_ack, r_scale, r_flags, r_initial, r_fin)
         )
     return (receiver, sender) if direction else (sender, receiver)
+
+
+def _is_before(number: int, side: Window) -> bool:
+    """Whether a sequence number is older than what this side has acknowledged already.
+
+    A segment that runs ahead, which may be forged, moves `Window.end` of its sender. What the ends
+    say to each other then lies a whole window before it, and must be heard all the same.
+    """
+    _, _, _, max_ack, _, flags, _, _ = side
+    return not flags & ACKED or after(max_ack, number)
 
 
 def _outside(reason: str, liberal: bool) -> Finding:
