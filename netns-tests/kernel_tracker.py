@@ -41,6 +41,7 @@ table inet watch {{
 }}
 """
 _SETS = ("seen4", "seen6", "refused4", "refused6")
+_FLUSH = "".join(f"flush set inet watch {name}\n" for name in _SETS)
 _CLASSES = {
     ("new", "original"): "NEW",
     ("established", "original"): "ESTABLISHED",
@@ -110,8 +111,7 @@ class KernelTracker:
 
     def send(self, shots: list[Shot]) -> list[str]:
         """Send a batch; the class of each packet, as `CtState` names it (UNTRACKED: INVALID)."""
-        flushing = "".join(f"flush set inet watch {name}\n" for name in _SETS)
-        self._node.run(["nft", "-f", "-"], stdin=flushing, check=True)
+        self._node.run(["nft", "-f", "-"], stdin=_FLUSH, check=True)
         for number, shot in enumerate(shots, 1):
             self._hosts[shot.reply].send(numbered(shot.packet, number))
         found: dict[int, str] = {}
@@ -122,6 +122,19 @@ class KernelTracker:
 
         eventually(all_seen, f"{len(shots)} packets pass the hook")
         return [found[number] for number in range(1, len(shots) + 1)]
+
+    def pass_on(self, pieces: list[bytes], last: bytes) -> list[str]:
+        """Send the client's packets, which may not all get to the tracker; the classes of those
+        that did before `last` did.
+        """
+        self._node.run(["nft", "-f", "-"], stdin=_FLUSH, check=True)
+        self._hosts[0].send(*(numbered(piece, 1) for piece in pieces), numbered(last, 2))
+        found = eventually(self._seen_last, "the last one passes")
+        return [found[1]] if 1 in found else []
+
+    def _seen_last(self) -> dict[int, str] | None:
+        found = self._seen()
+        return found if 2 in found else None
 
     def _seen(self) -> dict[int, str]:
         listed = self._node.run(["nft", "-j", "list", "table", "inet", "watch"], check=True).stdout

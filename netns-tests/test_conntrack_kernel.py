@@ -6,9 +6,11 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+import fragment_plans
 import packet_script
 import pytest
 from dialogues import (
+    GRE,
     Dialogue,
     IcmpDialogue,
     PlainDialogue,
@@ -93,6 +95,18 @@ def test_the_kernel_follows_the_script(lab, path: Path) -> None:
     stage = KernelStage(KernelTracker(lab(a="app=a", b="app=b")))
     lines = packet_script.transcript(packet_script.read(path), stage, "kernel")
     assert not lines, "\n".join(["", path.name, *lines])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_kernel_puts_fragments_together_by_the_plans(lab, version: int) -> None:
+    """What `firewall.replay.reassembly` is held to by tests/replay."""
+    kernel = KernelTracker(lab(a="app=a", b="app=b"))
+    came = {}
+    for index, plan in enumerate(fragment_plans.PLANS):
+        way = path(index, version)
+        pieces = fragment_plans.cut(plan, way.client, way.server, index + 1)
+        came[plan] = "NEW" in kernel.pass_on(pieces, way.packet(False, GRE, bytes(24)))
+    assert came == {plan: whole[version == 6] for plan, whole in fragment_plans.PLANS.items()}
 
 
 # --- random conversations -----------------------------------------------------------------------

@@ -12,6 +12,7 @@ from conntrack.packet import Fault, Packet, PacketError, parse
 from conntrack.profile import Profile
 from conntrack.tcp_states import TcpState
 from conntrack.tracker import CtState, Entry, Tracked, Tracker
+from firewall.replay.reassembly import Reassembly
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "../shared/corpus/conntrack"
@@ -69,71 +70,13 @@ def with_sysctl(profile: Profile, sysctl: dict[str, int]) -> Profile:
 
 
 def reassemble(pieces: list[bytes]) -> bytes | None:
-    """What a host's reassembly hands on: the whole datagram, or None.
-
-    Overlaps make the datagram disappear (RFC 5722; Linux does the same for IPv4), and so do gaps,
-    different last fragments, and pieces of other datagrams.
-    """
-    version = pieces[0][0] >> 4
-    held: dict[int, bytes] = {}
-    total: int | None = None
-    header = b""
+    """What the kernel's reassembly hands on: the whole datagram, or None."""
+    reassembly = Reassembly()
     for piece in pieces:
-        if version == 4:
-            start = (piece[0] & 15) * 4
-            field = int.from_bytes(piece[6:8], "big")
-            offset, more, mine = (field & 0x1FFF) * 8, bool(field & 0x2000), piece[9:10]
-            body = piece[start : int.from_bytes(piece[2:4], "big")]
-        else:
-            at, following = 40, piece[6]
-            while following != 44:
-                following, at = piece[at], at + (piece[at + 1] + 1) * 8
-            field = int.from_bytes(piece[at + 2 : at + 4], "big")
-            offset, more, mine = field & 0xFFF8, bool(field & 1), piece[at : at + 1]
-            start = at
-            body = piece[at + 8 : 40 + int.from_bytes(piece[4:6], "big")]
-        if more and len(body) % 8:
-            return None
-        end = offset + len(body)
-        overlaps = any(offset < at + len(b) and at < end for at, b in held.items())
-        if overlaps or (not more and total not in (None, end)) or (header and mine != header[-1:]):
-            return None
-        if version == 6 and offset == 0 and not has_whole_chain(mine[0], body):
-            return None
-        held[offset] = body
-        total = end if not more else total
-        if offset == 0:
-            header = piece[:start] + mine
-    whole = b"".join(held[at] for at in sorted(held))
-    if total is None or len(whole) != total or 0 not in held:
-        return None
-    first = bytearray(header[:-1])
-    if version == 4:
-        first[2:4] = (len(first) + len(whole)).to_bytes(2, "big")
-        first[6:8] = b"\0\0"
-        first[10:12] = b"\0\0"
-        words = sum(int.from_bytes(first[i : i + 2], "big") for i in range(0, len(first), 2))
-        while words >> 16:
-            words = (words & 0xFFFF) + (words >> 16)
-        first[10:12] = (~words & 0xFFFF).to_bytes(2, "big")
-        return bytes(first) + whole
-    # The header before the fragment header now names what that one named.
-    at, place = 40, 6
-    while first[place] != 44:
-        place, at = at, at + (first[at + 1] + 1) * 8
-    first[place] = header[-1]
-    first[4:6] = (len(first) - 40 + len(whole)).to_bytes(2, "big")
-    return bytes(first) + whole
-
-
-def has_whole_chain(following: int, body: bytes) -> bool:
-    """Whether a first fragment reaches the transport's ports (RFC 7112)."""
-    at = 0
-    while following in (0, 43, 60):
-        if at + 8 > len(body):
-            return False
-        following, at = body[at], at + (body[at + 1] + 1) * 8
-    return at + 8 <= len(body)
+        whole = reassembly.add(piece, 0.0)
+        if isinstance(whole, bytes) and (whole != piece or is_atomic(piece)):
+            return whole
+    return None
 
 
 # --- one vector ---------------------------------------------------------------------------------

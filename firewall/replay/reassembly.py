@@ -4,14 +4,16 @@ The tracker never sees fragments: conntrack brings the kernel's defragmentation 
 -400, before everything. A capture was taken on a link and holds the pieces, so they are put
 together here by the same rules:
 
-    - overlap: the whole datagram is given up, and so are pieces that come later (RFC 5722; Linux
-      does the same for IPv4); an exact repetition is ignored
-    - two last pieces that disagree, more than 65535 bytes: given up
+    - a piece that lies within what is there already is a repetition, ignored whatever its bytes
+    - overlap, an IPv4 piece without a byte, one that contradicts the last one: what is there is
+      given up (RFC 5722; Linux does the same for IPv4), and a later piece begins anew. IPv6 pieces
+      without a byte, and those that contradict the last one, are lost alone
     - silence: a datagram whose rest has not come 30 s (IPv4) or 60 s (IPv6) after its first piece
       is forgotten (net.ipv4.ipfrag_time, net.netfilter.nf_conntrack_frag6_timeout)
     - IPv6 pieces that can never fit (a length that is not a multiple of 8 before the end, a first
-      piece without the whole header chain, RFC 7112) are handed on as they are: the parser refuses
-      them. IPv4 pieces of such a length lose their odd bytes, so the datagram is never complete.
+      piece that ends inside the transport's header, RFC 8200 section 4.5) are handed on as they
+      are: the parser refuses them. IPv4 pieces of such a length lose their odd bytes, so the
+      datagram is never complete.
 
 `now` is seconds on any monotonic clock.
 """
@@ -22,6 +24,9 @@ _MORE: Final = 0x2000  # IPv4 "more fragments"; the offset is the 13 bits below 
 _OFFSET: Final = 0x1FFF
 _FRAGMENT: Final = 44  # next-header value of the IPv6 fragment header (RFC 8200 section 4.5)
 _CHAIN: Final = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options
+_AUTHENTICATION: Final = 51
+_FIRST_BYTES: Final = {6: 20, 17: 8, 58: 8}
+"""Of TCP, UDP and ICMPv6: how much of the transport a first IPv6 piece must have; others 1 byte."""
 _IPV4_WAIT_S: Final = 30.0
 _IPV6_WAIT_S: Final = 60.0
 _MAX_DATAGRAM_BYTES: Final = 65535
@@ -47,16 +52,27 @@ class _Piece(NamedTuple):
 
 
 class _Waiting:
-    """A datagram in pieces; `total` is known with the last one, `given_up` after an overlap."""
+    """A datagram in pieces.
 
-    __slots__ = ("expires_at", "first", "given_up", "pieces", "total")
+    Attributes:
+        expires_at: seconds; then it is forgotten.
+        first: the piece with the header; None until it has come.
+        pieces: bytes by offset.
+        runs: [start, end) of pieces that came one after another at the end of what was there, in
+            order. A piece within one is a repetition, one that leaves it an overlap.
+        end: behind the last byte that is known of.
+        total: bytes of the datagram's payload, known with the last piece.
+    """
+
+    __slots__ = ("end", "expires_at", "first", "pieces", "runs", "total")
 
     def __init__(self, expires_at: float) -> None:
         self.expires_at = expires_at
         self.pieces: dict[int, bytes] = {}
+        self.runs: list[tuple[int, int]] = []
         self.first: _Piece | None = None
+        self.end = 0
         self.total: int | None = None
-        self.given_up = False
 
 
 class Reassembly:
@@ -80,23 +96,32 @@ class Reassembly:
         piece = _read_ipv4(packet) if packet[:1] and packet[0] >> 4 == 4 else _read_ipv6(packet)
         if piece is None:
             return packet
-        if len(piece.key[0]) == 16 and (
+        is_ipv6 = len(piece.key[0]) == 16
+        if is_ipv6 and (
             (piece.more and len(piece.body) % 8)
-            or (piece.offset == 0 and not _has_whole_chain(piece.protocol, piece.body))
+            or (piece.offset == 0 and _is_cut(piece.protocol, piece.body))
         ):
+            if piece.offset:
+                self._waiting.pop(piece.key, None)
             return packet
         datagram = self._waiting.get(piece.key)
         if datagram is None or now >= datagram.expires_at:
             self._waiting.pop(piece.key, None)
             if len(self._waiting) >= _MAX_WAITING_COUNT:
                 del self._waiting[next(iter(self._waiting))]
-            wait_s = _IPV6_WAIT_S if len(piece.key[0]) == 16 else _IPV4_WAIT_S
+            wait_s = _IPV6_WAIT_S if is_ipv6 else _IPV4_WAIT_S
             datagram = self._waiting[piece.key] = _Waiting(now + wait_s)
-        refused = _put(datagram, piece)
+        refused = _contradiction(datagram, piece)
         if refused:
-            datagram.given_up = True
-            datagram.pieces.clear()
+            if not is_ipv6:
+                del self._waiting[piece.key]
             return Waits(refused, lost=True)
+        fits = _put(datagram, piece)
+        if fits is None:
+            del self._waiting[piece.key]
+            return Waits("overlapping fragment", lost=True)
+        if not fits:
+            return Waits("fragment: repeated", lost=False)
         whole = _join(datagram)
         if whole is None:
             return Waits("fragment: waits for the others", lost=False)
@@ -104,30 +129,44 @@ class Reassembly:
         return whole
 
 
-def _put(datagram: _Waiting, piece: _Piece) -> str:
-    """Add a piece; the answer is why the datagram is lost, "" if it is not."""
-    if datagram.given_up:
-        return "fragment of a datagram that was given up"
-    body = piece.body if not piece.more else piece.body[: len(piece.body) & ~7]
-    end = piece.offset + len(body)
-    if datagram.pieces.get(piece.offset) == body:
-        return ""
-    for start, other in datagram.pieces.items():
-        if piece.offset < start + len(other) and start < end:
-            return "overlapping fragment"
+def _contradiction(datagram: _Waiting, piece: _Piece) -> str:
+    """Note what a piece says of the datagram's length; why it is lost, "" if it is not."""
+    start, end = piece.offset, _end(piece)
+    if end > _MAX_DATAGRAM_BYTES:
+        return "fragments of more than a datagram can hold"
     if not piece.more:
         if datagram.total not in (None, end):
             return "two last fragments that disagree"
+        if end < datagram.end:
+            return "fragment behind the last one"
         datagram.total = end
-    ends = [start + len(other) for start, other in datagram.pieces.items()]
-    if datagram.total is not None and max(end, *ends, 0) > datagram.total:
+    elif datagram.total is not None and end > datagram.total:
         return "fragment behind the last one"
-    if end > _MAX_DATAGRAM_BYTES:
-        return "fragments of more than a datagram can hold"
-    datagram.pieces[piece.offset] = body
-    if piece.offset == 0:
+    datagram.end = max(datagram.end, end)
+    return "empty fragment" if end == start else ""
+
+
+def _put(datagram: _Waiting, piece: _Piece) -> bool | None:
+    """Add a piece. False: it repeats what is there; None: it overlaps it."""
+    start, end = piece.offset, _end(piece)
+    runs = datagram.runs
+    for run_start, run_end in runs:
+        if start < run_end and run_start < end:
+            return False if run_start <= start and end <= run_end else None
+    if runs and start == runs[-1][1]:
+        runs[-1] = (runs[-1][0], end)
+    else:
+        runs.append((start, end))
+        runs.sort()
+    datagram.pieces[start] = piece.body[: end - start]
+    if start == 0:
         datagram.first = piece
-    return ""
+    return True
+
+
+def _end(piece: _Piece) -> int:
+    size = len(piece.body)
+    return piece.offset + (size & ~7 if piece.more else size)
 
 
 def _join(datagram: _Waiting) -> bytes | None:
@@ -189,11 +228,16 @@ def _read_ipv6(packet: bytes) -> _Piece | None:
     )
 
 
-def _has_whole_chain(following: int, body: bytes) -> bool:
-    """Whether a first piece reaches the transport's ports (RFC 7112 section 5)."""
+def _is_cut(following: int, body: bytes) -> bool:
+    """Whether a first piece ends inside the transport's header (RFC 8200 section 4.5).
+
+    One that ends inside the chain before it is one that Linux does not refuse.
+    """
     at = 0
-    while following in _CHAIN:
-        if at + 8 > len(body):
+    while following in _CHAIN or following == _AUTHENTICATION:
+        if at + 2 > len(body):
             return False
-        following, at = body[at], at + (body[at + 1] + 1) * 8
-    return at + 8 <= len(body)
+        words = body[at + 1]
+        size = (words + 2) * 4 if following == _AUTHENTICATION else (words + 1) * 8
+        following, at = body[at], at + size
+    return at + _FIRST_BYTES.get(following, 1) > len(body)
