@@ -203,6 +203,9 @@ def _of_request(name: str) -> _Getter:
         "host": lambda about: about.record.authority or None,
         ":scheme": lambda about: "https" if about.record.tls else "http",
         "x-request-id": lambda about: about.record.request_id or None,
+        # What Envoy keeps there when it rewrites a path, which is not done here: a client's would
+        # stand in the default format in the place of what it asked for.
+        "x-envoy-original-path": lambda _about: None,
     }
     if name in pseudo:
         return pseudo[name]

@@ -45,6 +45,11 @@ def test_the_default_is_envoys():
     )
 
 
+def test_no_header_stands_in_the_place_of_the_path():
+    """Envoy's default shows X-ENVOY-ORIGINAL-PATH first, which only a proxy that rewrites sets."""
+    assert '"GET /public/a?x HTTP/1.1"' in line("", final(b"X-Envoy-Original-Path: /forged\r\n"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
