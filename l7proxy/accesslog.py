@@ -58,9 +58,15 @@ def ends_of(
     return Ends(source, client[1], destination, server[1], 0, connection_id, begun_at)
 
 
-def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
-    """Return the flow event of a record; `time_ns` is the wall clock's."""
-    judgement = record.judgement or _NOT_JUDGED
+def http_event(
+    record: Record, ends: Ends, time_ns: int, connection: Judgement | None = None
+) -> HttpEvent:
+    """Return the flow event of a record; `time_ns` is the wall clock's.
+
+    `connection`: what policy says of the connection, if it was not asked about the request; the
+    event names its ends by it, and no rule.
+    """
+    judgement = record.judgement or _not_judged(connection)
     is_request = record.kind is _REQUEST
     refused = is_request and bool(record.detail)
     scheme = "https" if record.tls else "http"
@@ -92,6 +98,14 @@ def http_event(record: Record, ends: Ends, time_ns: int) -> HttpEvent:
         judgement.isolated_by,
         record.detail or judgement.detail,
         record.server_name,
+    )
+
+
+def _not_judged(connection: Judgement | None) -> Judgement:
+    if connection is None:
+        return _NOT_JUDGED
+    return connection._replace(
+        allowed=False, drop_reason=0, allowed_by=(), denied_by=(), isolated_by=(), detail=""
     )
 
 

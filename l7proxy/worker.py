@@ -65,7 +65,7 @@ from l7proxy.dns_desk import Desk, Lesson
 from l7proxy.dns_service import DnsService
 from l7proxy.dns_stream import TCP, DnsStream
 from l7proxy.heads import Heads
-from l7proxy.judgement import Judge
+from l7proxy.judgement import Judge, Judgement
 from l7proxy.limits import LimitError, Limits, override
 from l7proxy.listener import ListenError, is_local, listen
 from l7proxy.logfile import AccessLog
@@ -286,10 +286,20 @@ class Worker:
             if self._access_log is not None and is_final(record):
                 self._access_log.write(record, ends, time_ns)
         room = self._room_count if self._channel.connected else 0
-        self._events += [http_event(*told) for told in records[:room]]
+        self._events += [
+            http_event(record, ends, time_ns, self._who(record, ends))
+            for record, ends, time_ns in records[:room]
+        ]
         self._lost_count += max(0, len(records) - room)
         if self._events:
             self._send_events()
+
+    def _who(self, record: Record, ends: Ends) -> Judgement | None:
+        """Say whose connection it is on which policy was not asked about a request."""
+        if record.judgement is not None:
+            return None
+        judge = ConnectionJudge(self._policy, ends.source, ends.destination, ends.destination_port)
+        return judge.connection()
 
     def _send_events(self) -> None:
         """Send what has gathered; what finds no room is counted by the channel.
@@ -421,13 +431,18 @@ class Worker:
             "connection_count": self.metrics.active_connection_count,
             "upstream_count": self.metrics.active_upstream_count,
             "memory_bytes": _resident_bytes(),
-            "addresses": [
-                list(sock.getsockname()[:2])
-                for sock in self._listeners.values()
-                if sock.fileno() >= 0
-            ],
+            "addresses": self._addresses(socket.SOCK_STREAM),
+            "datagram_addresses": self._addresses(socket.SOCK_DGRAM),
             "lost_event_count": self._channel.lost_total_count + self._lost_count,
         }
+
+    def _addresses(self, kind: socket.SocketKind) -> list[list[str | int]]:
+        """Return where sockets of a kind listen, as text and port."""
+        return [
+            list(sock.getsockname()[:2])
+            for sock in self._listeners.values()
+            if sock.fileno() >= 0 and sock.type == kind
+        ]
 
     # --- upkeep ----------------------------------------------------------------------------------
 

@@ -70,7 +70,10 @@ def test_the_admin_page_shows_and_changes_what_envoys_does(served):
     (match,) = entry["ingress"][0]["l7"]["http"][1]["header_matches"]
     assert (match["secret_name"], match["value"]) == ("code", "[redacted]")
 
-    assert "l7proxy-0::0.0.0.0:15006\n" in ask("/listeners")[1]
+    assert sorted(ask("/listeners")[1].splitlines()) == [
+        "l7proxy-0-udp::0.0.0.0:15006", "l7proxy-0-udp::[::]:15006",
+        "l7proxy-0::0.0.0.0:15006", "l7proxy-0::[::]:15006",
+    ]  # fmt: skip
     assert "original_dst::upstream_cx_total::1\n" in ask("/clusters")[1]
     assert json.loads(ask("/certs")[1]) == {"certificates": []}
     assert int(json.loads(ask("/memory")[1])["total_physical_bytes"]) > 1_000_000

@@ -224,18 +224,26 @@ class ProxyAdmin:
         found = []
         for answer in await self._ask("status"):
             for row in answer:
-                listed = msgspec.convert(row.get("addresses", ()), tuple[tuple[str, int], ...])
-                found += [(f"l7proxy-{row['number']}", host, port) for host, port in listed]
+                for key, protocol in (("addresses", "TCP"), ("datagram_addresses", "UDP")):
+                    listed = msgspec.convert(row.get(key, ()), tuple[tuple[str, int], ...])
+                    name = f"l7proxy-{row['number']}" + ("" if protocol == "TCP" else "-udp")
+                    found += [(name, protocol, host, port) for host, port in listed]
         if request.query.get("format") == "json":
             rows = [
                 {
                     "name": name,
-                    "local_address": {"socket_address": {"address": host, "port_value": port}},
+                    "local_address": {
+                        "socket_address": {
+                            "protocol": protocol,
+                            "address": host,
+                            "port_value": port,
+                        }
+                    },
                 }
-                for name, host, port in found
+                for name, protocol, host, port in found
             ]
             return _json({"listener_statuses": rows})
-        return _text("".join(f"{name}::{_host(host)}:{port}\n" for name, host, port in found))
+        return _text("".join(f"{name}::{_host(host)}:{port}\n" for name, _, host, port in found))
 
     async def _certs(self, _: web.Request) -> web.Response:
         folder = self._engine.config.proxy.secrets_dir

@@ -6,6 +6,8 @@ from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy.accesslog import Ends, http_event, is_final
 from l7proxy.commands import Log
 from l7proxy.metrics import Metrics, all_refusals, counted_details
+from l7proxy.plan import Policy
+from l7proxy.policy import ConnectionJudge
 
 ENDS = Ends(bytes((10, 0, 1, 1)), 5000, bytes((10, 0, 2, 1)), 80)
 
@@ -52,6 +54,20 @@ def test_malformed_request_is_one_event_without_its_bytes():
     event = http_event(record, ENDS, 7)
     assert event.drop_reason == DropReason.INVALID_PACKET_DROPPED
     assert (event.method, event.url, event.detail) == ("", "", "http1.invalid_url")
+
+
+def test_malformed_request_is_told_with_the_identities_of_its_connection():
+    policy = Policy()
+    policy.install(snapshot())
+    connection = ConnectionJudge(policy, ENDS.source, ENDS.destination, 80).connection()
+    (record,) = records(("client_data", b"GET /a/%2f HTTP/1.1\r\nHost: svc\r\n\r\n"))
+    event = http_event(record, ENDS, 7, connection)
+    assert (event.source_identity, event.destination_identity) == (1001, 1002)
+    assert (event.source_endpoint, event.destination_endpoint) == (1, 2)
+    assert (event.verdict, event.drop_reason) == (
+        Verdict.DROP, DropReason.INVALID_PACKET_DROPPED,
+    )  # fmt: skip
+    assert event.allowed_by == event.denied_by == event.isolated_by == ()
 
 
 def test_counters_follow_from_records():
