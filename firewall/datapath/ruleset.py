@@ -12,13 +12,14 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
 
     a packet in PREROUTING, the node's or forwarded     rule
     loopback, unless on its way to the proxy            RETURN
+    unmarked, established, connmark of a generation     the bypass, see below
     marked TO_PROXY by a worker                         TPROXY to the proxy's port (or dropped)
     UDP reply to what the proxy asked                   mark LOCAL; a worker looks at the source
         if no rule can: another interface than its own, or a bridge
     marked PASS_ON by a worker                          the named worker's queue
     marked DEFERRED by a worker                         ACCEPT: see Translation
     marked OFFLOAD by a worker                          connmark OFFLOAD and generation; ACCEPT
-    established, connmark of this generation            ACCEPT: the bypass, see below
+    established, connmark of a generation               the bypass, see below
     INVALID to the kernel's conntrack                   mark SUSPECT, then as any other
     of an established socket of the proxy               as before
     of a flow whose destination is translated; reply    mark DEFERRED; RETURN: see Translation
@@ -36,6 +37,7 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
     managed source or destination, endpoint interface   NFQUEUE
 
     a packet in FORWARD or INPUT
+    unmarked, opens no flow, not translated             RETURN
     marked TO_PROXY                                     DROP: nobody has taken it
     marked LOCAL, in FORWARD                            NFQUEUE, to be dropped: see Bridges
     marked LOCAL or FROM_PROXY, in INPUT                RETURN
@@ -46,6 +48,7 @@ ipsets (`sets`), so that adding an endpoint changes no rule.
     opens a flow of an endpoint to no endpoint          NFQUEUE
 
     a packet in POSTROUTING
+    unmarked, not to a translated destination           RETURN
     from this node to a translated destination          as in FORWARD
 
 Translation (NAT). The nat table comes after mangle in PREROUTING and OUTPUT, and translates sources
@@ -112,13 +115,25 @@ _LOCAL = f"{CHAIN_PREFIX}LOCAL"
 _ASKED = f"{CHAIN_PREFIX}ASKED"
 _OFFLOAD = f"{CHAIN_PREFIX}OFFLOAD"
 _BYPASS = f"{CHAIN_PREFIX}BYPASS"
+_RECALLED = f"{CHAIN_PREFIX}RECALLED"
 _TRANSLATED = f"{CHAIN_PREFIX}TRANSLATED"
 _DEFERRED = f"{CHAIN_PREFIX}DEFERRED"
 _UNSETTLED = f"{CHAIN_PREFIX}UNSETTLED"
 _SETTLED = f"{CHAIN_PREFIX}SETTLED"
 _CHAINS = (
     *(CHAIN_PREFIX + hook for hook in HOOKS),
-    *(_SOCKET, _LOCAL, _ASKED, _OFFLOAD, _BYPASS, _TRANSLATED, _DEFERRED, _UNSETTLED, _SETTLED),
+    *(
+        _SOCKET,
+        _LOCAL,
+        _ASKED,
+        _OFFLOAD,
+        _BYPASS,
+        _RECALLED,
+        _TRANSLATED,
+        _DEFERRED,
+        _UNSETTLED,
+        _SETTLED,
+    ),
 )
 _DNAT = "-m conntrack --ctstate DNAT"
 _SNAT_REPLY = "-m conntrack --ctstate SNAT --ctdir REPLY"
@@ -200,6 +215,7 @@ def install_text(
     lines += _output(config, family, settles=settles)
     lines += _translated(config, family, settles=settles)
     lines += _settling(config, family)
+    lines.append(f"-A {_RECALLED} -j CONNMARK --set-xmark {config.marks.of(Kind.NONE)}")
     lines += _socket_chains(config, family)
     if not keep_generation:
         lines += _generation_chains(config, family)
@@ -269,9 +285,8 @@ def _prerouting(config: RulesetConfig, family: Family, *, settles: bool) -> Iter
     rule = f"-A {CHAIN_PREFIX}PREROUTING"
     to_proxy = config.marks.of(Kind.TO_PROXY)
     yield f"{rule} -i lo -m mark ! --mark {to_proxy} -j RETURN"
-    # Without a target: it only switches on the kernel's conntrack, from which a new worker takes
-    # over the flows of a dead one (`kernel_flows`).
-    yield f"{rule} -m conntrack --ctstate ESTABLISHED"
+    # Of the carried packets nearly all: whatever stands before this they pay for.
+    yield f"{_carried(config, rule)} {_unmarked(config)} -j {_BYPASS}"
     if config.http_proxy_port:
         # A listener on loopback cannot be reached around the rules; without --on-ip the kernel
         # would look for one on the address of the interface.
@@ -316,8 +331,12 @@ def _outward(family: Family) -> str:
 
 def _translated(config: RulesetConfig, family: Family, *, settles: bool) -> Iterator[str]:
     """Yield the rules behind the routing decision: for what has not been decided before it."""
+    unmarked = _unmarked(config)
     for hook in ("FORWARD", "INPUT"):
         rule = f"-A {CHAIN_PREFIX}{hook}"
+        # None of the rules below could match; carried packets pay for each.
+        opening_or_nat = "NEW,SNAT,DNAT" if settles else "SNAT,DNAT"
+        yield f"{rule} -m conntrack ! --ctstate {opening_or_nat} {unmarked} -j RETURN"
         local = f"{rule} -m mark --mark {config.marks.of(Kind.LOCAL)}"
         # What TPROXY has not taken would reach a server, or one of this node's own.
         yield f"{rule} -m mark --mark {config.marks.any_of(Kind.TO_PROXY)} -j DROP"
@@ -335,6 +354,7 @@ def _translated(config: RulesetConfig, family: Family, *, settles: bool) -> Iter
         if settles:
             yield f"{rule} {_outward(family)} -j {_queue(config)}"
     rule = f"-A {CHAIN_PREFIX}POSTROUTING"
+    yield f"{rule} -m conntrack ! --ctstate DNAT {unmarked} -j RETURN"
     yield f"{rule} -o lo -j RETURN"
     yield f"{rule} -m mark --mark {config.marks.of(Kind.FROM_PROXY)} -j RETURN"
     yield f"{rule} -m mark --mark {config.marks.of(Kind.DEFERRED, Stage.SETTLED)} -g {_SETTLED}"
@@ -342,7 +362,7 @@ def _translated(config: RulesetConfig, family: Family, *, settles: bool) -> Iter
     yield f"{rule} -m mark --mark {config.marks.any_of(Kind.OFFLOAD)} -j {_OFFLOAD}"
     # Of what is forwarded, FORWARD has decided already.
     yield f"{rule} {_DNAT} --ctdir ORIGINAL -m addrtype --src-type LOCAL -j {_TRANSLATED}"
-    yield from _carried(config, f"-A {_TRANSLATED}")
+    yield f"{_carried(config, f'-A {_TRANSLATED}')} -j {_BYPASS}"
     yield from _queued(config, family, f"-A {_TRANSLATED}")
     yield f"-A {_DEFERRED} -j MARK --set-xmark {config.marks.of(Kind.NONE)}"
     yield f"-A {_DEFERRED} -j {_queue(config)}"
@@ -411,16 +431,21 @@ def _offloaded(config: RulesetConfig, rule: str) -> Iterator[str]:
     """Yield the way of packets of flows that the kernel carries, or shall carry."""
     offload = config.marks.any_of(Kind.OFFLOAD)
     yield f"{rule} -m mark --mark {offload} -j {_OFFLOAD}"
-    yield from _carried(config, rule)
+    yield f"{_carried(config, rule)} -j {_BYPASS}"
     # For flows of which it has not seen every packet, a worker relies on the kernel's opinion.
     suspect = config.marks.of(Kind.SUSPECT)
     yield f"{rule} -m conntrack --ctstate INVALID -j MARK --set-xmark {suspect}"
 
 
-def _carried(config: RulesetConfig, rule: str) -> Iterator[str]:
-    """Yield the way of packets of flows that the kernel may carry."""
+def _carried(config: RulesetConfig, rule: str) -> str:
+    """Return a rule without its target, for packets of flows that the kernel may carry."""
     offload = config.marks.any_of(Kind.OFFLOAD)
-    yield f"{rule} -m conntrack --ctstate ESTABLISHED -m connmark --mark {offload} -j {_BYPASS}"
+    return f"{rule} -m conntrack --ctstate ESTABLISHED -m connmark --mark {offload}"
+
+
+def _unmarked(config: RulesetConfig) -> str:
+    """Return what matches packets that bear no mark of ours."""
+    return f"-m mark --mark {config.marks.any_of(Kind.NONE)}"
 
 
 def _generation_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
@@ -437,9 +462,7 @@ def _generation_chains(config: RulesetConfig, family: Family) -> Iterator[str]:
             f"--nfmask {present.mask:#x} --ctmask {present.mask:#x}"
         )
         yield f"-A {_BYPASS} -m connmark ! --mark {present} -j RETURN"
-        unusual = f"-A {_BYPASS} -p tcp -m tcp ! --tcp-flags SYN,FIN,RST NONE"
-        yield f"{unusual} -j CONNMARK --set-xmark {nothing}"
-        yield f"{unusual} -j RETURN"
+        yield f"-A {_BYPASS} -p tcp -m tcp ! --tcp-flags SYN,FIN,RST NONE -g {_RECALLED}"
         yield f"-A {_BYPASS} -m set --match-set {bound_set(family)} src,src -j ACCEPT"
         yield f"-A {_BYPASS} -m set --match-set {INTERFACES} src,src -j RETURN"
         yield f"-A {_BYPASS} -m set --match-set {homed_set(family)} src -j RETURN"

@@ -323,8 +323,34 @@ def test_what_is_to_be_delivered_here_is_never_forwarded():
     for family in Family:
         text = install_text(RulesetConfig(), family, EMPTY)
         local = "-m mark --mark 0x2000000/0xff000000"
-        assert rules(text, "FORWARD")[1] == f"{local} -j NFQUEUE --queue-num 0"
-        assert rules(text, "INPUT")[1] == f"{local} -j RETURN"
+        assert rules(text, "FORWARD")[2] == f"{local} -j NFQUEUE --queue-num 0"
+        assert rules(text, "INPUT")[2] == f"{local} -j RETURN"
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("settling", [False, True])
+def test_a_carried_packet_meets_few_rules(family, settling):
+    """Of those that it goes by without a mark: one to three per hook, and what they ask for.
+
+    The short cut of FORWARD and INPUT must leave to the other rules all that one could match.
+    """
+    text = install_text(RulesetConfig(generation=3), family, EMPTY, settles=settling)
+    unmarked = "-m mark --mark 0x0/0x7000000"
+    carried = "-m conntrack --ctstate ESTABLISHED -m connmark --mark 0x4000000/0x7000000"
+    assert rules(text, "PREROUTING")[1] == f"{carried} {unmarked} -j BARTIZAN-BYPASS"
+    assert [rule.rsplit(" ", 2)[-2:] for rule in rules(text, "BYPASS")[:3]] == [
+        ["-j", "RETURN"],  # of another generation
+        ["-g", "BARTIZAN-RECALLED"],  # SYN, FIN or RST
+        ["-j", "ACCEPT"],  # from an endpoint at its own interface
+    ]
+    for hook in ("FORWARD", "INPUT", "POSTROUTING"):
+        short, *others = rules(text, hook)
+        assert short.endswith(f" {unmarked} -j RETURN")
+        inverted = set(short.split()[4].split(","))
+        for rule in others:
+            words = rule.split()
+            states = words[words.index("--ctstate") + 1] if "--ctstate" in words else ""
+            assert "-m mark --mark" in rule or states in inverted or rule == "-o lo -j RETURN", rule
 
 
 def test_a_generation_may_be_kept_while_everything_else_is_replaced():

@@ -92,5 +92,5 @@ def test_what_mangle_leaves_to_the_table_is_decided_further_on_without_it(family
         for hook in ("FORWARD", "INPUT"):
             rules = [line for line in text.splitlines() if line.startswith(f"-A BARTIZAN-{hook} ")]
             # Whatever has been redirected and is not the proxy's goes no further.
-            assert rules[0].endswith("-m mark --mark 0x1000000/0x7000000 -j DROP")
+            assert rules[1].endswith("-m mark --mark 0x1000000/0x7000000 -j DROP")
             assert (rules[-1].endswith(f"{left} -j NFQUEUE --queue-num 0")) == there
