@@ -24,6 +24,7 @@ Sources: RFC 1035 section 4, RFC 6891 (EDNS), RFC 8945 (TSIG), RFC 2181.
 from functools import lru_cache
 from typing import NamedTuple
 
+import dns.edns
 import dns.exception
 import dns.flags
 import dns.message
@@ -34,6 +35,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 import dns.wire
+from dns.edns import EDECode
 
 HEADER_BYTES = 12
 """RFC 1035 section 4.1.1."""
@@ -45,6 +47,9 @@ LABEL_COUNT = 32_768
 """Labels that are read of one answer: eight for each of the 4,000 records that 64 KiB hold.
 Compressed names could make it half a million, a second of this worker's time."""
 
+PAYLOAD_BYTES = 1232
+"""What refusals say that a server takes: 1280 of IPv6 less its headers (dnsflagday.net/2020)."""
+
 MAX_TTL_S = 604_800
 """A week: longer lives are cut (RFC 8767 section 4 advises the same)."""
 
@@ -54,6 +59,7 @@ _WITHOUT_QUESTION = frozenset((dns.rcode.FORMERR, dns.rcode.NOTIMP))
 
 # Numbers, not members: a look into an enum costs as much as reading one.
 _QR, _TC, _RD = int(dns.flags.QR), int(dns.flags.TC), int(dns.flags.RD)
+_DO = int(dns.flags.DO)  # copied into answers (RFC 3225 section 3)
 _IN = int(dns.rdataclass.IN)
 _CNAME, _OPT = int(dns.rdatatype.CNAME), int(dns.rdatatype.OPT)
 _SIGNATURES = frozenset((int(dns.rdatatype.TSIG), int(dns.rdatatype.SIG)))
@@ -90,6 +96,7 @@ class Query(NamedTuple):
         kind: the record type's number.
         answer_class: the class, 1 = IN.
         asked: the name as it came.
+        edns_flags: of its OPT record, None if it has none (RFC 6891).
     """
 
     id: int
@@ -99,6 +106,7 @@ class Query(NamedTuple):
     kind: int
     answer_class: int
     asked: dns.name.Name
+    edns_flags: int | None
 
     @property
     def kind_text(self) -> str:
@@ -155,12 +163,13 @@ def read_query(wire: bytes) -> Query:
         name = parser.get_name()
         kind, answer_class = parser.get_struct("!2H")
         question = wire[HEADER_BYTES : parser.current]
-        _read_tail(parser, additionals)
+        edns_flags = _read_tail(parser, additionals)
     except dns.exception.DNSException as error:
         raise QueryError(f"is broken: {error}", answerable=True) from error
     if parser.remaining():
         raise QueryError(f"{parser.remaining()} bytes behind the message", answerable=True)
-    return Query(number, wire, question, _text(name.labels), kind, answer_class, name)
+    text = _text(name.labels)
+    return Query(number, wire, question, text, kind, answer_class, name, edns_flags)
 
 
 @lru_cache(maxsize=4096)
@@ -168,35 +177,42 @@ def _text(labels: tuple[bytes, ...]) -> str:
     return dns.name.Name(labels).to_text().lower()
 
 
-def _read_tail(parser: dns.wire.Parser, count: int) -> None:
-    """Pass over what a query may carry: one OPT record (RFC 6891 section 6.1.1), one signature.
+def _read_tail(parser: dns.wire.Parser, count: int) -> int | None:
+    """Read what a query may carry: one OPT record (RFC 6891 section 6.1.1), one signature.
 
-    The signature is the last record (RFC 8945 section 5.1, RFC 2931 section 3.1).
+    The signature is the last record (RFC 8945 section 5.1, RFC 2931 section 3.1). Returns the flags
+    of the OPT record.
     """
-    seen: set[int] = set()
+    edns_flags = None
     for at in range(count):
         owner = parser.get_name()
-        kind, _, _, size = parser.get_struct(_RECORD)
+        kind, _, ttl, size = parser.get_struct(_RECORD)
         parser.get_bytes(size)
         if kind == _OPT:
-            if owner != dns.name.root or _OPT in seen:
+            if owner != dns.name.root or edns_flags is not None:
                 raise QueryError("a second OPT record, or one of a name", answerable=True)
+            edns_flags = ttl & 0xFFFF
         elif kind not in _SIGNATURES or at + 1 < count:
             raise QueryError(f"carries a record of type {kind}", answerable=True)
-        seen.add(kind)
+    return edns_flags
 
 
-def refusal(query: Query, rcode: int) -> bytes:
+def refusal(query: Query, rcode: int, why: EDECode | None = None, text: str = "") -> bytes:
     """Return the answer that refuses a query, with its question as it came.
 
     Args:
         query: what was read.
         rcode: REFUSED (5), NXDOMAIN (3), SERVFAIL (2), ...
+        why: told to who asked with EDNS (RFC 8914).
+        text: the same for people.
     """
     made = _refusal(query.wire, rcode)
     kind = dns.rdatatype.RdataType(query.kind)
     question_class = dns.rdataclass.RdataClass(query.answer_class)
     made.question.append(dns.rrset.RRset(query.asked, question_class, kind))
+    if query.edns_flags is not None:  # who is answered without EDNS may think that it is not known
+        options: list[dns.edns.Option] = [] if why is None else [dns.edns.EDEOption(why, text)]
+        made.use_edns(0, query.edns_flags & _DO, PAYLOAD_BYTES, options=options)
     return made.to_wire()
 
 

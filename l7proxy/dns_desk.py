@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dns.edns import EDECode
+
 from firewall.flows.event import DnsEvent
 from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy import dns
@@ -130,7 +132,7 @@ class Desk:
         if not judgement.allowed:
             self._count("dns_denied")
             self._say_request(pending, self._reject)
-            return Begun(dns.refusal(query, self._reject))
+            return Begun(self._denial(query))
         over = self._over_limit(ends.source, now)
         if over:
             self._count(over)
@@ -162,7 +164,7 @@ class Desk:
         if not pending.judgement.allowed:
             self._count("dns_denied")
             self._say_response(pending, dns.Answer(self._reject, False, (), 0, (), ()), now)
-            return Finished(dns.refusal(query, self._reject), None)
+            return Finished(self._denial(query), None)
         self._count("dns_answers")
         self._say_response(pending, answer, now)
         lesson = None
@@ -190,7 +192,7 @@ class Desk:
         self._release(pending)
         self._count("dns_upstream_failures")
         self._fail(pending, detail, now)
-        return dns.refusal(pending.query, SERVFAIL)
+        return dns.refusal(pending.query, SERVFAIL, EDECode.NETWORK_ERROR)
 
     def _fail(self, pending: Pending, detail: str, now: float) -> None:
         pending.judgement = pending.judgement._replace(detail=detail)
@@ -223,6 +225,9 @@ class Desk:
             return "dns_rate_limited"
         bucket.left -= 1.0
         return ""
+
+    def _denial(self, query: dns.Query) -> bytes:
+        return dns.refusal(query, self._reject, EDECode.BLOCKED, "no policy allows this name")
 
     # --- what is said about it --------------------------------------------------------------------
 

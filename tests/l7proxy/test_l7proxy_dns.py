@@ -4,6 +4,7 @@ import struct
 
 import dns.edns
 import dns.exception
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
@@ -162,6 +163,16 @@ def test_a_refusal_repeats_the_question():
     assert made.flags & 0x8180 == 0x8100
     blind = dns.message.from_wire(blind_refusal(_changed(questions=0), 3))
     assert (blind.id, blind.rcode(), blind.question) == (NUMBER, 3, [])
+
+
+def test_a_refusal_says_why_to_who_asks_with_edns():
+    """RFC 8914; the DO flag comes back (RFC 3225), and nobody else gets an OPT record."""
+    asked = read_query(query(use_edns=0, want_dnssec=True, payload=4096))
+    made = dns.message.from_wire(refusal(asked, 5, dns.edns.EDECode.BLOCKED, "because"))
+    assert (made.edns, made.ednsflags, made.payload) == (0, dns.flags.DO, 1232)
+    assert made.options == (dns.edns.EDEOption(15, "because"),)
+    assert dns.message.from_wire(refusal(read_query(query(use_edns=0)), 2)).options == ()
+    assert dns.message.from_wire(refusal(read_query(query()), 5)).edns == -1
 
 
 def test_a_cname_chain_leads_to_the_addresses_and_the_least_ttl_counts():
