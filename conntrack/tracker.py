@@ -161,6 +161,10 @@ class Tracker:
         """The entry under a packet's key, in either direction, dead or alive."""
         return self._table.get(packet.key)
 
+    def entry_quoted(self, packet: Packet) -> Entry | None:
+        """The entry of the flow whose packet an ICMP error quotes, dead or alive."""
+        return self._table.get(packet.quoted.key) if packet.quoted is not None else None
+
     def proceed(self, entry: Entry, packet: Packet, now: float) -> bool:
         """Track and confirm at once an ordinary packet of a flow that may pass.
 

@@ -5,6 +5,7 @@ them and reads what the workers say.
 """
 
 import json
+import os
 import select
 import signal
 import socket
@@ -134,6 +135,9 @@ class Rig:
     """Rules and workers in the node of a lab.
 
     Every host is a managed endpoint except those in `outside`, which are the world.
+
+    Attributes:
+        path: where workers find modules; a `sitecustomize` in front of it is loaded into them.
     """
 
     def __init__(
@@ -160,6 +164,7 @@ class Rig:
         self.processes: list[subprocess.Popen[str]] = []
         self._options = (*options, *(("--bypass",) if bypass else ()))
         self.bypass = bypass
+        self.path = [str(ROOT)]
         self.generation = 0
         shown = json.loads(lab.node.run(["ip", "-j", "link"], check=True).stdout)
         self.interfaces = {row["ifname"]: row["ifindex"] for row in shown}
@@ -206,7 +211,7 @@ class Rig:
                 str(self.snapshot), "--workers", str(self.workers), *self._options,
             ]  # fmt: skip
             log = (self.folder / f"worker-{number}.log").open("a")
-            env = {"PYTHONPATH": str(ROOT)}
+            env = {"PYTHONPATH": os.pathsep.join(self.path)}
             self.processes.append(self.lab.node.popen(argv, stdout=log, env=env))
             log.close()
         if connect:

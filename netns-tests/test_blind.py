@@ -149,6 +149,23 @@ def test_an_error_about_a_carried_flow_must_quote_what_is_in_flight(carried: Vic
     assert carried.client.recv(100) == last
 
 
+def test_an_error_about_a_segment_that_is_sent_again_comes_through(carried: Victim) -> None:
+    """The first one brings the flow back from the kernel; its numbers come with the repetition."""
+    dropping = ["iptables", "-A", "INPUT", "-p", "tcp", "-j", "DROP"]  # the path is gone
+    carried.s.run(dropping, check=True)
+    ends = IP(src=carried.s.address4, dst=carried.a.address4)
+    word = token()
+    with carried.s.capture() as lost, carried.a.capture() as capture:
+        carried.client.sendall(word)
+        segment = lost.expect(carries(word))
+        carried.w.send(bytes(ends / ICMP(type=3, code=1) / Raw(segment[:28])))
+        eventually(lambda: not is_carried(carried.one), "the flow is brought back")
+        with carried.s.capture() as repeated:
+            repeated.expect(carries(word), what="the segment once more")
+        carried.w.send(bytes(ends / ICMP(type=3, code=1) / Raw(segment[:28])))
+        capture.expect(lambda data: data[9] == 1, what="the error")
+
+
 @pytest.mark.parametrize("outside", ["s", "a"], ids=["opened-here", "opened-there"])
 def test_a_liar_with_both_addresses_cannot_begin_a_carried_flow_anew(rig, outside: str) -> None:
     """A SYN and the SYN/ACK that answers it: the kernel would believe the two.

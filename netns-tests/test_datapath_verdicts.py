@@ -23,6 +23,7 @@ from traffic import (
 )
 
 from firewall.control.messages import Announce
+from firewall.datapath.marks import Kind, Marks
 from firewall.policy.verdict import DropReason, Verdict
 
 rig = datapath_rig.rig
@@ -310,6 +311,16 @@ def test_a_router_on_the_way_may_report_a_small_mtu(rig):
             capture.expect(carries(payload))
 
 
+def passed_on(one, hook: str) -> int:
+    """How many packets were queued in a hook because one worker had sent them to another."""
+    rules = ["iptables", "-t", "mangle", "-nvxL", f"BARTIZAN-{hook}"]
+    marks = [f"mark match {Marks().of(Kind.PASS_ON, number)} " for number in range(3)]
+    lines = one.lab.node.run(rules, check=True).stdout.splitlines()
+    found = [line for line in lines if any(mark in line for mark in marks)]
+    assert len(found) == len(marks)
+    return sum(int(line.split()[0]) for line in found)
+
+
 def test_an_error_finds_the_worker_that_tracks_its_flow(rig):
     """Time exceeded from a router hashes to any queue; PASS_ON brings it to the right one."""
 
@@ -325,9 +336,43 @@ def test_an_error_finds_the_worker_that_tracks_its_flow(rig):
         with a.capture() as capture:
             r.send(bytes(error / bytes(datagram)))
             capture.expect(carries(payload), what=f"from router {last}")
+    assert passed_on(one, "PREROUTING") > 0
+    assert passed_on(one, "FORWARD") == 0  # who accepts a packet ends its mark
     unknown = udp(a, b, 54, token())
     r.send(bytes(IP(src=r.address4, dst=a.address4) / inet.ICMP(type=11) / bytes(unknown)))
     one.dropped(DropReason.INVALID_PACKET_DROPPED)
+
+
+_BUGS = """
+from conntrack.tracker import Tracker
+from firewall.datapath.kernel_flows import Inquiry
+from firewall.datapath.silence import Silence
+from firewall.datapath.sweep import Sweep
+
+def fail(*arguments):
+    raise ZeroDivisionError("a bug")
+
+Silence.round = Sweep.round = Inquiry.state = fail
+"""
+
+
+def test_bugs_beside_the_packets_do_not_end_the_worker(rig, tmp_path):
+    """They are counted, and what they have to do with is not tried again without a pause."""
+    (tmp_path / "sitecustomize.py").write_text(_BUGS)
+    one = rig()
+    one.path.insert(0, str(tmp_path))
+    one.publish(Rule("a", "b", TCP))
+    one.start()
+    a, b = one.lab.host("a"), one.lab.host("b")
+    with Echo(b, 80) as server, a.connect(b.address4, 80) as client:
+        accepted = server.accept()
+        assert exchange(client, accepted, token())
+        one.generation += 1  # the silent ones are asked
+        one.publish(Rule("a", "b", TCP))
+        eventually(lambda: one.metric("internal_errors_total") >= 2, "bugs are counted")
+        assert exchange(client, accepted, token())
+    assert "ZeroDivisionError" in one.log()
+    assert one.processes[0].poll() is None
 
 
 def test_conntrack_rows_and_status_can_be_asked(rig):

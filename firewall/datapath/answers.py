@@ -31,12 +31,14 @@ class WorkerCounts(NamedTuple):
 
     Attributes:
         internal_count: packets dropped because the pipeline raised: bugs.
+        error_count: bugs that cost no packet: in upkeep, or in what the agent asked for.
         refused_count: verdicts that the kernel refused, since it had dropped the packet before.
         lost_event_count: events that no agent has seen.
         lag_s: the longest that an entry lay dead before it was removed, lately; seconds.
     """
 
     internal_count: int
+    error_count: int
     refused_count: int
     lost_event_count: int
     lag_s: float
@@ -95,6 +97,7 @@ def metric_rows(tracker: Tracker, counts: Counts, process: WorkerCounts) -> Iter
     for reason, count in sorted(counts.dropped.items()):
         yield _metric("drop_count_total", count, reason=reason.name)
     yield _metric("drop_count_total", process.internal_count, reason="INTERNAL")
+    yield _metric("internal_errors_total", process.error_count)
     yield _metric("verdict_refused_count_total", process.refused_count)
     yield _metric("lost_events_total", process.lost_event_count, source="worker")
     yield _metric("datapath_conntrack_inserted_total", tracker.counters.inserted)

@@ -7,10 +7,12 @@ that it lets pass it does not believe: a reset inside the window but not at its 
 receiver will challenge (RFC 5961 section 3.2), or a FIN from before the window. So after a reset or
 FIN of such a flow, and after its verdict, the kernel is asked which state the flow is in now.
 
-Of an ICMP error about such a flow it does not compare the quoted number (RFC 5927 section 4.1), so
-nobody can, and the error is dropped.
+Of an ICMP error about such a flow it does not compare the quoted number (RFC 5927 section 4.1). The
+error is dropped, but a flow that the kernel carries is brought back: the worker learns its numbers
+from the next segment, and the next error about one, which is sent again as long as it is not
+acknowledged, is judged exactly.
 
-The worker asks (`kernel_flows.Inquiry`), once per doubt, between two turns.
+The worker asks and tells the kernel (`kernel_flows.Inquiry`), once per doubt, between two turns.
 """
 
 from enum import IntEnum
@@ -28,6 +30,8 @@ class Cause(IntEnum):
 
     FIN = 0
     RESET = 1
+    QUOTED = 2
+    """An ICMP error: the flow is to be brought back."""
 
 
 class Doubt(NamedTuple):

@@ -161,7 +161,9 @@ class Dump:
 
 
 class Inquiry:
-    """Asks for one flow at a time; the kernel answers before the question's system call returns.
+    """Asks about one flow at a time, or changes its mark.
+
+    The kernel answers before the question's system call returns.
 
     A flow is looked for by both its tuples: where one end is translated, the other tuple is ours.
 
@@ -193,6 +195,22 @@ class Inquiry:
             if code != -errno.ENOENT:
                 raise OSError(-code, "ctnetlink refuses a question about a flow")
         return None
+
+    def clear_mark(self, flow: FlowTuple, ours: int) -> bool:
+        """Take our bits out of a flow's connmark; return whether the kernel knows the flow.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        change = _number_attribute(_MARK, 0) + _number_attribute(_MARK_MASK, ours)
+        for identity in _identities(flow):
+            self._socket.send(netlink.message(_NEW, REQUEST | ACK, identity + change))
+            code = error_code(self._socket.recv(_RECEIVE_BYTES))
+            if not code:
+                return True
+            if code != -errno.ENOENT:
+                raise OSError(-code, "ctnetlink refuses to change a flow's mark")
+        return False
 
 
 def _identities(flow: FlowTuple) -> Iterator[bytes]:

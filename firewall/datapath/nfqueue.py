@@ -113,9 +113,9 @@ class Queue:
 
         Args:
             number: 0..65535.
-            callback: called for each packet; gives it one verdict by `accept`, `drop` or `repeat`
-                of this queue. What it raises over is dropped, unless it has its verdict, and the
-                exception goes to the caller of `receive`.
+            callback: called for each packet; gives it one verdict by `accept`, `accept_marked`,
+                `drop` or `repeat` of this queue. What it raises over is dropped, unless it has its
+                verdict, and the exception goes to the caller of `receive`.
             copy_bytes: cut to MAX_COPY_BYTES.
             length: packets that may wait for a verdict; the kernel drops beyond.
             buffer_bytes: receive buffer to ask for.
@@ -178,6 +178,16 @@ class Queue:
         self._accepted_count += 1
         if self._accepted_count >= self.batch_count:
             self._send_accepts()
+
+    def accept_marked(self, packet: int, mark: int) -> None:
+        """Let a packet go on with this mark, after those that were accepted before it.
+
+        Raises:
+            OSError: the verdict could not be sent.
+        """
+        self._send_accepts()
+        self._socket.send(self._verdicts.accept(packet, mark))
+        self._decided = packet
 
     def drop(self, packet: int) -> None:
         """Stop a packet.

@@ -12,7 +12,8 @@ kernel's entry (`conntrack -F`), or the kernel never carried the flow (NOTRACK),
 Packets of an offloaded flow that come to the queue all the same are those that waited while the
 mark was set; SYN, FIN and RST, with which the worker takes the flow back, as the rules have done;
 and everything, once, after a change of the generation. If more than a few others come, the mark was
-not saved, and is tried again now and then.
+not saved, and is tried again now and then. A flow that is brought back to be looked at (`doubts`)
+is not given again before it has been.
 """
 
 from typing import Final
@@ -53,6 +54,7 @@ class Offloaded:
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._seen: dict[Entry, float] = {}
+        self._kept: dict[Entry, int] = {}  # how many packets of it must have come
         self._began_at = 0.0
         self._pause_s = LONGEST_PAUSE_S
         self.next_dump_at = 0.0
@@ -71,6 +73,8 @@ class Offloaded:
         carried = entry.offloaded
         if count < AFTER_COUNT and not carried:
             return False
+        if self._kept and count < self._kept.get(entry, 0):
+            return False
         if entry.protocol == TCP and (entry.state != _ESTABLISHED or not entry.assured):
             return False
         return not carried or not count % AGAIN_COUNT
@@ -81,6 +85,7 @@ class Offloaded:
             self.next_dump_at = now + SHORTEST_PAUSE_S
         entry.offloaded = True
         self._seen[entry] = now
+        self._kept.pop(entry, None)
 
     def take_back(self, entry: Entry, *, learnt: bool = False) -> None:
         """Follow a flow here again; its TCP numbers are learnt from what comes next.
@@ -92,6 +97,11 @@ class Offloaded:
             self._seen.pop(entry, None)
             if entry.protocol == TCP and entry.serial >= 0 and not learnt:
                 self._tracker.relearn(entry)
+
+    def keep(self, entry: Entry) -> None:
+        """Take a flow back, and look at some packets before it is given again."""
+        self.take_back(entry)
+        self._kept[entry] = entry.original_packets + entry.reply_packets + AFTER_COUNT
 
     # --- what the kernel says -------------------------------------------------------------------
 
@@ -118,6 +128,7 @@ class Offloaded:
             lost = [entry for entry, seen_at in self._seen.items() if seen_at < self._began_at]
             for entry in lost:
                 self.take_back(entry)
+        self._kept = {entry: count for entry, count in self._kept.items() if entry.serial >= 0}
         pause_s = max(self._pause_s, SHORTEST_PAUSE_S, _PAUSE_PER_DUMP * (now - self._began_at))
         self.next_dump_at = now + pause_s
 

@@ -336,6 +336,9 @@ class Pipeline:
                 return PacketDecision(PassOn(ACCEPT if passes else drop), report)
             if passes:
                 return self._forward(packet)
+            quoted = self.tracker.entry_quoted(packet) if unseen else None
+            if quoted is not None and quoted.offloaded:
+                self.doubts.note(quoted, Cause.QUOTED)
         elif packet.protocol == TCP:
             flags = packet.tcp_flags & _FLAG_MASK
             # Our kernel's answer to a segment that was sent to the proxy in vain.

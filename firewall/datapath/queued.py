@@ -134,9 +134,16 @@ class Verdicts:
         """Drop one packet."""
         return self._head + _VERDICT_BODY.pack(_DROP, number)
 
+    def accept(self, number: int, mark: int) -> bytes:
+        """Accept one packet, with this mark from now on."""
+        return self._marked(_ACCEPT, number, mark)
+
     def repeat(self, number: int, mark: int) -> bytes:
         """Send one packet through the rules of its hook once more, with this mark."""
-        body = _VERDICT_BODY.pack(_REPEAT, number) + _MARK_HEAD + _NUMBER.pack(mark)
+        return self._marked(_REPEAT, number, mark)
+
+    def _marked(self, verdict: int, number: int, mark: int) -> bytes:
+        body = _VERDICT_BODY.pack(verdict, number) + _MARK_HEAD + _NUMBER.pack(mark)
         return self._head_with_mark + body
 
 

@@ -67,6 +67,7 @@ class Silence:
 
     def round(self, now: float) -> list[bytes]:
         """Return the next questions, as whole IP packets."""
+        self.due_at = now + PAUSE_S  # also if what follows fails
         found: list[bytes] = []
         looked_at = 0
         for entry in islice(self._waiting, BUDGET_COUNT):
@@ -77,11 +78,9 @@ class Silence:
             found += questions(entry.original, windows)
             if entry.offloaded:
                 self._again.append(entry)
-        if looked_at == BUDGET_COUNT:
-            self.due_at = now + PAUSE_S
-        elif self._again and self._left_count:
-            again, self._again = self._again, []
-            self._wait(again, now)
-        else:
+        if looked_at < BUDGET_COUNT:
             self.due_at = inf
+            if self._again and self._left_count:
+                again, self._again = self._again, []
+                self._wait(again, now)
         return found

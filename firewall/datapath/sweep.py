@@ -45,6 +45,7 @@ class Sweep:
     def round(self, now: float) -> bool:
         """Remove some of what is dead; return whether many were."""
         tracker = self._tracker
+        self.due_at = now + PAUSE_S  # also if what follows fails
         many = tracker.expire(now, budget=BUDGET_COUNT) >= MANY_COUNT
         self.pause_s = BEHIND_PAUSE_S if many else PAUSE_S
         self.due_at = now + self.pause_s

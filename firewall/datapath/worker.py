@@ -31,7 +31,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from conntrack.tracker import LINUX, STRICT, Tracker
+from conntrack.flow import FlowTuple
+from conntrack.tracker import LINUX, STRICT, Entry, Tracker
 from firewall.control import journal
 from firewall.control.messages import (
     Acknowledged,
@@ -46,6 +47,7 @@ from firewall.control.messages import (
     Lend,
     Pause,
     Settled,
+    ToWorker,
     Watch,
 )
 from firewall.control.snapshots import SnapshotReader
@@ -61,6 +63,7 @@ from firewall.datapath.answers import (
     metric_rows,
 )
 from firewall.datapath.choice import choose
+from firewall.datapath.doubts import Cause
 from firewall.datapath.events import packet_event
 from firewall.datapath.kernel_flows import Dump, Inquiry, read_flows, take_over
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks, Stage
@@ -147,6 +150,7 @@ class Worker:
         self._stop_at: float | None = None
         self._paused_until = 0.0
         self._internal_count = 0
+        self._error_count = 0
         self._sweep = Sweep(self._pipeline.tracker, self._now)
         self._silence = Silence(self._pipeline)
         self._complained_at = 0.0
@@ -223,12 +227,8 @@ class Worker:
             if now >= flush_at:
                 self._flush()
                 flush_at = now + FLUSH_S
-            if now >= self._silence.due_at:
-                self._sender.send(self._silence.round(now))
-            if now >= self._sweep.due_at and self._sweep.round(now):
-                # Python's collector counts what is made less what is freed: while many flows leave,
-                # new ones would gather, and be looked at all at once afterwards.
-                gc.collect(1)
+            if now >= min(self._silence.due_at, self._sweep.due_at):
+                self._keep_up()
         self._flush()
 
     def close(self) -> None:
@@ -284,7 +284,10 @@ class Worker:
             suspect = marked == self._suspect
             verdict, report = self._decide(payload, place, hook, self._now, complete, suspect)
         if verdict is ACCEPT:
-            self._queue.accept(packet)
+            if marked and self._marks.kind(mark) is Kind.PASS_ON:
+                self._queue.accept_marked(packet, self._marks.put(mark, Kind.NONE))
+            else:
+                self._queue.accept(packet)
         elif verdict is OFFLOAD:
             self._queue.repeat(packet, self._marks.put(mark, Kind.OFFLOAD, self._generation))
         elif isinstance(verdict, Drop):
@@ -317,7 +320,7 @@ class Worker:
             self._queue.drop(packet)
             self._pipeline.counts.dropped[verdict.otherwise.reason] += 1
         else:
-            self._queue.accept(packet)
+            self._queue.accept_marked(packet, self._marks.put(mark, Kind.NONE))
         return True
 
     def _tell(self) -> None:
@@ -351,25 +354,32 @@ class Worker:
     def _listen(self) -> None:
         """Do what the agent says."""
         for message in self._channel.receive():
-            match message:
-                case Announce():
-                    self._announced(message)
-                case Ask():
-                    self._asked(message)
-                case Forget():
-                    self._questions.append(_Question(message.request, self._forget_rows(message)))
-                case Pause():
-                    self._pause(message.for_s)
-                case Watch():
-                    self._watched_until = self._now + message.for_s
-                case Drain():
-                    self.stop(message.deadline_s)
-                case Settled():
-                    pass  # for proxy workers
-                case Hold():
-                    self._hold_s = max(0.0, message.delay_s)
-                case Lend() | Instruct():
-                    pass  # for workers that accept connections
+            try:
+                self._obey(message)
+            except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
+                self._failed(f"{type(message).__name__} from the agent", error)
+
+    def _obey(self, message: ToWorker) -> None:
+        """Do what one message says."""
+        match message:
+            case Announce():
+                self._announced(message)
+            case Ask():
+                self._asked(message)
+            case Forget():
+                self._questions.append(_Question(message.request, self._forget_rows(message)))
+            case Pause():
+                self._pause(message.for_s)
+            case Watch():
+                self._watched_until = self._now + message.for_s
+            case Drain():
+                self.stop(message.deadline_s)
+            case Settled():
+                pass  # for proxy workers
+            case Hold():
+                self._hold_s = max(0.0, message.delay_s)
+            case Lend() | Instruct():
+                pass  # for workers that accept connections
 
     def _announced(self, message: Announce) -> None:
         """Go to the announced snapshot and say so, or say why not."""
@@ -388,6 +398,9 @@ class Worker:
             error = "there is no snapshot yet"
         except (OSError, SnapshotError) as problem:
             error = str(problem)
+        except Exception as problem:  # noqa: BLE001  the next worker would meet it as well
+            self._failed("the snapshot", problem)
+            error = f"internal error: {problem!r}"
         else:
             generation, self._pipeline.view = self._generation, view
             if view.generation != generation:
@@ -474,7 +487,11 @@ class Worker:
         rows: list[Row] = []
         ended = False
         for _ in range(ROWS_PER_TURN):
-            row = next(question.rows, _END)
+            try:
+                row = next(question.rows, _END)
+            except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
+                self._failed("an answer", error)
+                row = _END
             if row is None:
                 break
             if row is _END:
@@ -489,6 +506,7 @@ class Worker:
     def _counts(self) -> WorkerCounts:
         return WorkerCounts(
             internal_count=self._internal_count,
+            error_count=self._error_count,
             refused_count=self._queue.refused_count,
             lost_event_count=self._channel.lost_total_count + self._lost_count,
             lag_s=self._sweep.lag_s,
@@ -512,10 +530,24 @@ class Worker:
             "buffer_bytes": self._queue.buffer_bytes,
             "flow_count": len(self._pipeline.tracker),
             "internal_count": self._internal_count,
+            "error_count": self._error_count,
             "refused_count": self._queue.refused_count,
         }
 
     # --- upkeep -------------------------------------------------------------------------------
+
+    def _keep_up(self) -> None:
+        """Do what is due; a bug of ours in it must not end the worker."""
+        now = self._now
+        try:
+            if now >= self._silence.due_at:
+                self._sender.send(self._silence.round(now))
+            if now >= self._sweep.due_at and self._sweep.round(now):
+                # Python's collector counts what is made less what is freed: while many flows leave,
+                # new ones would gather, and be looked at all at once afterwards.
+                gc.collect(1)
+        except Exception as error:  # noqa: BLE001
+            self._failed("upkeep", error)
 
     def _begin_dump(self) -> None:
         """Ask the kernel for the flows that it carries."""
@@ -534,6 +566,9 @@ class Worker:
                 self._offloaded.found(flow, self._now)
         except OSError as error:
             self._end_dump(error)
+        except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
+            self._failed("a look at the kernel's flows", error)
+            self._end_dump(OSError("internal error"))
         else:
             if dump.ended:
                 self._end_dump()
@@ -551,14 +586,38 @@ class Worker:
 
     def _settle(self) -> None:
         """Ask the kernel what has become of flows of which it alone has seen enough."""
-        for doubt in self._pipeline.doubts.take():
-            flow = doubt.entry.original
+        doubts = self._pipeline.doubts
+        for doubt in doubts.take():
             try:
-                state = self._inquiry.state(flow)
-            except OSError as error:
-                self._complain("the kernel cannot be asked about a flow", error)
-                state = None
-            self._pipeline.doubts.settle(doubt, state, self._now)
+                if doubt.cause is Cause.QUOTED:
+                    self._bring_back(doubt.entry)
+                else:
+                    doubts.settle(doubt, self._state_of(doubt.entry.original), self._now)
+            except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
+                self._failed("a flow that the kernel was asked about", error)
+
+    def _state_of(self, flow: FlowTuple) -> int | None:
+        """Return the kernel's state of a TCP flow; None if there is none, or it does not say."""
+        try:
+            return self._inquiry.state(flow)
+        except OSError as error:
+            self._complain("the kernel cannot be asked about a flow", error)
+            return None
+
+    def _bring_back(self, entry: Entry) -> None:
+        """Have the packets of a flow that the kernel carries come here again."""
+        try:
+            known = entry.offloaded and self._inquiry.clear_mark(entry.original, self._mask)
+        except OSError as error:
+            self._complain("a flow cannot be taken back from the kernel", error)
+        else:
+            if known:
+                self._offloaded.keep(entry)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """Count and log a bug beside the packets, and go on."""
+        self._error_count += 1
+        self._complain(f"{what}: internal error ({self._error_count} in all)", error)
 
     def _complain(self, what: str, error: Exception) -> None:
         """Log a bug, but not a flood of them."""

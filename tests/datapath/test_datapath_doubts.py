@@ -142,8 +142,22 @@ def test_after_a_return_only_what_the_kernel_knows_teaches_numbers() -> None:
 
 def test_an_error_about_numbers_that_nobody_knows_is_dropped(talk: Talk) -> None:
     """RFC 5927 4.1: what cannot be compared is not believed."""
+    carried = talk.entry.offloaded
+    assert isinstance(talk.unreachable(FAR), Drop)
+    assert [doubt.cause for doubt in talk.pipeline.doubts.take()] == [Cause.QUOTED] * carried
+
+
+def test_an_error_about_a_flow_that_was_brought_back_is_judged_exactly() -> None:
+    """The error is about a segment that is not acknowledged, and so sent again."""
+    talk = Talk(carried=True)
+    talk.pipeline.offloaded.keep(talk.entry)
     assert isinstance(talk.unreachable(FAR), Drop)
     assert talk.told(None) == []
+    assert talk.a("PA", FAR, FAR_BACK) is ACCEPT
+    assert talk.unreachable(FAR) is ACCEPT
+    assert isinstance(talk.unreachable(FAR + 1_000_000), Drop)
+    verdicts = [talk.a("PA", FAR, FAR_BACK) for _ in range(AFTER_COUNT)]
+    assert [verdict is OFFLOAD for verdict in verdicts].index(True) >= AFTER_COUNT - 2
 
 
 def test_an_error_of_this_node_itself_is_believed(talk: Talk) -> None:

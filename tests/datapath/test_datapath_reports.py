@@ -144,12 +144,13 @@ def test_counters_have_names_labels_and_values():
     world = World(Rule(1001, 1002, TCP, 80))
     world.a(syn())
     world.a(syn(81))
-    rows = list(metric_rows(world.tracker, world.pipeline.counts, WorkerCounts(4, 5, 6, 0.25)))
+    rows = list(metric_rows(world.tracker, world.pipeline.counts, WorkerCounts(4, 3, 5, 6, 0.25)))
     found = {(row["name"], *row["labels"].values()): row["value"] for row in rows}
     assert found["forward_count_total",] == 1
     assert found["forward_bytes_total",] == 40
     assert found["drop_count_total", "POLICY_DENIED"] == 1
     assert found["drop_count_total", "INTERNAL"] == 4
+    assert found["internal_errors_total",] == 3
     assert found["verdict_refused_count_total",] == 5
     assert found["datapath_conntrack_entries", "tcp", "SYN_SENT"] == 1
     assert found["datapath_conntrack_inserted_total",] == 1
@@ -160,7 +161,7 @@ def test_flows_that_leave_early_or_find_no_room_are_counted():
     world = World(Rule(1001, 1002, TCP, 80), limit=2)
     for port in range(4000, 4005):
         world.a(IP(src=A4, dst=B4) / inet.TCP(sport=port, dport=80, flags="S"))
-    rows = metric_rows(world.tracker, world.pipeline.counts, WorkerCounts(0, 0, 0, 0.0))
+    rows = metric_rows(world.tracker, world.pipeline.counts, WorkerCounts(0, 0, 0, 0, 0.0))
     found = {(row["name"], *row["labels"].values()): row["value"] for row in rows}
     assert found["datapath_conntrack_evicted_total",] == 3
     assert found["datapath_conntrack_refused_total",] == 0
