@@ -29,8 +29,11 @@ T = TypeVar("T")
 
 Query = Mapping[str, str | float]
 
-READY_S = 20.0
+READY_S = 60.0
 """How long a start may take on a busy machine before it counts as failed."""
+
+ENFORCED_S = 30.0
+"""How long workers may take to follow a change on a busy machine."""
 
 _POLL_MS = 20
 
@@ -134,7 +137,7 @@ class Bartizan:
             for worker in workers
         )
 
-    def stop(self, within_s: float = 10.0) -> int:
+    def stop(self, within_s: float = 30.0) -> int:
         """SIGTERM: drain, take the rules away, end; the exit code.
 
         Raises:
@@ -156,7 +159,7 @@ class Bartizan:
         self.process.wait()
         self.process = None
 
-    def wait_until(self, condition: Callable[[], T], what: str, within_s: float = 10.0) -> T:
+    def wait_until(self, condition: Callable[[], T], what: str, within_s: float = 30.0) -> T:
         """The first truthy answer of `condition`.
 
         Raises:
@@ -185,7 +188,7 @@ class Bartizan:
         path: str,
         body: bytes | None = None,
         query: Query | None = None,
-        timeout_s: float = 15.0,
+        timeout_s: float = 2 * ENFORCED_S,
     ) -> tuple[int, bytes]:
         """One HTTP exchange: status and body."""
         connection = UnixConnection(self.api_socket, timeout_s)
@@ -223,7 +226,7 @@ class Bartizan:
             "ports": [f"{port.name}:{port.port}/{port.protocol.lower()}" for port in plan.ports],
             **more,
         }
-        row: dict[str, Any] = self.put(f"/v1/endpoint/{host.name}", document, wait=10)
+        row: dict[str, Any] = self.put(f"/v1/endpoint/{host.name}", document, wait=ENFORCED_S)
         return row
 
     def add_all(self) -> None:
@@ -241,14 +244,14 @@ class Bartizan:
         """Set labels, remove keys; returns when every worker knows."""
         body = {"set": [f"{key}={value}" for key, value in labels.items()], "remove": list(remove)}
         row: dict[str, Any] = self._json(
-            "PATCH", f"/v1/endpoint/{name}/labels", json.dumps(body).encode(), {"wait": 10}
+            "PATCH", f"/v1/endpoint/{name}/labels", json.dumps(body).encode(), {"wait": ENFORCED_S}
         )
         return row
 
     def apply(self, text: str, file: str = "test.yaml") -> dict[str, Any]:
         """Apply policies; returns when every worker enforces them."""
         answer: dict[str, Any] = self._json(
-            "PUT", "/v1/policy", text.encode(), {"file": file, "wait": 10}
+            "PUT", "/v1/policy", text.encode(), {"file": file, "wait": ENFORCED_S}
         )
         return answer
 
@@ -258,12 +261,12 @@ class Bartizan:
             "DELETE",
             "/v1/policy",
             None,
-            {"kind": kind, "namespace": namespace, "name": name, "wait": 10},
+            {"kind": kind, "namespace": namespace, "name": name, "wait": ENFORCED_S},
         )
 
     def clear(self) -> None:
         """Delete every policy, and let `flows` answer with later decisions only."""
-        self._json("DELETE", "/v1/policy", None, {"all": 1, "wait": 10})
+        self._json("DELETE", "/v1/policy", None, {"all": 1, "wait": ENFORCED_S})
         self._range = {"since": datetime.now(UTC).isoformat()}
 
     def flows(self, last: int = 1000, **filters: str) -> list[dict[str, Any]]:
@@ -275,7 +278,7 @@ class Bartizan:
         lines = [json.loads(line) for line in data.splitlines() if line.strip()]
         return [line["flow"] for line in lines if "flow" in line]
 
-    def cli(self, *argv: str | Path, timeout_s: float = 20.0) -> subprocess.CompletedProcess[str]:
+    def cli(self, *argv: str | Path, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run the `bartizan` command against this agent, in the node."""
         return self._machine.run([*command(), *argv], timeout_s, env=self.environment)
 

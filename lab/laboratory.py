@@ -95,7 +95,7 @@ class Machine:
     def run(
         self,
         argv: Sequence[str | Path],
-        timeout_s: float = 30.0,
+        timeout_s: float = 120.0,
         *,
         check: bool = False,
         stdin: str = "",
@@ -182,7 +182,7 @@ class Machine:
         return opened
 
     def connect(
-        self, address: str, port: int, *, timeout_s: float = 5.0, source_port: int = 0
+        self, address: str, port: int, *, timeout_s: float = 30.0, source_port: int = 0
     ) -> socket.socket:
         """A TCP connection from here.
 

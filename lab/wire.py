@@ -76,7 +76,8 @@ class Capture(Closing):
         self._poll.register(tap, select.POLLIN)
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; what has arrived until now can still be asked for."""
+        self._read()
         self._tap.close()
 
     def _read(self) -> list[bytes]:
@@ -97,7 +98,7 @@ class Capture(Closing):
     def expect(
         self,
         matches: Callable[[bytes], bool],
-        within_s: float = 5.0,
+        within_s: float = 30.0,
         *,
         what: str = "no matching packet",
     ) -> bytes:

@@ -31,7 +31,7 @@ from policytest.world import World
 MAX_HOSTS = 240
 """Hosts of one lab; it numbers them in one byte of their MAC addresses."""
 
-ENFORCED_S = 15.0
+ENFORCED_S = 30.0
 """How long the workers may take to follow a change on a busy machine."""
 
 Query = dict[str, str | float]

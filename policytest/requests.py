@@ -23,10 +23,10 @@ from policytest.model import pair_text, refused_by_proxy
 from policytest.verdicts import of_hello, of_packet, of_request
 from policytest.world import Probe
 
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
 """How long a batch of requests may take on a busy machine."""
 
-FLOW_S = 5.0
+FLOW_S = 15.0
 """How long the flow of a request may come after its answer."""
 
 _POLL_S = 0.02

@@ -28,7 +28,7 @@ _ANSWERS = {
     "RequestMaintenance": lambda door: f"a droid is on its way to door {door}",
     "SetAccessCode": lambda door: f"door {door} has a new access code",
 }
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 30.0
 
 
 def message(number: int, text: str = "") -> bytes:

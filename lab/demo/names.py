@@ -18,7 +18,7 @@ _API, _PLANS, _SITH = "api.holonet.example", "plans.holonet.example", "sith.exam
 _CURL_UNRESOLVED = 6
 """curl(1): the host could not be resolved."""
 
-_START_S = 15.0
+_START_S = 60.0
 
 
 def _question(name: str, verdict: str) -> str:

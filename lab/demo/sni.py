@@ -17,7 +17,7 @@ POLICIES = ("sni-names.yaml", "sni-inside.yaml")
 CURL_NO_TLS = 35
 """curl(1): a problem occurred somewhere in the SSL/TLS handshake."""
 
-_READY_S = 15.0
+_READY_S = 60.0
 
 
 class _Story(Story):

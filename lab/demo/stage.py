@@ -21,10 +21,10 @@ T = TypeVar("T")
 WIDTH = 96
 """Columns; wider output is the terminal's business."""
 
-FLOWS_S = 8.0
+FLOWS_S = 30.0
 """How long a flow may take from the decision to `bartizan observe` on a busy machine."""
 
-_COMMAND_S = 30.0
+_COMMAND_S = 60.0
 
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _CYAN = "1", "2", "31", "32", "33", "36"
 _ALLOWED = re.compile(r"\b(ALLOWED|FORWARDED|REDIRECTED|AUDITED)\b")

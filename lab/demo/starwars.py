@@ -16,7 +16,7 @@ from lab.laboratory import Lab
 POLICIES = ("rule1-l4.yaml", "rule1-l7.yaml")
 
 _DEATHSTAR = "deathstar.default.svc.cluster.local"
-_RESTART_S = 15.0
+_RESTART_S = 60.0
 
 
 def _landing() -> list[str]:
