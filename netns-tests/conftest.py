@@ -60,7 +60,7 @@ def _says(namespace: Namespace, *argv: str) -> str | None:
     try:
         done = subprocess.run(
             ["nsenter", f"--net={namespace.path}", "--", *argv],
-            check=False, capture_output=True, text=True, timeout=20,
+            check=False, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
     except OSError as error:
         return str(error)
@@ -141,7 +141,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     if _shares_out(session.config):
         tried = subprocess.run(
-            [*_ENCLOSED, "true"], check=False, stderr=subprocess.PIPE, text=True, timeout=20
+            [*_ENCLOSED, "true"], check=False, stderr=subprocess.PIPE, text=True, timeout=60
         )
         if tried.returncode != 0:
             pytest.exit(tried.stderr.strip(), returncode=enclosure.CANNOT)

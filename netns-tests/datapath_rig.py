@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from traffic import eventually
+from traffic import DEADLINE_S, eventually
 
 import firewall
 from conntrack.address import parse_address
@@ -96,7 +96,7 @@ class WorkerLink:
         self.acknowledged: list[Acknowledged] = []
         self.answers: list[Answer] = []
         self.hello: Hello | None = None
-        self._connection = eventually(self._connect, f"{path} listens", 15.0)
+        self._connection = eventually(self._connect, f"{path} listens")
 
     def _connect(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -238,14 +238,14 @@ class Rig:
         # nsenter(1) execs, so the child is the worker itself.
         for process in self.processes:
             process.send_signal(how)
-        codes = [process.wait(10) for process in self.processes]
+        codes = [process.wait(DEADLINE_S) for process in self.processes]
         self.processes.clear()
         return codes
 
     def drain(self) -> list[int]:
         for link in self.links:
             link.say(Drain(1.0))
-        codes = [process.wait(10) for process in self.processes]
+        codes = [process.wait(DEADLINE_S) for process in self.processes]
         self.processes.clear()
         self.disconnect()
         return codes

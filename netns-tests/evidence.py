@@ -1,7 +1,10 @@
 """What the firewall says about packets: flow records and counters, awaited with a deadline."""
 
+import os
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,75 @@ def passes(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     payload = token()
     delivered(a, b, udp(a, b, 53, payload), payload)
+
+
+def waiting_count(node: Machine) -> int:
+    """Packets in all queues (/proc/net/netfilter/nfnetlink_queue, the third number)."""
+    path = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+    text = node.netns.within(lambda: path.read_text(encoding="ascii"))
+    return sum(int(line.split()[2]) for line in text.splitlines())
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that stands still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+class Segments:
+    """Counts TCP segments that leave a host and reach another: one that waited is not lost.
+
+    On a busy machine a SYN may wait for so long that its host sends another. Both are accepted; the
+    kernel confirms one of them, drops the other, which says nothing new, and counts it
+    (nf_ct_resolve_clash, `insert_failed`). Nothing else may be missing.
+
+    Args:
+        node: is between the two.
+        a: opens connections.
+        b: accepts them.
+        port: of b; 0 = all.
+    """
+
+    def __init__(self, node: Machine, a: Machine, b: Machine, port: int = 0) -> None:
+        self._node = node
+        self._hosts = a, b
+        ways = (("OUTPUT", "PREROUTING"), ("PREROUTING", "OUTPUT"))
+        for host, (to_b, from_b) in zip(self._hosts, ways, strict=True):
+            for chain, which in ((to_b, "--dport"), (from_b, "--sport")):
+                ports = [which, str(port)] if port else []
+                host.run(["iptables", "-t", "raw", "-A", chain, "-p", "tcp", *ports], check=True)
+
+    def _counts(self, host: Machine) -> dict[str, int]:
+        saved = host.run(["iptables-save", "-c", "-t", "raw"], check=True).stdout
+        rule = r"^\[(\d+):\d+\] -A (\w+) -p tcp(?: -m tcp --[ds]port \d+)?$"
+        return {chain: int(count) for count, chain in re.findall(rule, saved, re.MULTILINE)}
+
+    def _repeated_syn_count(self) -> int:
+        """SYN that host a has sent again."""
+        lines = self._hosts[0].run(["cat", "/proc/net/netstat"], check=True).stdout.splitlines()
+        names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
+        return int(values[names.index("TCPSynRetrans")])
+
+    def arrived_count(self) -> int:
+        """Segments of a that have reached b."""
+        return self._counts(self._hosts[1])["PREROUTING"]
+
+    def missing(self) -> tuple[int, int]:
+        """Segments to b, and to a, that were sent and have not arrived."""
+        a, b = map(self._counts, self._hosts)
+        statistics = self._node.run(["conntrack", "-S"], check=True).stdout
+        again_count = sum(map(int, re.findall(r"insert_failed=(\d+)", statistics)))
+        assert again_count <= self._repeated_syn_count()
+        there, back = a["OUTPUT"] - b["PREROUTING"], b["OUTPUT"] - a["PREROUTING"]
+        return there - again_count, back
+
+    def await_all(self) -> None:
+        """Wait until every segment that was sent has arrived."""
+        eventually(lambda: self.missing() == (0, 0), "every segment that was sent has arrived")
 
 
 LINK_MESSAGES = (130, 131, 132, 133, 134, 135, 136, 143)

@@ -82,25 +82,25 @@ def turns(channel) -> list[str]:
 
     def requests():
         for number in range(5):
-            assert answered.acquire(timeout=10)
+            assert answered.acquire(timeout=30)
             yield b"%d" % number
 
     seen = []
-    for answer in channel.stream_stream(f"/{SERVICE}/Both")(requests(), timeout=20):
+    for answer in channel.stream_stream(f"/{SERVICE}/Both")(requests(), timeout=60):
         seen.append(answer.decode())
         answered.release()
     return seen
 
 
 def trailing(channel) -> list[str]:
-    answer, call = channel.unary_unary(f"/{SERVICE}/Unary").with_call(b"hi", timeout=20)
+    answer, call = channel.unary_unary(f"/{SERVICE}/Unary").with_call(b"hi", timeout=60)
     return [answer.decode(), dict(call.trailing_metadata())["x-trailer"]]
 
 
 def many(channel) -> int:
     """Calls at the same time on one connection."""
     stub = channel.unary_unary(f"/{SERVICE}/Unary")
-    calls = [stub.future(b"%d" % number, timeout=20) for number in range(80)]
+    calls = [stub.future(b"%d" % number, timeout=60) for number in range(80)]
     return sum(call.result() == b"echo %d" % number for number, call in enumerate(calls))
 
 

@@ -19,7 +19,7 @@ MARK = "0x3"
 """On everything that the proxy sends."""
 _REDIRECTED = "0x2"
 PROXY_PORT = 15001
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 def snapshot(*, port=80, clients=None, servers=None, **policy) -> Snapshot:
@@ -95,11 +95,11 @@ class Live:
     async def announce(self, source: Snapshot) -> list:
         """Publish another snapshot and wait until it is enforced; the events seen meanwhile."""
         agent = AgentChannel(self.socket_path)
-        await agent.connect(5)
+        await agent.connect(DEADLINE_S)
         self.snapshot_path.write_bytes(encode(source))
         await agent.announce(source.revision, self.snapshot_path)
         events = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             async for message in agent:
                 if isinstance(message, Events):
                     events += message.events

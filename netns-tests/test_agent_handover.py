@@ -11,7 +11,7 @@ import yaml
 from evidence import workers
 from rules import peers, policy, ports
 from test_firewall_http import LANDING, _ask, _client
-from traffic import eventually
+from traffic import DEADLINE_S, eventually
 
 pytestmark = pytest.mark.needs("tproxy", "socket", "connmark")
 
@@ -31,7 +31,7 @@ def served(lab, bartizan):
     """a may ask b's deathstar to land."""
     made = lab(a="app=a", b="app=b")
     made.host("b").start([sys.executable, "-m", "lab.demo.deathstar"])
-    eventually(lambda: "operational" in made.host("b").log(), "the server runs", 15)
+    eventually(lambda: "operational" in made.host("b").log(), "the server runs")
     made.firewall = bartizan(made)
     made.firewall.apply(LANDING)
     return made
@@ -69,7 +69,7 @@ class Visitors(threading.Thread):
         before = len(self.answers)
         eventually(lambda: len(self.answers) > before + 2, "visitors still come")
         self._over.set()
-        self.join(20)
+        self.join(DEADLINE_S)
 
 
 def proxies(firewall, state="running"):
@@ -93,7 +93,7 @@ def test_a_new_setting_is_in_force_after_sighup_and_no_connection_is_refused(ser
     configure(firewall, limits=[OTHER_TEXT])
     with Visitors(served) as visitors:
         os.kill(firewall.get("/v1/status")["agent"]["pid"], signal.SIGHUP)
-        eventually(lambda: denied(served).startswith(b"Go away"), "the new text is said", 15)
+        eventually(lambda: denied(served).startswith(b"Go away"), "the new text is said")
         eventually(lambda: proxies(firewall) and not proxies(firewall) & old, "it is another")
         assert proxies(firewall, "leaving") == old
     assert visitors.failures == []
@@ -112,7 +112,7 @@ def test_policy_reaches_the_connections_of_a_worker_that_is_leaving(served, begu
     old = proxies(firewall)
     configure(firewall, limits=[OTHER_TEXT])
     os.kill(firewall.get("/v1/status")["agent"]["pid"], signal.SIGHUP)
-    eventually(lambda: proxies(firewall, "leaving") == old and proxies(firewall), "it leaves", 15)
+    eventually(lambda: proxies(firewall, "leaving") == old and proxies(firewall), "it leaves")
     nobody = policy("app=b", ingress=[{**peers("app=nobody"), **ports("80/TCP")}])
     firewall.apply(nobody)
     with pytest.raises(ConnectionError):
@@ -126,7 +126,7 @@ def test_a_killed_worker_refuses_nobody(served):
     with Visitors(served) as visitors:
         (pid,) = proxies(firewall)
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: proxies(firewall) not in ({pid}, set()), "another one runs", 15)
+        eventually(lambda: proxies(firewall) not in ({pid}, set()), "another one runs")
     # One connection at a time: at most the one that it was serving is lost.
     assert len(visitors.failures) <= 1, visitors.failures
     assert not any("refused" in failure for failure in visitors.failures)
@@ -141,14 +141,14 @@ def test_the_next_agent_takes_the_sockets_over_and_replaces_the_worker(served):
         firewall.kill()
         configure(firewall, limits=[OTHER_TEXT])
         firewall.start()
-        eventually(lambda: denied(served).startswith(b"Go away"), "the new text is said", 15)
+        eventually(lambda: denied(served).startswith(b"Go away"), "the new text is said")
         assert not proxies(firewall) & old
     assert visitors.failures == []
     assert set(visitors.answers) == {200}
     (pid,) = proxies(firewall)
     with Visitors(served) as visitors:  # the sockets went to the new agent
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: proxies(firewall) not in ({pid}, set()), "another one runs", 15)
+        eventually(lambda: proxies(firewall) not in ({pid}, set()), "another one runs")
     assert not any("refused" in failure for failure in visitors.failures)
     assert len(workers(firewall)) >= 2
 
@@ -160,7 +160,7 @@ def test_who_waits_for_a_worker_that_is_done_without_is_served_by_another(served
     firewall.kill()
     configure(firewall, workers=2)
     firewall.start()
-    eventually(lambda: len(proxies(firewall)) == 2, "both run", 15)
+    eventually(lambda: len(proxies(firewall)) == 2, "both run")
     second = workers(firewall)["l7proxy", 1]
     firewall.kill()
     os.kill(second, signal.SIGSTOP)

@@ -10,7 +10,7 @@ import pytest
 from evidence import alive, passes, workers
 from traffic import eventually
 
-from lab.daemon import command
+from lab.daemon import READY_S, command
 
 
 def traces(node, run_dir):
@@ -57,7 +57,7 @@ def test_rules_that_somebody_flushed_come_back(two):
         saved = two.node.run(["iptables-save", "-t", "mangle"]).stdout
         return "-A PREROUTING -j BARTIZAN-PREROUTING" in saved
 
-    eventually(restored, "our jump is back", 15)
+    eventually(restored, "our jump is back")
 
 
 def test_the_api_socket_is_for_its_group_and_the_state_for_root(two):
@@ -72,7 +72,7 @@ def test_a_second_daemon_is_told_the_first_ones_pid(two):
     """Exit 3; another run and state directory does not help."""
     firewall = two.firewall
     elsewhere = ["--set", f"run_dir={two.folder}/r2", "--set", f"state_dir={two.folder}/s2"]
-    done = two.node.run([*command(), "run", "-c", firewall.config_path, *elsewhere], 20)
+    done = two.node.run([*command(), "run", "-c", firewall.config_path, *elsewhere])
     assert done.returncode == 3
     assert str(firewall.get("/v1/status")["agent"]["pid"]) in done.stderr
     passes(two)
@@ -83,12 +83,12 @@ def test_cleanup_removes_what_a_killed_agent_left(two):
     firewall = two.firewall
     pids = workers(firewall).values()
     clean = [*command(), "cleanup", "-c", firewall.config_path]
-    refused = two.node.run(clean, 20)
+    refused = two.node.run(clean)
     assert refused.returncode == 3
     assert "stop it" in refused.stderr
     firewall.kill()
     assert traces(two.node, firewall.run_dir)
-    done = two.node.run(clean, 20)
+    done = two.node.run(clean)
     assert done.returncode == 0, done.stderr
     assert traces(two.node, firewall.run_dir) == []
     assert not any(map(alive, pids))
@@ -103,7 +103,7 @@ def test_a_state_file_cut_short_keeps_the_daemon_from_starting(two, name):
     path = firewall.state_dir / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
-    done = two.node.run([*command(), "run", "-c", firewall.config_path], 20)
+    done = two.node.run([*command(), "run", "-c", firewall.config_path])
     assert done.returncode == 3
     assert f"{path}: is cut short" in done.stderr
     assert "move it away" in done.stderr
@@ -124,7 +124,7 @@ def test_sigusr1_writes_the_state_to_the_log(two):
         lines = [line for line in firewall.log().splitlines() if "state: " in line]
         return lines and '\\"endpoints\\"' in lines[-1]
 
-    eventually(dumped, "the state is in the log", 10)
+    eventually(dumped, "the state is in the log")
 
 
 def test_a_node_that_cannot_list_its_links_is_followed_again(two):
@@ -133,15 +133,15 @@ def test_a_node_that_cannot_list_its_links_is_followed_again(two):
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
     two.node.run(["ip", "address", "add", "192.0.2.77/32", "dev", "lo"])
-    eventually(lambda: "links not followed" in firewall.log(), "the trouble is in the log", 10)
+    eventually(lambda: "links not followed" in firewall.log(), "the trouble is in the log")
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
     def known():
         return {"prefix": "192.0.2.77/32", "identity": 1} in firewall.get("/v1/ipcache")
 
-    eventually(known, "the new address is the node's own", 10)
+    eventually(known, "the new address is the node's own")
     assert firewall.process.poll() is None
-    eventually(lambda: not firewall.get("/v1/status")["errors"], "the trouble is over", 10)
+    eventually(lambda: not firewall.get("/v1/status")["errors"], "the trouble is over")
 
 
 def test_readiness_is_told_to_the_service_manager(lab, bartizan, tmp_path):
@@ -150,7 +150,7 @@ def test_readiness_is_told_to_the_service_manager(lab, bartizan, tmp_path):
 
     made = lab(a="app=a")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(20)
+        manager.settimeout(READY_S)
         manager.bind(str(tmp_path / "notify"))
         os.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
         try:
@@ -171,7 +171,7 @@ def test_an_unusable_machine_is_said_and_nothing_is_left(lab, tmp_path):
     config = tmp_path / "bartizan.yaml"
     config.write_text(json.dumps({"run_dir": f"{tmp_path}/r", "state_dir": f"{tmp_path}/s"}))
     drop = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
-    done = made.node.run([*drop, *command(), "run", "-c", config], 60)
+    done = made.node.run([*drop, *command(), "run", "-c", config])
     assert done.returncode == 3
     assert "CAP_NET_ADMIN" in done.stderr
     assert "Traceback" not in done.stderr

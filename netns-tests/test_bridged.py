@@ -159,7 +159,7 @@ def test_requests_from_elsewhere_to_a_container_are_judged(node):
     """
     b, w = node.containers["b"].host, node.host("w")
     b.start([sys.executable, "-m", "lab.demo.deathstar"])
-    eventually(lambda: "operational" in b.log(), "the server runs", 15)
+    eventually(lambda: "operational" in b.log(), "the server runs")
     landing = {"method": "POST", "path": "/v1/request-landing"}
     world = {"fromEntities": ["world"], **ports("80/TCP", http=[landing])}
     node.firewall.apply(policy("app=b", ingress=[world], name="to-b"))

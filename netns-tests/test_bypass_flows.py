@@ -5,13 +5,14 @@ Evidence is the counter of our NFQUEUE rules, what both ends received, and the w
 
 import contextlib
 import json
+import os
 import signal
 import time
 
 import datapath_rig
 import pytest
 from datapath_rig import Rule
-from evidence import count_link_messages, queued
+from evidence import count_link_messages, queued, stopped
 from scapy.layers import inet
 from traffic import (
     DEADLINE_S,
@@ -27,7 +28,6 @@ from traffic import (
     udp,
 )
 
-from firewall.control.messages import Hold
 from firewall.datapath.marks import Marks
 from firewall.datapath.offload import AGAIN_COUNT
 from firewall.policy.verdict import DropReason
@@ -226,15 +226,13 @@ def test_a_mark_of_another_generation_is_not_saved(bypassing):
         bypassing.publish(Rule("a", "b"))
         for _ in range(AGAIN_COUNT):
             assert exchange(client, accepted, token())
-        assert marks(bypassing) == [0x0C000000]
+        eventually(lambda: marks(bypassing) == [0x0C000000], "the kernel carries it")
 
 
 def test_our_own_changes_lose_no_packet_that_waits(bypassing):
-    """A slow worker, and meanwhile every kind of update that we make."""
+    """A worker that stands still, and meanwhile every kind of update that we make."""
     a, b = bypassing.lab.host("a"), bypassing.lab.host("b")
-    for link in bypassing.links:
-        link.say(Hold(0.3))
-    with b.capture() as capture:
+    with b.capture() as capture, stopped(bypassing.processes[0].pid):
         payloads = [token() for _ in range(40)]
         for payload in payloads:
             a.send(bytes(udp(a, b, 53, payload)))
@@ -244,9 +242,8 @@ def test_our_own_changes_lose_no_packet_that_waits(bypassing):
             bypassing.update_sets()
             bypassing.kernel("kernel.install(config)")
         (depth,) = json.loads(bypassing.kernel("print([q.depth for q in kernel.read_queues()])"))
-        assert depth > 0, "the worker was not slow enough to show anything"
-        for link in bypassing.links:
-            link.say(Hold(0.0))
+        assert depth >= len(payloads)
+        os.kill(bypassing.processes[0].pid, signal.SIGCONT)
         for payload in payloads:
             capture.expect(carries(payload), DEADLINE_S)
     assert bypassing.metric("verdict_refused_count_total") == 0
@@ -255,15 +252,14 @@ def test_our_own_changes_lose_no_packet_that_waits(bypassing):
 def test_losses_by_others_changes_are_counted(bypassing):
     """Deleting any base chain of nft makes the kernel drop what waits; the verdicts fail."""
     a, b = bypassing.lab.host("a"), bypassing.lab.host("b")
-    for link in bypassing.links:
-        link.say(Hold(0.05))
-    for _ in range(10):
-        a.send(bytes(udp(a, b, 53, token())))
     nft = "add table ip other; add chain ip other c { type filter hook forward priority 5; }"
     bypassing.lab.node.run(["nft", nft], check=True)
-    bypassing.lab.node.run(["nft", "delete table ip other"], check=True)
-    for link in bypassing.links:
-        link.say(Hold(0.0))
+    before = queued(bypassing.lab.node)
+    with stopped(bypassing.processes[0].pid):
+        for _ in range(10):
+            a.send(bytes(udp(a, b, 53, token())))
+        eventually(lambda: queued(bypassing.lab.node) == before + 10, "ten packets wait")
+        bypassing.lab.node.run(["nft", "delete table ip other"], check=True)
     eventually(lambda: bypassing.metric("verdict_refused_count_total") > 0, "it is counted")
 
 
@@ -286,15 +282,15 @@ def test_a_carried_flow_lives_as_long_as_the_kernels_entry(bypassing):
         for _ in range(ENOUGH):
             client.sendto(b"question", (b.address4, 53))
             server.sendto(b"answer", server.recvfrom(100)[1])
-        assert "OFFLOAD" in flags(bypassing)[where]
+        eventually(lambda: "OFFLOAD" in flags(bypassing)[where], "the kernel carries it")
         until = time.monotonic() + 6.0
         while time.monotonic() < until:  # the kernel alone sees these
+            fell_silent = time.monotonic()
             client.sendto(b"more", (b.address4, 53))
             assert server.recv(100) == b"more"
         assert "OFFLOAD" in flags(bypassing)[where]
-    fell_silent = time.monotonic()
-    eventually(lambda: where not in flags(bypassing), "it has ended", 10.0, every_s=0.2)
-    assert 3.0 < time.monotonic() - fell_silent < 7.0
+    eventually(lambda: where not in flags(bypassing), "it has ended", every_s=0.2)
+    assert time.monotonic() - fell_silent > 3.0
 
 
 def test_a_flow_whose_kernel_entry_is_deleted_goes_on(bypassing):
@@ -315,7 +311,7 @@ def test_a_new_worker_knows_which_flows_are_carried(bypassing):
             assert exchange(client, server, token())
         bypassing.start()
         where = ":".join(map(str, server.getsockname()))
-        assert "OFFLOAD" in flags(bypassing)[where]
+        eventually(lambda: "OFFLOAD" in flags(bypassing).get(where, []), "it knows")
         for _ in range(20):
             assert exchange(client, server, token())
     eventually(

@@ -23,7 +23,7 @@ def test_requests_to_the_node_are_judged_one_by_one(lab, bartizan, family):
     """GET / is answered by the node's server, POST / by the proxy; the log says so."""
     made = lab(a="app=a")
     made.node.start([sys.executable, "-c", SERVER])
-    eventually(lambda: "serving" in made.node.log(), "the server runs", 15)
+    eventually(lambda: "serving" in made.node.log(), "the server runs")
     firewall = bartizan(made)
     rules = ports("80/TCP", http=[{"method": "GET"}])
     firewall.apply(policy("app=a", egress=[{"toEntities": ["host"], **rules}]))

@@ -195,7 +195,7 @@ def test_the_newest_flow_is_shown_at_once(three):
         payload = token()
         packet = udp(a, b, 1000 + number, payload)
         delivered(a, b, packet, payload)
-        (last,) = three.firewall.flows(last=1)
+        (last,) = three.firewall.flows(last=1, protocol="udp")
         assert last["l4"]["UDP"]["destination_port"] == 1000 + number
 
 

@@ -70,13 +70,16 @@ class KernelStage:
                 pytest.fail(f"unknown directive {words}")
 
     def play(self, segment: Segment) -> str:
+        began = now()
         (ctstate,) = self._kernel.send([Shot(self._ends.build(segment), segment.reply)])
         flow = self._kernel.flows().get(FlowName(TCP, CLIENT, self._ends.client_port))
         said = ctstate
         if segment.state is not None:
             said += f" {flow.state if flow else '-'}"
         if segment.timeout_s is not None and flow and self._linux:
-            near = abs(flow.timeout_s - segment.timeout_s) <= TOLERANCE_S
+            passed_s = now() - began  # since the timer began, at most
+            left_s = segment.timeout_s - flow.timeout_s
+            near = -TOLERANCE_S <= left_s <= passed_s + TOLERANCE_S
             said += f" {segment.timeout_s if near else flow.timeout_s}s"
         return said
 

@@ -10,6 +10,7 @@ import sys
 import threading
 
 import pytest
+from traffic import DEADLINE_S
 
 from firewall.control.agent_channel import AgentChannel
 from firewall.control.messages import Acknowledged, Announce, Answer, Ask, Drain, Events, Hello
@@ -46,14 +47,14 @@ class Loop(threading.Thread):
     def end(self):
         """Leave the loop: a channel belongs to one thread, closing it here would be two."""
         self._wake.send(b"x")
-        self.join(10)
+        self.join(DEADLINE_S)
         self._wake.close()
         self._woken.close()
         self.channel.close()
 
     def run(self):
         while True:
-            ready, _, _ = select.select([self.channel.fileno(), self._woken], [], [], 20)
+            ready, _, _ = select.select([self.channel.fileno(), self._woken], [], [], DEADLINE_S)
             if self._woken in ready or not ready:
                 return
             for message in self.channel.receive():
@@ -84,7 +85,7 @@ def serve():
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 20))
+    return asyncio.run(asyncio.wait_for(coroutine, 2 * DEADLINE_S))
 
 
 def test_the_socket_file_is_private_and_goes_with_the_worker(tmp_path):
@@ -142,7 +143,7 @@ def test_hello_announce_acknowledge_ask_answer(worker, serve):
 
     async def conversation():
         agent = AgentChannel(worker.path)
-        hello = await agent.connect(5)
+        hello = await agent.connect(DEADLINE_S)
         assert hello == Hello("datapath", 0, os.getpid(), "9.9", 0)
         seen = []
 
@@ -151,7 +152,7 @@ def test_hello_announce_acknowledge_ask_answer(worker, serve):
 
         pumping = asyncio.create_task(pump())
         await agent.announce(3, "/s")
-        answer = await agent.ask("conntrack", 10)
+        answer = await agent.ask("conntrack", DEADLINE_S)
         assert tuple(answer) == rows
         await agent.drain(0)
         await pumping
@@ -161,7 +162,7 @@ def test_hello_announce_acknowledge_ask_answer(worker, serve):
             await agent.ask("status")
 
     run(conversation())
-    thread.join(5)
+    thread.join(DEADLINE_S)
 
 
 def test_the_next_hello_tells_the_revision_in_force(worker, serve):
@@ -172,7 +173,7 @@ def test_the_next_hello_tells_the_revision_in_force(worker, serve):
 
     async def conversation():
         agent = AgentChannel(worker.path)
-        assert (await agent.connect(5)).revision == 12
+        assert (await agent.connect(DEADLINE_S)).revision == 12
         agent.close()
 
     run(conversation())
@@ -186,7 +187,7 @@ def test_connect_waits_for_a_worker_that_starts_later(tmp_path, serve):
         agent = AgentChannel(path)
         with pytest.raises(TimeoutError):
             await agent.connect(0.2)
-        connecting = asyncio.create_task(agent.connect(10))
+        connecting = asyncio.create_task(agent.connect(DEADLINE_S))
         await asyncio.sleep(0)  # its first attempt finds nobody
         late = WorkerChannel(path, "datapath", 4, "1")
         serve(late)
@@ -202,8 +203,8 @@ def test_a_new_agent_replaces_the_old_one(worker, serve):
 
     async def conversation():
         first, second = AgentChannel(worker.path), AgentChannel(worker.path)
-        await first.connect(5)
-        await second.connect(5)
+        await first.connect(DEADLINE_S)
+        await second.connect(DEADLINE_S)
         assert [message async for message in first] == []
         await second.announce(8, "/s")
         async for message in second:
@@ -231,7 +232,7 @@ def test_events_without_an_agent_are_counted_and_told_later(worker):
 def test_a_sleeping_agent_never_blocks_the_worker(worker):
     """Events are dropped when the buffer is full; acknowledgements wait and arrive in order."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as agent:
-        agent.settimeout(5)
+        agent.settimeout(DEADLINE_S)
         agent.connect(str(worker.path))
         worker.receive()
         batch = Events(tuple(packet_event(n) for n in range(300)))
@@ -258,14 +259,14 @@ def test_garbage_ends_the_connection_and_nothing_else(worker, serve):
         stranger.send(b"GET / HTTP/1.1\r\n\r\n")
         assert worker.receive() == []
         assert not worker.connected
-        stranger.settimeout(5)
+        stranger.settimeout(DEADLINE_S)
         stranger.recv(1 << 17)  # the greeting
         assert stranger.recv(1) == b""
     serve(worker)
 
     async def conversation():
         agent = AgentChannel(worker.path)
-        await agent.connect(5)
+        await agent.connect(DEADLINE_S)
         agent.close()
 
     run(conversation())
@@ -285,7 +286,7 @@ def test_the_worker_end_works_under_asyncio_and_uvloop(worker):
 
         loop.add_reader(worker.fileno(), ready)
         agent = AgentChannel(worker.path)
-        await agent.connect(5)
+        await agent.connect(DEADLINE_S)
         await agent.announce(2, "/s")
         async for message in agent:
             assert message == Acknowledged(2)
@@ -304,7 +305,7 @@ def test_closing_wakes_whoever_iterates(worker, serve):
 
     async def conversation():
         agent = AgentChannel(worker.path)
-        await agent.connect(5)
+        await agent.connect(DEADLINE_S)
 
         async def pump():
             return [message async for message in agent]

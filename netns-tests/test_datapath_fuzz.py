@@ -10,6 +10,7 @@ import struct
 import datapath_rig
 import pytest
 from datapath_rig import Rule
+from evidence import waiting_count
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
@@ -111,5 +112,4 @@ def test_no_packet_can_end_the_worker(rig, profile):
     assert status["internal_count"] == 0, one.log()
     judged = one.metric("forward_count_total") + one.metric("drop_count_total")
     assert judged > sent // 4, f"only {judged} of {sent} packets came as far as the queue"
-    queue = one.lab.node.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.split()
-    eventually(lambda: queue[2] == "0", "no packet waits without a verdict")
+    eventually(lambda: waiting_count(one.lab.node) == 0, "no packet waits without a verdict")

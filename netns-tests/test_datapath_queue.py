@@ -6,6 +6,7 @@ import sys
 import datapath_rig
 import pytest
 from datapath_rig import ROOT, Rule
+from evidence import queued, waiting_count
 from traffic import carries, delivered, eventually, token, udp
 
 rig = datapath_rig.rig
@@ -54,10 +55,6 @@ def go(child: subprocess.Popen[str]) -> None:
     child.stdin.flush()
 
 
-def depth(rig) -> int:
-    return int(rig.lab.node.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.split()[2])
-
-
 def test_a_failing_callback_costs_its_packet_and_no_other(rig):
     """Accepts are sent in batches up to a packet's number: a failure in between is not accepted."""
     one = rig()
@@ -71,7 +68,7 @@ def test_a_failing_callback_costs_its_packet_and_no_other(rig):
             capture.expect(carries(wanted))
         seen = b"".join(capture.so_far())
         assert b"fail" not in seen and b"drop" not in seen
-    assert depth(one) == 0
+    eventually(lambda: waiting_count(one.lab.node) == 0, "none waits")
 
 
 def test_a_full_queue_drops_and_the_kernel_counts_it(rig):
@@ -80,11 +77,12 @@ def test_a_full_queue_drops_and_the_kernel_counts_it(rig):
     child = reader(one, "wait")
     a.send(*(bytes(udp(a, b, 53, b"x")) for _ in range(100)))
     counters = "c = kernel.read_queues()[0]; print(c.depth, c.kernel_dropped, c.packet_count)"
-    waiting, dropped, count = map(int, one.kernel(counters).split())
-    assert waiting == count == 64
-    assert dropped >= 36  # the link's own IPv6 messages are queued as well
+    numbers = lambda: tuple(map(int, one.kernel(counters).split()))
+    # The link's own IPv6 messages are queued as well.
+    full = lambda: (found := numbers())[0] == found[2] == 64 and found[1] >= 36
+    eventually(full, "64 wait, the others were dropped")
     go(child)
-    eventually(lambda: depth(one) == 0, "the queue is worked off")
+    eventually(lambda: waiting_count(one.lab.node) == 0, "the queue is worked off")
 
 
 def test_a_turn_ends_after_its_number_of_messages(rig):
@@ -92,7 +90,7 @@ def test_a_turn_ends_after_its_number_of_messages(rig):
     a, b = one.lab.host("a"), one.lab.host("b")
     child = reader(one, "wait", "few")
     a.send(*(bytes(udp(a, b, 53, b"x")) for _ in range(10)))
-    eventually(lambda: depth(one) >= 10, "ten packets wait")
+    eventually(lambda: queued(one.lab.node) >= 10, "ten packets wait")
     go(child)
     counts = [int(child.stdout.readline().split()[1]) for _ in range(3)]
     assert counts[:2] == [4, 4] and 2 <= counts[2] <= 4
@@ -109,7 +107,7 @@ def test_verdicts_for_packets_that_the_kernel_has_dropped_are_counted(rig):
     one.lab.node.run(nft, check=True)
     child = reader(one, "wait", "few")
     a.send(*(bytes(udp(a, b, 53, b"drop")) for _ in range(10)))
-    eventually(lambda: depth(one) >= 10, "ten packets wait")
+    eventually(lambda: queued(one.lab.node) >= 10, "ten packets wait")
     one.lab.node.run(["nft", "delete table ip other"], check=True)
     a.send(bytes(udp(a, b, 53, b"end")))
     go(child)

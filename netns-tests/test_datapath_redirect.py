@@ -6,7 +6,7 @@ import struct
 import datapath_rig
 import pytest
 from datapath_rig import Rule
-from traffic import FAMILIES, V4, Echo, eventually, exchange, is_tcp, tcp, token
+from traffic import DEADLINE_S, FAMILIES, V4, Echo, eventually, exchange, is_tcp, tcp, token
 
 from firewall.datapath.marks import Kind, Marks
 from firewall.policy.snapshot import Settings
@@ -31,7 +31,7 @@ def transparent(machine, family) -> socket.socket:
         one.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
     else:
         one.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-    one.settimeout(5)
+    one.settimeout(DEADLINE_S)
     return one
 
 
@@ -48,7 +48,7 @@ class Proxy:
 
     def accept(self) -> socket.socket:
         connection, _ = self.listener.accept()
-        connection.settimeout(5)
+        connection.settimeout(DEADLINE_S)
         self.opened.append(connection)
         return connection
 
@@ -165,7 +165,7 @@ def test_a_direct_connection_that_now_needs_the_proxy_is_reset_at_both_ends(rig,
         accepted = server.accept()
         assert exchange(client, accepted, b"direct")
         one.publish(Rule("a", "b", TCP, (80, 80), http=True))
-        accepted.settimeout(5)
+        accepted.settimeout(DEADLINE_S)
         with pytest.raises(ConnectionResetError):
             client.send(b"more")
             client.recv(10)

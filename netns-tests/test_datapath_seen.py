@@ -12,7 +12,7 @@ from rules import peers, policy, ports
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.utils import PcapNgReader
-from traffic import V4, V6, Echo, delivered, eventually, exchange, token, udp
+from traffic import DEADLINE_S, V4, V6, Echo, delivered, eventually, exchange, token, udp
 
 from firewall.datapath.offload import AFTER_COUNT
 from lab.daemon import command
@@ -54,13 +54,15 @@ def test_every_worker_tells_what_it_did_and_holds(three):
         def told():
             rows = firewall.get("/v1/status")["workers"]
             traffic = [row["traffic"] for row in rows if row["kind"] == "datapath"]
-            dropped = sum(one["dropped"].get("POLICY_DENIED", 0) for one in traffic)
-            return traffic if dropped == 7 else None
+            sums = (
+                sum(one["dropped"].get("POLICY_DENIED", 0) for one in traffic),
+                sum(one["flows"].get("tcp ESTABLISHED", 0) for one in traffic),
+                sum(one["flows_offloaded"] for one in traffic),
+            )
+            return traffic if sums == (7, 1, 1) else None
 
-        traffic = eventually(told, "seven drops")
+        traffic = eventually(told, "seven drops, one flow, carried")
         assert len(traffic) == 2
-        assert sum(one["flows"].get("tcp ESTABLISHED", 0) for one in traffic) == 1
-        assert sum(one["flows_offloaded"] for one in traffic) == 1
         assert sum(one["flows_evicted"] + one["flows_refused"] for one in traffic) == 0
         assert sum(one["accepted"] for one in traffic) >= AFTER_COUNT
         shown = firewall.cli("status").stdout
@@ -80,8 +82,8 @@ def test_every_worker_tells_what_it_did_and_holds(three):
     assert 0 < entries < limit
     for name in ("dropped_total", "early_dropped_total", "clashed_total"):
         assert len(metrics(firewall, f"bartizan_kernel_conntrack_{name}")) == 1
-    kernel = sum(metrics(firewall, "bartizan_nfqueue_packets_total"))
-    assert kernel >= sum(metrics(firewall, "cilium_forward_count_total")) + 7
+    forwarded_count = sum(metrics(firewall, "cilium_forward_count_total"))
+    assert sum(metrics(firewall, "bartizan_nfqueue_packets_total")) >= forwarded_count + 7
 
 
 @pytest.fixture
@@ -107,17 +109,27 @@ def test_several_workers_are_one_firewall(crowd):
         for client, accepted in pairs:
             for _ in range(15):
                 assert exchange(client, accepted, token())
-        rows = json.loads(firewall.cli("conntrack", "list", "--to", "b", "-o", "json").stdout)
+
+        def carried():
+            listed = firewall.cli("conntrack", "list", "--to", "b", "-o", "json")
+            rows = json.loads(listed.stdout)
+            return rows if all("OFFLOAD" in row["flags"] for row in rows) else None
+
+        rows = eventually(carried, "the kernel carries all of them")
         assert len(rows) == len({row["source"] for row in rows}) == len(pairs)
-        assert all("OFFLOAD" in row["flags"] and min(row["packets"]) > 15 for row in rows)
+        assert all(min(row["packets"]) > 15 for row in rows)
         homes = {}
         for row in rows:
             homes.setdefault(row["source_address"], set()).add(row["worker"])
         assert all(len(workers) == 1 for workers in homes.values())
         assert len(set.union(*homes.values())) > 1, "ten pairs of addresses, three queues"
-        status = firewall.get("/v1/status")["workers"]
-        carried = [row["traffic"]["flows_offloaded"] for row in status if row["kind"] == "datapath"]
-        assert sum(carried) == len(pairs)
+
+        def carried_count():
+            status = firewall.get("/v1/status")["workers"]
+            traffic = [row["traffic"] for row in status if row["kind"] == "datapath"]
+            return sum(one["flows_offloaded"] for one in traffic)
+
+        eventually(lambda: carried_count() == len(pairs), "the status says so as well")
         firewall.apply(policy("app=b", ingress=[{}]))
         for client, accepted in pairs:
             accepted.settimeout(0.05)
@@ -142,7 +154,7 @@ def test_dropped_packets_become_a_capture_with_the_reason(three, tmp_path):
     file = tmp_path / "drops.pcapng"
     argv = [*command(), "monitor", "--drops", "--pcap", file, "--protocol", "udp"]
     process = three.node.popen(argv, stderr=subprocess.PIPE, env=firewall.environment)
-    eventually(lambda: watching(firewall), "somebody watches", 10)
+    eventually(lambda: watching(firewall), "somebody watches")
     sent = [bytes(udp(c, b, 53, token(), family=family)) for family in (V4, V6, V4)]
     for packet in sent:
         c.send(packet)
@@ -159,19 +171,20 @@ def test_dropped_packets_become_a_capture_with_the_reason(three, tmp_path):
         c.send(bytes(udp(c, b, 53, b"again")))
         return any(packet[UDP].load == b"again" for packet in _read(file))
 
-    eventually(again, "the next workers' packets are written", 15, every_s=0.2)
+    eventually(again, "the next workers' packets are written", every_s=0.2)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=DEADLINE_S)[1]
     assert process.returncode == 0
     assert re.fullmatch(r"\d+ packets, \d+ lost\n", said), said
     packets = _read(file)
-    assert [bytes(packet) for packet in packets[:whole]] == sent
+    # Two workers tell of them, in any order.
+    assert sorted(bytes(packet) for packet in packets[:whole]) == sorted(sent)
     assert {IP in packet or IPv6 in packet for packet in packets} == {True}
     for packet in packets:
         assert packet.comment.startswith(b"DENIED: POLICY_DENIED: no ingress rule allows it")
         assert b"default/c:" in packet.comment
     assert file.stat().st_mode & 0o777 == 0o600
-    eventually(lambda: firewall.get("/v1/status")["packet_readers"] == 0, "nobody watches", 10)
+    eventually(lambda: firewall.get("/v1/status")["packet_readers"] == 0, "nobody watches")
 
 
 def _read(file):

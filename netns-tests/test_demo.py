@@ -23,7 +23,7 @@ def ship(lab):
     two = lab(PLAN)
     two.host("deathstar").start([sys.executable, "-m", "lab.demo.deathstar"])
     ship = two.host("ship")
-    eventually(lambda: curl(ship, f"{NAME}/v1/")[0] == 0, "the deathstar is operational", 15)
+    eventually(lambda: curl(ship, f"{NAME}/v1/")[0] == 0, "the deathstar is operational")
     ship.station = two.host("deathstar")
     return ship
 
@@ -51,7 +51,7 @@ def test_a_shot_is_answered_with_the_panic_and_two_seconds_later_the_process_is_
     code, status, body = curl(ship, f"{NAME}/v1/exhaust-port", "-X", "PUT")
     assert (code, status) == (0, "503")
     assert body == deathstar.PANIC
-    eventually(lambda: ship.station.log().count("operational") == 2, "it was restarted", 10)
+    eventually(lambda: ship.station.log().count("operational") == 2, "it was restarted")
     assert re.search(r"died with exit 2, restarting", ship.station.log())
     assert curl(ship, f"{NAME}/v1/request-landing", "-X", "POST")[1] == "200"
 
@@ -59,7 +59,7 @@ def test_a_shot_is_answered_with_the_panic_and_two_seconds_later_the_process_is_
 def _play(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "lab.demo.play", "--folder", str(folder), *arguments],
-        check=False, cwd=ROOT, capture_output=True, text=True, timeout=110,
+        check=False, cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def test_a_killed_worker_is_replaced_and_no_connection_breaks(three, kind):
                 if row["kind"] == kind
             )
 
-        eventually(replaced, "every killed worker is replaced", 10)
+        eventually(replaced, "every killed worker is replaced")
         connection.settimeout(DEADLINE_S)
         assert exchange(client, connection, token())
     _passes(a, b)

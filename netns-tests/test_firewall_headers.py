@@ -26,7 +26,7 @@ def told(lab, bartizan):
     folder = made.folder / "secrets/default"
     folder.mkdir(parents=True)
     firewall = bartizan(made, {"proxy": {"secrets_dir": str(folder.parent)}})
-    with eventually(lambda: _connected(made), "the server listens", 15):
+    with eventually(lambda: _connected(made), "the server listens"):
         pass
 
     def ask(rules, code):

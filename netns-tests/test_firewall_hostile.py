@@ -140,8 +140,8 @@ def test_fuzzed_fields_are_dropped_with_a_reason_and_the_worker_lives_on(three, 
             else:
                 header = ip(c, b, family, tc=random.randrange(256), fl=random.randrange(1 << 20))
             c.send(bytes(header / body))
-        eventually(lambda: _queued(three) - queued >= FUZZ_COUNT, "all were queued", 15)
-        eventually(lambda: _decided(three.firewall) - decided >= FUZZ_COUNT, "all are counted", 15)
+        eventually(lambda: _queued(three) - queued >= FUZZ_COUNT, "all were queued")
+        eventually(lambda: _decided(three.firewall) - decided >= FUZZ_COUNT, "all are counted")
         assert not [data for data in at_b.so_far() if mark in data]
     for record in three.firewall.flows(last=4000):
         assert record["verdict"] != "DROPPED" or record["drop_reason_desc"]

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.needs("tproxy", "socket", "connmark", "curl")
 def running(module_lab, module_bartizan):
     made = module_lab(a="app=a", b="app=b", c="app=c")
     made.host("b").start([sys.executable, "-m", "lab.demo.deathstar"])
-    eventually(lambda: "operational" in made.host("b").log(), "the server runs", 15)
+    eventually(lambda: "operational" in made.host("b").log(), "the server runs")
     made.firewall = module_bartizan(made)
     return made
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from netfilterqueue import NetfilterQueue
 from rules import peers, policy, ports
-from traffic import delivered, token, udp
+from traffic import delivered, eventually, token, udp
 
 from lab.daemon import ApiRefused, Bartizan, command
 from lab.laboratory import LabError
@@ -52,7 +52,7 @@ def test_a_policy_with_a_mistake_changes_nothing_and_says_where_it_is(two):
 def test_a_second_daemon_in_one_namespace_is_refused(two):
     """Two would fight over queues and rules; the first goes on undisturbed."""
     done = two.node.run(
-        [*command(), "run", "-c", two.firewall.config_path], 20, env=two.firewall.environment
+        [*command(), "run", "-c", two.firewall.config_path], env=two.firewall.environment
     )
     assert done.returncode not in (0, None)
     assert done.stderr.strip()
@@ -72,11 +72,11 @@ def test_without_the_right_to_change_the_network_the_daemon_says_so(lab, tmp_pat
     """CAP_NET_ADMIN taken away: exit 3, one reason, no rule and no worker left behind."""
     made = lab(a="")
     without = ["setpriv", "--inh-caps=-all", "--bounding-set=-net_admin"]
-    done = made.node.run([*without, *command(), "run", "-c", _config(tmp_path)], 30)
+    done = made.node.run([*without, *command(), "run", "-c", _config(tmp_path)])
     assert done.returncode == 3
     assert "CAP_NET_ADMIN" in done.stderr or "root" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not made.node.netns.processes()
+    eventually(lambda: not made.node.netns.processes(), "every process has ended")
 
 
 @pytest.mark.needs("nfqueue")
@@ -88,13 +88,13 @@ def test_a_queue_that_somebody_else_holds_is_named_and_nothing_is_left(lab, numb
     made.node.netns.within(lambda: holder.bind(number, lambda packet: packet.drop()))
     try:
         with pytest.raises(LabError, match="ended with exit 3") as caught:
-            Bartizan(made, {"workers": 2}).start(ready_s=25.0)
+            Bartizan(made, {"workers": 2}).start()
     finally:
         holder.unbind()
     assert f"queue {number} is read by process {os.getpid()} (" in str(caught.value)
     assert "set queue_base to another number" in str(caught.value)
     assert "BARTIZAN" not in made.node.run(["iptables-save"]).stdout
-    assert not made.node.netns.processes()
+    eventually(lambda: not made.node.netns.processes(), "every process has ended")
 
 
 def test_a_configuration_mistake_has_file_line_and_column(lab, tmp_path):
@@ -102,7 +102,7 @@ def test_a_configuration_mistake_has_file_line_and_column(lab, tmp_path):
     made = lab(a="")
     config = tmp_path / "bartizan.yaml"
     config.write_text("workers: 1\nworkerz: 2\n")
-    done = made.node.run([*command(), "run", "-c", config], 30)
+    done = made.node.run([*command(), "run", "-c", config])
     assert done.returncode == 2
     assert f"{config}:2:" in done.stderr
     assert "NFQUEUE" not in made.node.run(["iptables-save"]).stdout
@@ -111,6 +111,6 @@ def test_a_configuration_mistake_has_file_line_and_column(lab, tmp_path):
 def test_an_unreachable_agent_is_said_with_the_next_step(lab):
     """Exit 3, as every command documents it."""
     made = lab(a="")
-    done = made.node.run([*command(), "--api-socket", "/run/nobody.sock", "status"], 20)
+    done = made.node.run([*command(), "--api-socket", "/run/nobody.sock", "status"])
     assert done.returncode == 3
     assert "bartizan run" in done.stderr

@@ -7,7 +7,7 @@ import pytest
 from evidence import flow
 from rules import policy, ports
 from tls_world import NAME, PORT, TlsServer
-from traffic import eventually
+from traffic import DEADLINE_S, eventually
 
 from policytest.authority import Authority
 
@@ -34,8 +34,9 @@ def running(lab, bartizan, tmp_path):
 def curl(made, url, *options):
     """Exit status and HTTP status of a request by a."""
     done = made.host("a").run(
-        ["curl", "-sS", "--max-time", 10, "--cacert", made.trusted, *options, "-o", "/dev/null",
-         "--connect-to", f"::{made.host('b').address4}:{PORT}", "-w", "%{http_code}", url]
+        ["curl", "-sS", "--max-time", DEADLINE_S, "--cacert", made.trusted, *options,
+         "-o", "/dev/null", "--connect-to", f"::{made.host('b').address4}:{PORT}",
+         "-w", "%{http_code}", url]
     )  # fmt: skip
     return done.returncode, done.stdout
 

@@ -15,6 +15,7 @@ import pytest
 from header_corpus import HEADER_RULES, NOT_EXPRESSIBLE
 from l7proxy_live import MARK, Live, snapshot
 from tls_world import TlsServer
+from traffic import DEADLINE_S
 
 from conntrack.address import parse_address
 
@@ -63,18 +64,15 @@ def severities(lab, tmp_path, *options, runner="run_h1.py"):
     }
 
 
-@pytest.mark.timeout(300)
 def test_no_case_reaches_the_server_or_wedges_the_proxy(lab, tmp_path):
     assert severities(lab, tmp_path) == {}
 
 
-@pytest.mark.timeout(120)
 def test_clients_that_drip_or_leave_are_ended(lab, tmp_path):
     """`--slow` without the case that only waits for 40 s."""
     assert severities(lab, tmp_path, "--slow", "--only", "resource-(slow|rst)") == {}
 
 
-@pytest.mark.timeout(300)
 def test_no_http2_case_reaches_the_server_or_wedges_the_proxy(lab, tmp_path):
     assert severities(lab, tmp_path, runner="run_h2.py") == {}
 
@@ -102,7 +100,7 @@ def test_header_and_host_rules_are_held_against_what_the_server_gets(lab, tmp_pa
         for case in cases:
             before = len(upstream.heads)
             with client.connect(server.address4, 80) as sock:
-                sock.settimeout(10)
+                sock.settimeout(DEADLINE_S)
                 sock.sendall(base64.b64decode(case["bytes_b64"]))
                 sock.shutdown(socket.SHUT_WR)
                 status = sock.recv(65536)[9:12]

@@ -30,12 +30,14 @@ from firewall.control.messages import Learnt, Settled
 pytestmark = [pytest.mark.needs("tproxy", "socket"), pytest.mark.timeout(0)]
 
 PORT = 53
-PLAYER_COUNT = 64
+PLAYER_COUNT = 48
 DEADLINE_S = 30.0
 WAIT_S = 0.2
 """For an answer over UDP that may not come."""
+ENOUGH = 50
+PATIENCE_S = 120.0
 TRUTH = b"\xc6\x33\x64\x4d"
-LIMITS = ("dns_timeout_s=1", "dns_idle_timeout_s=5", "dns_pending_count_per_source=2000")
+LIMITS = ("dns_timeout_s=3", "dns_idle_timeout_s=5", "dns_pending_count_per_source=2000")
 
 
 class Field:
@@ -162,6 +164,11 @@ class Field:
         if not refusal and said[2:] not in self.said:
             self.found.append(f"the client got what no server said: {said!r}")
 
+    @property
+    def tested(self) -> bool:
+        """Whether enough was asked, learnt and answered: much more is usual within a second."""
+        return min(self.counts[name] for name in ("asked", "learnt", "answered")) >= ENOUGH
+
     # --- all of it --------------------------------------------------------------------------------
 
     async def fight(self, seconds: float) -> int:
@@ -178,8 +185,14 @@ class Field:
         loop.add_reader(sock, self.datagram, sock)
         listener = await asyncio.start_server(self.stream, sock=self.server.listen(PORT))
 
+        def goes_on() -> bool:
+            """A machine that others keep busy needs longer to put something to the test."""
+            over_s = time.monotonic() - until
+            wanted = over_s < 0 or (over_s < PATIENCE_S and not self.tested)
+            return wanted and not self.found
+
         async def player() -> None:
-            while time.monotonic() < until and not self.found:
+            while goes_on():
                 await self.play(next(seeds))
 
         await asyncio.gather(*(player() for _ in range(PLAYER_COUNT)))
@@ -215,7 +228,4 @@ def test_nobody_is_asked_taught_or_told_what_is_not_right(lab, tmp_path):
         assert not field.found, f"{field.found[:3]}, {count} cases after the first seed"
         assert field.live.running, field.live.log()
         assert "internal error" not in field.live.log()
-    # Or nothing was put to the test; half of the questions are usual, and a third teaches.
-    assert field.counts["asked"] > count / 5
-    assert field.counts["learnt"] > count / 20
-    assert field.counts["answered"] > count / 5
+    assert field.tested, f"hardly anything was put to the test: {field.counts}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from test_l7proxy_transparent import World, listening, receive
+from traffic import DEADLINE_S
 
 from firewall.policy.snapshot import HttpRuleRow
 
@@ -39,13 +40,12 @@ SEEN = {
 def talk(world):
     """What the client process printed."""
     done = world.client.run(
-        [sys.executable, PEERS, "client", world.server.address4, "80"], 90
+        [sys.executable, PEERS, "client", world.server.address4, "80"]
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.timeout(120)
 def test_grpc_calls_pass_or_are_denied_by_method_streaming_both_ways(lab, tmp_path):
     """More bytes than any window each way, calls in turn, 80 at once, status and trailers kept."""
     world = World(lab, tmp_path, rules=RULES)
@@ -65,7 +65,6 @@ def test_grpc_calls_pass_or_are_denied_by_method_streaming_both_ways(lab, tmp_pa
     assert log.count('"POST /demo.Echo/Unary HTTP/2" 200 - ') == 83
 
 
-@pytest.mark.timeout(60)
 def test_grpc_to_a_server_of_http1_is_unavailable(lab, tmp_path):
     """It has seen a preface and no request."""
     world = World(lab, tmp_path, rules=RULES)
@@ -74,10 +73,10 @@ def test_grpc_to_a_server_of_http1_is_unavailable(lab, tmp_path):
             [sys.executable, PEERS, "client", world.server.address4, "80"]
         )  # fmt: skip
         connection, _ = server.accept()
-        connection.settimeout(5)
+        connection.settimeout(DEADLINE_S)
         seen = receive(connection, b"SM\r\n\r\n")
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
         connection.close()
-        output, _ = client.communicate(timeout=40)
+        output, _ = client.communicate(timeout=DEADLINE_S)
     assert b"demo.Echo" not in seen
     assert '"unary": ["UNAVAILABLE", "Bad Gateway"]' in str(output), output

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 from l7proxy_live import Live, snapshot
-from traffic import eventually
+from traffic import DEADLINE_S, eventually
 
 from conntrack.address import parse_address
 from firewall.policy.snapshot import HttpRuleRow
@@ -74,7 +74,7 @@ def between(lab, folder, *options):
 
 
 def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
-    options = [part for name in SHORT for part in ("--set", f"{name}_timeout_s=1")]
+    options = [part for name in SHORT for part in ("--set", f"{name}_timeout_s=2")]
     fields = "%RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%"
     client, server, live = between(lab, tmp_path, *options, "--access-log-format", fields)
     with live, ExitStack() as stack:
@@ -85,7 +85,7 @@ def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
             sock = client.open_socket(socket.AF_INET, socket.SOCK_STREAM)
             slow[form] = stack.enter_context(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.settimeout(10)
+            sock.settimeout(DEADLINE_S)
             sock.connect((server.address4, PORT))
             sock.sendall(at_once)
         wanted = sorted(detail for _, _, detail in FORMS.values() if detail)
@@ -101,7 +101,7 @@ def test_whoever_drips_or_does_not_read_is_given_up_and_logged(lab, tmp_path):
             lines = live.access_log.read_text(encoding="ascii").split("\n")
             return sorted(line.removesuffix(" SI") for line in lines if " SI" in line) == wanted
 
-        eventually(all_given_up, "every slow client in the log", 20, every_s=0.05)
+        eventually(all_given_up, "every slow client in the log", every_s=0.05)
         for form, sock in slow.items():
             if form != "does not read":
                 eventually(lambda one=sock: ended(one), f"the end of {form}")
@@ -116,9 +116,9 @@ def test_a_connection_may_be_told_to_end_after_some_time(lab, tmp_path):
     client, server, live = between(lab, tmp_path, *options)
     denied = b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n"
     with live, client.connect(server.address4, PORT) as busy:
-        busy.settimeout(10)
+        busy.settimeout(DEADLINE_S)
         with client.connect(server.address4, PORT) as quiet:
-            quiet.settimeout(10)
+            quiet.settimeout(DEADLINE_S)
 
             def told():
                 busy.sendall(denied)
@@ -135,7 +135,7 @@ def test_connections_above_a_bound_are_reset_and_one_that_ends_makes_room(lab, t
     denied = b"GET /admin HTTP/1.1\r\nHost: s\r\n\r\n"
 
     def served(sock):
-        sock.settimeout(10)
+        sock.settimeout(DEADLINE_S)
         try:
             sock.sendall(denied)
             return sock.recv(65536).startswith(b"HTTP/1.1 403 ")

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from http_transcript import PUBLIC
 from l7proxy_live import PROXY_PORT, Live, snapshot
-from traffic import eventually
+from traffic import DEADLINE_S, eventually
 
 from conntrack.address import parse_address
 from firewall.control.agent_channel import AgentChannel
@@ -51,7 +51,7 @@ class World:
 @contextmanager
 def listening(world, family=socket.AF_INET):
     with world.server.listen(PORT, family=family) as server:
-        server.settimeout(5)
+        server.settimeout(DEADLINE_S)
         yield server
 
 
@@ -67,7 +67,7 @@ def receive(sock, until):
 
 def serve_once(server, answer=OK):
     connection, peer = server.accept()
-    connection.settimeout(5)
+    connection.settimeout(DEADLINE_S)
     seen = receive(connection, b"\r\n\r\n")
     connection.sendall(answer)
     return connection, peer, seen
@@ -107,7 +107,7 @@ def test_more_connections_than_there_are_ports_reach_the_server(lab, tmp_path):
 
     def served():
         with world.connect() as client:
-            client.settimeout(5)
+            client.settimeout(DEADLINE_S)
             client.sendall(GET.replace(b"Host", b"Connection: close\r\nHost"))
             return receive(client, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
@@ -162,7 +162,7 @@ def test_connection_that_lost_its_permission_is_reset_before_the_acknowledgement
     with world.live, listening(world) as server, world.connect() as client:
         client.sendall(GET)
         connection, _ = server.accept()
-        connection.settimeout(5)
+        connection.settimeout(DEADLINE_S)
         receive(connection, b"\r\n\r\n")
         events = asyncio.run(announce(world, 2, deny=True))
         for end in (client, connection):
@@ -178,10 +178,10 @@ def test_snapshot_that_is_damaged_is_refused_and_the_old_one_stays(lab, tmp_path
 
         async def damaged():
             agent = AgentChannel(world.live.socket_path)
-            await agent.connect(5)
+            await agent.connect(DEADLINE_S)
             world.live.snapshot_path.write_bytes(b"bartizan-snapshot 1 9 0\n")
             await agent.announce(2, world.live.snapshot_path)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_S):
                 async for message in agent:
                     if isinstance(message, Acknowledged):
                         agent.close()
@@ -240,7 +240,7 @@ def test_large_bodies_arrive_whole_through_a_slow_reader_in_bounded_memory(lab, 
     size = 48 * 1024 * 1024
     block = bytes(range(256)) * 256
     with world.live, listening(world) as server, world.connect() as client:
-        client.settimeout(20)
+        client.settimeout(DEADLINE_S)
         before = world.live.resident_bytes()
 
         def send():
@@ -253,7 +253,7 @@ def test_large_bodies_arrive_whole_through_a_slow_reader_in_bounded_memory(lab, 
         sender = threading.Thread(target=send)
         sender.start()
         connection, _ = server.accept()
-        connection.settimeout(20)
+        connection.settimeout(DEADLINE_S)
         data = receive(connection, b"\r\n\r\n").partition(b"\r\n\r\n")[2]
         peak = before
         seen, left = hashlib.sha256(data), size - len(data)
@@ -281,7 +281,7 @@ def test_sigterm_finishes_what_has_begun(lab, tmp_path):
     with world.live, listening(world) as server, world.connect() as client:
         client.sendall(GET)
         connection, _ = server.accept()
-        connection.settimeout(5)
+        connection.settimeout(DEADLINE_S)
         receive(connection, b"\r\n\r\n")
         world.live.process.send_signal(signal.SIGTERM)
         eventually(lambda: not listens(world), "the listeners are closed")
@@ -289,5 +289,5 @@ def test_sigterm_finishes_what_has_begun(lab, tmp_path):
         answer = receive(client, b"hi")
         assert b"Connection: close" in answer
         client.close()
-        assert world.live.process.wait(5) == 0
+        assert world.live.process.wait(DEADLINE_S) == 0
         connection.close()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from traffic import eventually
+from traffic import DEADLINE_S, eventually
 
 from lab import commands
 from lab.daemon import command
@@ -55,7 +55,7 @@ def terminal(tmp_path, monkeypatch):
 def _run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", f"import sys; from lab import commands; {code}"],
-        check=False, cwd=ROOT, capture_output=True, text=True, timeout=30, env=os.environ,
+        check=False, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ,
     )  # fmt: skip
 
 
@@ -70,14 +70,16 @@ def test_the_other_terminal_lists_the_lab_and_runs_commands_in_its_hosts(termina
     assert inside.stdout.endswith(f"{ROOT}\n")
     first.stdin.write("\n")
     first.stdin.flush()
-    assert first.wait(30) == 6
+    assert first.wait(DEADLINE_S) == 6
     assert "pair" not in _run("commands.list_()").stdout
 
 
 def test_what_a_daemon_of_the_lab_keeps_goes_with_the_lab(terminal):
     """/run is private in there, /var/lib is not: the state directory is the lab's own."""
     inside = terminal(*command(), "config", "view", "-o", "json")
-    settings = {row["setting"]: row for row in json.loads(inside.communicate(timeout=30)[0])}
+    settings = {
+        row["setting"]: row for row in json.loads(inside.communicate(timeout=DEADLINE_S)[0])
+    }
     assert settings["state_dir"]["value"] == str(LAB_RUN / "pair" / "state")
 
 
@@ -85,7 +87,7 @@ def test_the_command_is_found_in_a_lab(terminal, monkeypatch):
     """Also by who called it by its path: the shell says that `bartizan run` works there."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     inside = terminal("bartizan", "--version")
-    said, complaint = inside.communicate(timeout=30)
+    said, complaint = inside.communicate(timeout=DEADLINE_S)
     assert inside.returncode == 0, complaint
     assert said.startswith("bartizan")
 
@@ -105,7 +107,7 @@ def test_a_lab_whose_terminal_was_killed_is_gone_and_forgotten(terminal):
     first.stdout.readline()
     first.kill()
     first.wait()
-    eventually(lambda: "pair" not in _run("commands.list_()").stdout, "it is forgotten", 10)
+    eventually(lambda: "pair" not in _run("commands.list_()").stdout, "it is forgotten")
     assert not list(commands._folder().glob("*.json"))
     assert _run("sys.exit(commands.exec_('a', ['true']))").returncode == 1
 
@@ -115,7 +117,7 @@ def test_a_lab_of_the_same_name_is_refused_while_the_first_is_up(terminal):
     first = terminal("sh", "-c", "echo ready; read line")
     first.stdout.readline()
     second = terminal("true")
-    said = second.communicate(timeout=30)[1]
+    said = second.communicate(timeout=DEADLINE_S)[1]
     assert second.returncode == 1
     assert "pair is up already" in said
 
@@ -124,7 +126,7 @@ def test_a_broken_file_is_refused_with_its_mistakes(terminal, tmp_path):
     """Exit 4, nothing is made."""
     (tmp_path / "pair.yaml").write_text("hosts: {a: {labelz: {}}}")
     done = terminal("true")
-    said = done.communicate(timeout=30)[1]
+    said = done.communicate(timeout=DEADLINE_S)[1]
     assert done.returncode == 4
     assert "pair.yaml:1:13: hosts.a.labelz: unknown field" in said
     assert not list(NAMED.iterdir())

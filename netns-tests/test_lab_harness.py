@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, TCP
-from traffic import FAMILIES, V4, Echo, carries, curl, delivered, echo, eventually, tcp, token, udp
+from traffic import (
+    DEADLINE_S,
+    FAMILIES,
+    V4,
+    Echo,
+    carries,
+    curl,
+    delivered,
+    echo,
+    eventually,
+    tcp,
+    token,
+    udp,
+)
 
 from lab import enclosure, topology
 from lab.laboratory import LabError
@@ -109,7 +122,7 @@ def test_names_resolve_in_every_host_and_processes_of_the_topology_run(lab):
     two = lab(plan)
     for name in ("server", "server.shop", "server.shop.svc.cluster.local", "shop.example"):
         reached = eventually(
-            lambda name=name: curl(two.host("client"), f"http://{name}/")[1] == "200", name, 10
+            lambda name=name: curl(two.host("client"), f"http://{name}/")[1] == "200", name
         )
         assert reached
 
@@ -167,7 +180,7 @@ def test_killing_any_process_of_an_enclosure_ends_all_of_it(how, victim):
     family = eventually(lambda: _descendants(outer, 2), "init and sleep run")
     target = {"outer": outer, "init": family[0], "starter": starter.pid}[victim]
     os.kill(target, signal.SIGKILL)
-    starter.wait(timeout=10)
+    starter.wait(DEADLINE_S)
     eventually(
         lambda: not any(_alive(pid) for pid in (outer, *family)), "every process of it has ended"
     )
@@ -197,7 +210,7 @@ def test_an_enclosure_ends_with_its_commands_exit_code():
     """Also with 128 + the number of the signal that ended it."""
     for script, code in (("exit 7", 7), ("kill -TERM $$", 143), ("true", 0)):
         run = _enclosed("--", "sh", "-c", script)
-        assert run.wait(timeout=20) == code
+        assert run.wait(DEADLINE_S) == code
         run.stdout.close()
 
 
@@ -207,7 +220,7 @@ def test_sigterm_to_an_enclosure_reaches_the_command():
     run = _enclosed("--", "sh", "-c", script, stdin=subprocess.PIPE)
     assert run.stdout.readline() == "ready\n"
     run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=20) == 5
+    assert run.wait(DEADLINE_S) == 5
     assert run.stdout.read() == "ended\n"
     run.stdout.close()
     run.stdin.close()
@@ -220,13 +233,13 @@ def test_an_ordinary_user_gets_a_lab_too():
         "from lab import topology, enclosure\n"
         "with Lab(topology.hosts(a='', b='')) as lab:\n"
         "    for address in lab.host('b').addresses:\n"
-        "        lab.host('a').run(['ping', '-c1', '-W2', address], check=True)\n"
+        "        lab.host('a').run(['ping', '-c1', '-W30', address], check=True)\n"
         "    rule = ['-t', 'mangle', '-A', 'PREROUTING', '-j', 'ACCEPT']\n"
         "    lab.node.run(['iptables', *rule], check=True)\n"
         "print(enclosure.mode())\n"
     )
     run = _enclosed("--user", "--", sys.executable, "-c", script)
-    said = run.communicate(timeout=30)[0]
+    said = run.communicate(timeout=DEADLINE_S)[0]
     assert run.returncode == 0
     assert said == "user\n"
 
@@ -236,6 +249,6 @@ def test_where_user_namespaces_are_forbidden_the_error_names_the_sysctl():
     inner = f'"{sys.executable}" -m lab.enclosure --quiet --user -- true'
     script = f"echo 0 > /proc/sys/user/max_user_namespaces && {inner}; echo exit $?"
     run = _enclosed("--user", "--", "sh", "-c", script, stderr=subprocess.STDOUT)
-    said = run.communicate(timeout=30)[0]
+    said = run.communicate(timeout=DEADLINE_S)[0]
     assert "sudo sysctl -w user.max_user_namespaces=" in said
     assert said.endswith("exit 3\n")

@@ -32,7 +32,7 @@ def run(*arguments, **environment):
     environment = {**os.environ, "GITHUB_ACTIONS": "", **environment}
     return subprocess.run(
         [*command(), "test", *map(str, arguments)],
-        check=False, capture_output=True, text=True, timeout=60, env=environment,
+        check=False, capture_output=True, text=True, timeout=120, env=environment,
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_outside_of_an_enclosure_the_command_makes_its_own(elsewhere):
     path = elsewhere
     script = 'mount -t tmpfs tmpfs /run && exec "$@"'
     argv = ["unshare", "-m", "sh", "-c", script, "sh", *command(), "test", str(path)]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "all passed (model and packets" in done.stdout
 
@@ -132,13 +132,13 @@ def test_where_no_enclosure_can_be_made_the_model_answers_alone(elsewhere):
     path = elsewhere
     script = 'mount -t tmpfs tmpfs /run && echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"'
     argv = ["unshare", "-Urm", "sh", "-c", script, "sh", *command(), "test", str(path)]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
     if "max_net_namespaces" in done.stderr:
         pytest.skip(f"the kernel does not limit namespaces here: {done.stderr}")
     assert done.returncode == 0, done.stderr
     assert "the model alone answers" in done.stderr
     assert "all passed (model, " in done.stdout
     done = subprocess.run(
-        [*argv, "--mode", "both"], check=False, capture_output=True, text=True, timeout=60
+        [*argv, "--mode", "both"], check=False, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 3

@@ -112,7 +112,7 @@ def project(tmp_path):
 def pytest_in(folder, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
-        check=False, capture_output=True, text=True, timeout=110, cwd=folder,
+        check=False, capture_output=True, text=True, timeout=240, cwd=folder,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def served(lab, bartizan):
     """a may POST to b."""
     made = lab(a="app=a", b="app=b")
     made.host("b").start([sys.executable, "-m", "lab.demo.deathstar"])
-    eventually(lambda: "operational" in made.host("b").log(), "the server runs", 15)
+    eventually(lambda: "operational" in made.host("b").log(), "the server runs")
     made.firewall = bartizan(made)
     made.firewall.apply(RULES)
     return made
@@ -87,7 +87,7 @@ def test_the_admin_page_shows_and_changes_what_envoys_does(served):
     eventually(lambda: count("http.bartizan.downstream_rq_total") == 0, "counted from zero")
     before = proxies(firewall)
     assert ask("/drain_listeners", "-X", "POST")[0] == 200
-    eventually(lambda: proxies(firewall) and not proxies(firewall) & before, "a fresh one", 15)
+    eventually(lambda: proxies(firewall) and not proxies(firewall) & before, "a fresh one")
     assert visit(served, "POST", "/v1/request-landing")[0] == 200
     assert firewall.stop() == 0
     assert not path.exists()

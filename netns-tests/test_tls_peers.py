@@ -38,9 +38,9 @@ class Peers(TlsWorld):
         conf = folder / "nginx.conf"
         conf.write_text(CONFIGURATION.format(folder=folder, port=PORT), encoding="ascii")
         self.server.start(["nginx", "-c", conf, "-e", folder / "error.log"])
-        eventually((folder / "pid").exists, "nginx runs", 15)
+        eventually((folder / "pid").exists, "nginx runs")
         eventually(
-            lambda: self.server.run(["ss", "-Hltn", f"sport = :{PORT}"]).stdout, "nginx listens", 15
+            lambda: self.server.run(["ss", "-Hltn", f"sport = :{PORT}"]).stdout, "nginx listens"
         )
 
     def asked(self) -> list[str]:
@@ -87,7 +87,8 @@ def test_openssl_and_nginx_meet_through_the_proxy(peers):
         denied = here.s_client(say=REQUEST.replace("/public/a", "/admin"))
         assert "403 Forbidden" in denied
         assert "421 Misdirected" in here.s_client(say=REQUEST.replace(NAME, "other.example"))
-        assert here.asked() == [f"HTTP/1.1 {NAME} /public/a"] * 4
+        wanted = [f"HTTP/1.1 {NAME} /public/a"] * 4
+        eventually(lambda: here.asked() == wanted, "all four stand in nginx's log, and no other")
 
 
 def test_each_client_gets_the_version_that_it_speaks_at_both_ends(peers):
@@ -147,4 +148,5 @@ def test_names_pass_to_nginx_with_its_own_certificate(peers):
         assert "nginx here" in here.s_client()
         assert "nginx here" not in here.s_client(name="other.example")
         assert "nginx here" not in here.s_client(name="")
-        assert [line.split()[1] for line in here.asked()] == [NAME]
+        names = lambda: [line.split()[1] for line in here.asked()]
+        eventually(lambda: names() == [NAME], "the request stands in nginx's log")

@@ -62,7 +62,7 @@ def running(module_lab, module_bartizan):
     made = module_lab(a="app=a", b="app=b", c="app=c")
     made.firewall = module_bartizan(made)
     made.host("b").start([sys.executable, "-m", "lab.demo.deathstar"])
-    eventually(lambda: "operational" in made.host("b").log(), "the server runs", 15)
+    eventually(lambda: "operational" in made.host("b").log(), "the server runs")
     return made
 
 

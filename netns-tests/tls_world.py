@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 from l7proxy_live import Live, snapshot
+from traffic import DEADLINE_S
 
 from conntrack.address import parse_address
 from firewall.policy.snapshot import L7Row, TlsContextRow
@@ -87,7 +88,7 @@ class TlsWorld:
         """`curl` at the client; names are the server's; (exit status, what it wrote)."""
         address = self.server.address4
         done = self.client.run(
-            ["curl", "-sS", "--max-time", 10, "--cacert", self.trusted, *options,
+            ["curl", "-sS", "--max-time", DEADLINE_S, "--cacert", self.trusted, *options,
              "--connect-to", f"::{address}:{PORT}", "-w", "\n%{http_code} %{http_version}", url]
         )  # fmt: skip
         return done.returncode, done.stdout
@@ -157,7 +158,7 @@ class TlsServer:
 
     def _serve(self, connection) -> None:
         with suppress(OSError):
-            connection.settimeout(20)
+            connection.settimeout(DEADLINE_S)
             if self._context is not None:
                 connection = self._context.wrap_socket(
                     connection, server_side=True, suppress_ragged_eofs=False
@@ -184,7 +185,7 @@ class TlsServer:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(DEADLINE_S)
 
 
 def names_row(*names) -> L7Row:
