@@ -9,8 +9,8 @@ or has the usual names (Cilium, pkg/policy/api/l4.go):
                       and key, if they exist, are shown to servers that ask
 
 At least TLS 1.2, no renegotiation, no session tickets and so no early data. Files are looked at
-when a snapshot is loaded; a context is made again only if one of its files is another. What is
-missing or wrong makes no context: its connections end.
+when a snapshot is loaded and when one of them is another (`renewal`); a context is made again only
+in that case. What is missing or wrong makes no context: its connections end.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firewall.policy.snapshot import Snapshot, TlsContextRow
-from l7proxy.secrets import is_name
+from l7proxy.renewal import News
+from l7proxy.secrets import is_name, stamp_of
 
 _ITEM = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 """Key of a Kubernetes secret (its volume has the files under these names)."""
@@ -46,15 +47,12 @@ class _Files(NamedTuple):
 
     def stamps(self) -> tuple[object, ...]:
         """Return what changes when one of the files does."""
-        found = []
-        for path in self:
-            if path is not None:
-                stat = path.stat()
-                found.append((path, stat.st_ino, stat.st_size, stat.st_mtime_ns))
-        return tuple(found)
+        return tuple((path, stamp_of(path)) for path in self if path is not None)
 
 
 _Key = tuple[TlsContextRow, bool, tuple[str, ...]]
+_State = tuple[object, ...] | str
+"""Stamps of a secret's files, or why it has none."""
 
 
 class Certificates:
@@ -68,6 +66,7 @@ class Certificates:
         self._folder = folder
         self._kept: dict[_Key, tuple[tuple[object, ...], ssl.SSLContext]] = {}
         self._known: dict[_Key, ssl.SSLContext | CertificateError] = {}
+        self._states: dict[_Key, _State] = {}
 
     def towards_clients(self, row: TlsContextRow, *, http: bool) -> ssl.SSLContext:
         """Return the context that ends TLS of clients.
@@ -88,6 +87,7 @@ class Certificates:
     def install(self, snapshot: Snapshot) -> list[str]:
         """Look at the files again; return what is wrong with the contexts of a snapshot."""
         self._known.clear()
+        self._states.clear()
         problems: dict[str, None] = {}
         for row in snapshot.l7:
             for context, server_side in ((row.terminating_tls, True), (row.originating_tls, False)):
@@ -101,6 +101,20 @@ class Certificates:
         current = {key[0] for key in self._known}
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] in current}
         return list(problems)
+
+    def news(self) -> News:
+        """Return the secrets whose files are not those that were read, with their states now."""
+        return tuple(
+            (key, state)
+            for key, known in self._states.items()
+            if (state := self._state(key)) != known
+        )
+
+    def _state(self, key: _Key) -> _State:
+        try:
+            return self._files(key[0], server_side=key[1]).stamps()
+        except CertificateError as error:
+            return str(error)
 
     def files(self, snapshot: Snapshot) -> Iterator[tuple[Path | None, Path | None]]:
         """Yield (certificates, authorities) of each secret that serves, as paths of PEM files."""
@@ -120,6 +134,7 @@ class Certificates:
         key = row, server_side, protocols
         found = self._known.get(key)
         if found is None:
+            self._states[key] = self._state(key)
             try:
                 found = self._make(key)
             except CertificateError as error:

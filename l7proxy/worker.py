@@ -56,7 +56,7 @@ from firewall.control.snapshots import SnapshotReader
 from firewall.control.unix import ChannelError
 from firewall.control.worker_channel import WorkerChannel
 from firewall.flows.event import DnsEvent, Event
-from firewall.policy.snapshot import SnapshotError
+from firewall.policy.snapshot import Snapshot, SnapshotError
 from l7proxy.accesslog import Ends, SocketAddress, ends_of, http_event, is_final
 from l7proxy.certificates import Certificates
 from l7proxy.commands import Record
@@ -74,6 +74,7 @@ from l7proxy.metrics import Metrics, Redirects, Row
 from l7proxy.plan import Policy
 from l7proxy.policy import ConnectionJudge
 from l7proxy.poller import Door, Poller
+from l7proxy.renewal import Renewal
 from l7proxy.secrets import SecretFiles
 from l7proxy.wire import Wire
 
@@ -125,6 +126,9 @@ class Worker:
         self._secrets = secrets
         folder = Path(options.secrets_dir) if options.secrets_dir else None
         self.certificates = Certificates(folder)
+        self._renewal = Renewal(
+            lambda: (*self.certificates.news(), *(secrets.news() if secrets else ()))
+        )
         self._policy = Policy(secrets)
         self._connections: set[ClientConnection | DnsStream] = set()
         self._per_source: Counter[bytes] = Counter()
@@ -367,11 +371,7 @@ class Worker:
         except (OSError, SnapshotError) as problem:
             error = str(problem)
         else:
-            if self._secrets is not None:
-                self._secrets.forget()
-            self.metrics.secret_problems = missing = self.certificates.install(snapshot)
-            for problem_text in missing:
-                log.warning("%s: its TLS connections end until it is there", problem_text)
+            self._read_secrets(snapshot)
             self._policy.install(snapshot)
             if self._dns is not None:
                 self._dns.follow(self._policy.view)
@@ -381,6 +381,23 @@ class Worker:
         held = f"revision {revision} stays" if revision else "every connection is reset"
         log.warning("%s: %s; %s", path, error, held)
         return error
+
+    def _read_secrets(self, snapshot: Snapshot) -> None:
+        """Look at the secrets of a snapshot again."""
+        if self._secrets is not None:
+            self._secrets.forget()
+        self.metrics.secret_problems = missing = self.certificates.install(snapshot)
+        for problem_text in missing:
+            log.warning("%s: its TLS connections end until it is there", problem_text)
+
+    def _renew(self, now: float) -> None:
+        """Use secrets that have changed; what they no longer allow ends, as with a snapshot."""
+        if self._policy.view is None or not self._renewal.due(now):
+            return
+        self._read_secrets(self._policy.view.snapshot)
+        log.info("secrets were read again")
+        for connection in tuple(self._connections):
+            connection.policy_changed(now)
 
     def _answer(self, question: Ask) -> None:
         rows: list[Row] = []
@@ -462,6 +479,7 @@ class Worker:
         self._dns.tick(now)
         for connection in tuple(self._connections):
             connection.tick(now)
+        self._renew(now)
         # A connection that the loop has accepted, but not yet told us of, must not end with us.
         is_over = now >= self._draining_since + SWEEP_S
         if is_over and not self._connections and self._dns.idle:

@@ -29,8 +29,7 @@ def told(lab, bartizan):
     with eventually(lambda: _connected(made), "the server listens"):
         pass
 
-    def ask(rules, code):
-        firewall.apply(rules)
+    def again(code):
         with closing(_client(made.host("a"), made.host("b").address4)) as client:
             client.request("GET", "/", headers={"X-Code": code} if code else {})
             answer = client.getresponse()
@@ -40,6 +39,11 @@ def told(lab, bartizan):
             # What the proxy writes has lower-case names, as in Envoy.
         return body.removeprefix("the hangar was told ").strip().lower()
 
+    def ask(rules, code):
+        firewall.apply(rules)
+        return again(code)
+
+    ask.again = again
     ask.folder = folder
     ask.firewall = firewall
     return ask
@@ -64,8 +68,14 @@ def test_actions_change_what_the_server_is_told_and_a_missing_secret_allows_noth
     assert told(headers_matches(**inline, mismatch="ADD"), "") == f"x-code: {right}"
     secret = headers_matches(secret=SECRET, mismatch="REPLACE")
     assert told(secret, wrong) == 403
-    (told.folder / "code").write_text(f"{right}\n")
-    told.firewall.withdraw("CiliumNetworkPolicy", "rule")  # a new snapshot reads secrets anew
-    assert told(secret, wrong) == f"x-code: {right}"
-    assert right not in told.firewall.log()
-    assert right not in str(told.firewall.flows())
+    replaced = told.folder / "code"
+    replaced.write_text(f"{right}\n")
+    eventually(lambda: told.again(wrong) == f"x-code: {right}", "the secret is there")
+    must = headers_matches(secret=SECRET)
+    assert told(must, right) == f"x-code: {right}"
+    replaced.write_text("tk-421\n")
+    eventually(lambda: told.again(right) == 403, "the old secret is worth nothing")
+    assert told.again("tk-421") == "x-code: tk-421"
+    for value in (right, "tk-421"):
+        assert value not in told.firewall.log()
+        assert value not in str(told.firewall.flows())
