@@ -43,6 +43,9 @@ HEADER_BYTES = 12
 CHAIN_COUNT = 16
 """CNAME records that are followed; resolvers give up earlier (BIND max-recursion: 11 to 16)."""
 
+REMEMBERED_BYTES = 512
+"""Longest query that is remembered: 1024 of them and their names are 2 MB at most."""
+
 LABEL_COUNT = 32_768
 """Labels that are read of one answer: eight for each of the 4,000 records that 64 KiB hold.
 Compressed names could make it half a million, a second of this worker's time."""
@@ -148,8 +151,15 @@ def read_query(wire: bytes) -> Query:
     """
     if len(wire) < HEADER_BYTES:
         raise QueryError("shorter than a header", answerable=False)
+    read = _read if len(wire) <= REMEMBERED_BYTES else _read.__wrapped__
+    return Query(int.from_bytes(wire[:2], "big"), wire, *read(wire[2:]))
+
+
+@lru_cache(maxsize=1024)
+def _read(wire: bytes) -> tuple[bytes, str, int, int, dns.name.Name, int | None]:
+    """Read what stands behind the id: programs ask the same again and again."""
     parser = dns.wire.Parser(wire)
-    number, flags, questions, answers, authorities, additionals = parser.get_struct("!6H")
+    flags, questions, answers, authorities, additionals = parser.get_struct("!5H")
     if flags & _QR:
         raise QueryError("is a response", answerable=False)
     opcode = dns.opcode.from_flags(flags)
@@ -160,16 +170,16 @@ def read_query(wire: bytes) -> Query:
     if answers or authorities:
         raise QueryError("carries records", answerable=True)
     try:
+        begun = parser.current
         name = parser.get_name()
         kind, answer_class = parser.get_struct("!2H")
-        question = wire[HEADER_BYTES : parser.current]
+        question = wire[begun : parser.current]
         edns_flags = _read_tail(parser, additionals)
     except dns.exception.DNSException as error:
         raise QueryError(f"is broken: {error}", answerable=True) from error
     if parser.remaining():
         raise QueryError(f"{parser.remaining()} bytes behind the message", answerable=True)
-    text = _text(name.labels)
-    return Query(number, wire, question, text, kind, answer_class, name, edns_flags)
+    return question, _text(name.labels), kind, answer_class, name, edns_flags
 
 
 @lru_cache(maxsize=4096)

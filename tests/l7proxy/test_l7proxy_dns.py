@@ -71,6 +71,13 @@ def test_the_type_and_the_id_are_read():
     assert (found.kind_text, found.answer_class, found.id) == ("AAAA", 1, NUMBER)
 
 
+def test_a_question_that_was_read_before_has_its_own_id():
+    first, second = (read_query(with_id(query(), number)) for number in (1, 2))
+    assert (first.id, second.id) == (1, 2)
+    assert first[2:] == second[2:]
+    assert with_id(first.wire, 2) == second.wire
+
+
 LONGEST = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61, ""])  # 255 bytes with its lengths
 
 
