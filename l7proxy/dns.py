@@ -274,9 +274,9 @@ def read_answer(wire: bytes, query: Query, number: int) -> Answer:
     truncated = bool(flags & _TC)
     try:
         parser.seek(end)
-        records = _Records(parser, query.name)
+        records = _Records(parser, query.asked)
         answer = [records.read() for _ in range(answers)]
-        others = [records.read() for _ in range(authorities + additionals)]
+        others = [records.pass_over() for _ in range(authorities + additionals)]
         records.end()
     except (dns.exception.DNSException, AnswerError) as error:
         if truncated:
@@ -284,9 +284,9 @@ def read_answer(wire: bytes, query: Query, number: int) -> Answer:
             return Answer(rcode, True, (), 0, (), ())
         raise AnswerError(str(error)) from error
     kinds = tuple(kind_text(record.kind) for record in answer)
-    for record in others:
-        if record.kind == _OPT:
-            rcode = int(dns.rcode.from_flags(flags, record.ttl))
+    for kind, ttl in others:
+        if kind == _OPT:
+            rcode = int(dns.rcode.from_flags(flags, ttl))
     if query.answer_class != _IN or rcode:
         return Answer(rcode, truncated, (), 0, (), kinds)
     addresses, ttl_s, cnames = _follow(query.name, answer)
@@ -302,21 +302,19 @@ def _same_question(one: bytes, two: bytes) -> bool:
 
 
 class _Record(NamedTuple):
-    """A resource record.
+    """A record of an answer section.
 
     Attributes:
-        owner: whose it is, as text.
         kind: the type's number.
-        answer_class: the class, in OPT something else.
-        ttl: seconds, in OPT the upper bits of the response code and flags.
+        owner: whose it is; "" where nobody needs to know.
+        ttl_s: its life.
         address: packed, of A and AAAA in the class IN, else b"".
         target: of CNAME in the class IN, else "".
     """
 
-    owner: str
     kind: int
-    answer_class: int
-    ttl: int
+    owner: str = ""
+    ttl_s: int = 0
     address: bytes = b""
     target: str = ""
 
@@ -329,13 +327,13 @@ class _Records:
         asked: the name in the question.
     """
 
-    def __init__(self, parser: dns.wire.Parser, asked: str) -> None:
+    def __init__(self, parser: dns.wire.Parser, asked: dns.name.Name) -> None:
         self._parser = parser
         self._left = LABEL_COUNT
         self._names = {HEADER_BYTES: asked}
 
     def read(self) -> _Record:
-        """Read the next record.
+        """Read a record of the answer section.
 
         Raises:
             AnswerError: it is not as long as its type, or there are too many labels.
@@ -343,19 +341,31 @@ class _Records:
         """
         owner = self._name()
         parser = self._parser
-        kind, answer_class, ttl, size = parser.get_struct(_RECORD)
-        if kind != _OPT and ttl >> 31:
-            ttl = 0  # RFC 2181 section 8
+        kind, answer_class, ttl_s, size = parser.get_struct(_RECORD)
+        if ttl_s >> 31:
+            ttl_s = 0  # RFC 2181 section 8
         if answer_class == _IN and kind == _CNAME:
             with parser.restrict_to(size):
-                target = self._name()
-            return _Record(owner, kind, answer_class, ttl, target=target)
+                target = _text(self._name().labels)
+            return _Record(kind, _text(owner.labels), ttl_s, target=target)
         data = parser.get_bytes(size)
         if answer_class != _IN or kind not in _ADDRESS_BYTES:
-            return _Record(owner, kind, answer_class, ttl)
+            return _Record(kind)
         if size != _ADDRESS_BYTES[kind]:
             raise AnswerError("an address of another length")
-        return _Record(owner, kind, answer_class, ttl, address=data)
+        return _Record(kind, _text(owner.labels), ttl_s, address=data)
+
+    def pass_over(self) -> tuple[int, int]:
+        """Pass over a record of another section; return its type and its TTL field.
+
+        Raises:
+            AnswerError: there are too many labels.
+            dns.exception.DNSException: there is none.
+        """
+        self._name()
+        kind, _, ttl, size = self._parser.get_struct(_RECORD)
+        self._parser.get_bytes(size)
+        return kind, ttl
 
     def end(self) -> None:
         """Say that there must be no more.
@@ -366,7 +376,7 @@ class _Records:
         if self._parser.remaining():
             raise AnswerError(f"{self._parser.remaining()} bytes behind the message")
 
-    def _name(self) -> str:
+    def _name(self) -> dns.name.Name:
         """Read a name; most of them are a pointer to one that was read before.
 
         That one is the same from wherever it is pointed to: pointers lead back only.
@@ -377,12 +387,11 @@ class _Records:
         if known is not None:
             parser.seek(at + 2)
             return known
-        name = parser.get_name(decompress=True)
+        name = self._names[at] = parser.get_name(decompress=True)
         self._left -= len(name.labels)
         if self._left < 0:
             raise AnswerError(f"names with more than {LABEL_COUNT} labels")
-        text = self._names[at] = _text(name.labels)
-        return text
+        return name
 
 
 def _follow(name: str, records: list[_Record]) -> tuple[tuple[bytes, ...], int, tuple[str, ...]]:
@@ -399,8 +408,8 @@ def _follow(name: str, records: list[_Record]) -> tuple[tuple[bytes, ...], int, 
     while name in aliases and len(cnames) < CHAIN_COUNT:
         alias = aliases[name]
         name = alias.target
-        ttls.append(alias.ttl)
+        ttls.append(alias.ttl_s)
         cnames.append(name)
-    ttls += [record.ttl for record in found.get(name, ())]
+    ttls += [record.ttl_s for record in found.get(name, ())]
     addresses = tuple(dict.fromkeys(record.address for record in found.get(name, ())))
     return addresses, min(ttls) if len(ttls) > 1 else 0, tuple(cnames)

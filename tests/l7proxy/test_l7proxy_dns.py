@@ -217,7 +217,10 @@ def _record(kind: int, data: bytes) -> bytes:
     return b"\xc0\x0c" + struct.pack("!2HIH", kind, 1, 9, len(data)) + data
 
 
-@pytest.mark.parametrize("section", ["answers", "authorities", "additionals"])
+OTHERS = ["authorities", "additionals"]
+
+
+@pytest.mark.parametrize("section", ["answers", *OTHERS])
 @pytest.mark.parametrize(
     ("kind", "data"),
     [
@@ -242,6 +245,14 @@ def test_the_data_of_other_records_is_between_client_and_server(section, kind, d
     address = _record(1, b"\xc0\0\2\1")
     found = read_answer(_changed(**fields) + address + extra, read_query(query()), NUMBER)
     assert (found.rcode, found.addresses, found.ttl_s) == (0, (b"\xc0\0\2\1",), 9)
+
+
+@pytest.mark.parametrize("section", OTHERS)
+@pytest.mark.parametrize("kind", ["A", "AAAA", "CNAME"])
+def test_addresses_of_other_sections_are_between_client_and_server_too(section, kind):
+    extra = _record(dns.rdatatype.from_text(kind), b"\xff\0")
+    made = _changed(flags=0x8180, **{section: 1}) + extra
+    assert read_answer(made, read_query(query()), NUMBER) == (0, False, (), 0, (), ())
 
 
 def test_the_upper_bits_of_the_response_code_count():
