@@ -88,6 +88,10 @@ class AnswerError(ValueError):
     """The bytes do not answer the question; the text says why."""
 
 
+class BrokenAnswerError(AnswerError):
+    """The bytes have the id and the question of an answer, and are none."""
+
+
 class Query(NamedTuple):
     """One question as it came.
 
@@ -254,6 +258,7 @@ def read_answer(wire: bytes, query: Query, number: int) -> Answer:
     """Read what answers `query`, which was sent under the id `number`.
 
     Raises:
+        BrokenAnswerError: it answers the question, but cannot be read.
         AnswerError: it answers something else, or is no DNS message.
     """
     if len(wire) < HEADER_BYTES:
@@ -282,7 +287,7 @@ def read_answer(wire: bytes, query: Query, number: int) -> Answer:
         if truncated:
             # Cut inside a record, as some servers do: only that there is more counts (RFC 2181 9).
             return Answer(rcode, True, (), 0, (), ())
-        raise AnswerError(str(error)) from error
+        raise BrokenAnswerError(f"is broken: {error}") from error
     kinds = tuple(kind_text(record.kind) for record in answer)
     for kind, ttl in others:
         if kind == _OPT:

@@ -24,13 +24,17 @@ from l7proxy.limits import Limits
 SERVFAIL, NXDOMAIN, REFUSED = 2, 3, 5
 """Response codes (RFC 1035 section 4.1.1)."""
 
+BROKEN_COUNT = 4
+"""Answers with the right id and question that cannot be read until a question is given up: each may
+cost what 64 KiB of records cost, and who forges them (RFC 5452) does not know that much."""
+
 _BUCKETS = 16_384  # sources whose rate is remembered
 
 
 class Pending:
     """A question that the server was asked."""
 
-    __slots__ = ("asked_at", "ends", "judgement", "number", "protocol", "query")
+    __slots__ = ("asked_at", "broken_count", "ends", "judgement", "number", "protocol", "query")
 
     def __init__(
         self, ends: Ends, protocol: int, query: dns.Query, judgement: Judgement, asked_at: float
@@ -40,6 +44,7 @@ class Pending:
         self.query = query
         self.judgement = judgement
         self.asked_at = asked_at
+        self.broken_count = 0
         self.number = query.id
 
 
@@ -154,6 +159,12 @@ class Desk:
         """
         try:
             answer = dns.read_answer(wire, pending.query, pending.number)
+        except dns.BrokenAnswerError as error:
+            self._count("dns_mismatched_answers")
+            pending.broken_count += 1
+            if pending.broken_count < BROKEN_COUNT:
+                return None
+            return Finished(self.fail(pending, f"the answer {error}", now), None)
         except dns.AnswerError:
             self._count("dns_mismatched_answers")
             return None

@@ -132,6 +132,22 @@ def test_an_answer_comes_back_under_the_clients_id_and_teaches():
     assert proxy.desk.pending_count == 0
 
 
+def test_a_server_that_only_sends_broken_answers_is_given_up():
+    """The first may be forged; each costs time that others wait for."""
+    proxy = Proxy()
+    pending = proxy.begin().pending
+    broken = answered(proxy.wire, "192.0.2.1")[:-1]
+    said = [proxy.desk.finish(pending, broken, 1.0) for _ in range(4)]
+    assert said[:3] == [None] * 3
+    assert (rcode(said[3].reply), said[3].lesson) == (2, None)
+    assert proxy.counts["dns_mismatched_answers"] == 4
+    assert proxy.events[-1].detail.startswith("the answer is broken: ")
+    assert proxy.desk.pending_count == 0
+    strange = bytes([broken[0] ^ 1]) + broken[1:]
+    patient = proxy.begin().pending
+    assert [proxy.desk.finish(patient, strange, 1.0) for _ in range(9)] == [None] * 9
+
+
 def test_a_rule_revoked_meanwhile_revokes_the_answer():
     """What the server said is not passed on, and nothing is learnt."""
     proxy = Proxy()
