@@ -107,17 +107,19 @@ class Zone:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._changed_at = -1
+        self._stamp = (-1, -1)
         self._records: Records = {}
         self._lock = threading.Lock()
         self.load()
 
     def load(self) -> None:
         """Read the file if it has changed."""
-        changed_at = self._path.stat().st_mtime_ns
-        if changed_at != self._changed_at:
+        found = self._path.stat()
+        # The clock of files stands still for some milliseconds: within them the size may tell.
+        stamp = (found.st_mtime_ns, found.st_size)
+        if stamp != self._stamp:
             self._records = read_zone(self._path.read_text(encoding="utf-8"), str(self._path))
-            self._changed_at = changed_at
+            self._stamp = stamp
 
     def respond(self, wire: bytes, client: str, protocol: str) -> bytes:
         """Return what answers a message, b"" = nothing."""
