@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from rules import peers, policy, ports
 
 from lab import daemon, enclosure, topology
-from lab.daemon import Bartizan
+from lab.daemon import ApiRefused, Bartizan
 from lab.laboratory import Lab, Machine
 from lab.namespaces import Namespace
 from lab.topology import Topology
@@ -200,13 +201,23 @@ def attach(node: pytest.Item | pytest.Collector, source: Evidence) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     outcome = yield
     report = outcome.get_result()
-    if report.when == "call" and report.failed:
+    if report.when in ("setup", "call") and report.failed:
+        report.sections.append(("the machine", _machine()))
         for node in item.listchain():
             for source in node.stash.get(_evidence, []):
                 try:
                     report.sections += source()
                 except Exception as error:  # noqa: BLE001 (must never hide the failure itself)
                     report.sections.append(("evidence lost", repr(error)))
+
+
+def _machine() -> str:
+    """How busy it is, and how many packets its processors had no room for (softnet_stat)."""
+    load = Path("/proc/loadavg").read_text(encoding="ascii").split()
+    rows = Path("/proc/net/softnet_stat").read_text(encoding="ascii").splitlines()
+    lost_count = sum(int(row.split()[1], 16) for row in rows)
+    cores = len(os.sched_getaffinity(0))
+    return f"load {' '.join(load[:3])} on {cores} cores; {lost_count} packets lost on the way"
 
 
 def _rules(lab: Lab) -> list[tuple[str, str]]:
@@ -251,8 +262,13 @@ def module_lab(request: pytest.FixtureRequest) -> Iterator[MakeLab]:
 
 def _said(running: Bartizan) -> list[tuple[str, str]]:
     sections = [("bartizan's log", running.log())]
-    flows = (json.dumps(flow, separators=(",", ":")) for flow in running.flows(last=20))
-    sections.append(("the latest flows", "\n".join(flows)))
+    if running.process is None:
+        return [*sections, ("bartizan", "no agent runs")]
+    try:
+        flows = (json.dumps(flow, separators=(",", ":")) for flow in running.flows(last=20))
+        sections.append(("the latest flows", "\n".join(flows)))
+    except (OSError, ApiRefused, HTTPException) as error:
+        return [*sections, ("the agent does not answer", repr(error))]
     for argv in (["observe", "--last", "40"], ["endpoint", "list"], ["policy", "get"], ["status"]):
         done = running.cli(*argv)
         sections.append((f"bartizan {' '.join(argv)}", done.stdout + done.stderr))

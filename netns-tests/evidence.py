@@ -2,9 +2,12 @@
 
 import os
 import re
+import select
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from scapy.layers.inet import ICMP, TCP, UDP
 from scapy.packet import Packet
 from traffic import DEADLINE_S, V4, delivered, eventually, token, udp
 
+from lab import topology
 from lab.daemon import Bartizan
 from lab.laboratory import Lab, Machine
 
@@ -76,6 +80,22 @@ def dropped(bartizan: Bartizan, packet: Packet, reason: str | None = "POLICY_DEN
 def forwarded(bartizan: Bartizan, packet: Packet) -> Flow:
     """The record that this very packet was let through."""
     return flow(bartizan, of(packet), verdict="FORWARDED")
+
+
+def opens(bartizan: Bartizan, host: Machine, address: str, port: int) -> bool:
+    """Whether a TCP connection is made from the host, and none of its packets was dropped.
+
+    By the records, whatever time it takes: a dropped SYN is sent again, and might pass then.
+    """
+    since = datetime.now(UTC).isoformat()
+    with host.open_socket(topology.family(address), socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        sock.connect_ex((address, port))
+        mine = {"from-port": str(sock.getsockname()[1]), "to-ip": address}
+        dropped = lambda: bartizan.flows(verdict="DROPPED", since=since, **mine)
+        connected = lambda: bool(select.select([], [sock], [], 0)[1])
+        eventually(lambda: connected() or dropped(), f"{address} opens or is shut")
+        return not dropped() and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
 def workers(bartizan: Bartizan) -> dict[tuple[str, int], int]:

@@ -52,12 +52,10 @@ class Live:
         self.socket_path = folder / "l7proxy-0.sock"
         self.access_log = folder / "access.log"
         self.snapshot_path.write_bytes(encode(source or snapshot(port=port)))
-        self._log = (folder / "worker.log").open("w+")
-        self.process = machine.popen(
+        self.process = machine.start(
             [sys.executable, "-m", "l7proxy.worker", "--number", 0, "--port", PROXY_PORT,
              "--run-dir", folder, "--snapshot", self.snapshot_path, "--mark-from-proxy", MARK,
-             "--access-log", self.access_log, *options],
-            stdout=self._log,
+             "--access-log", self.access_log, *options]
         )  # fmt: skip
         for argv in (
             f"ip rule add fwmark {_REDIRECTED} lookup 100",
@@ -81,7 +79,6 @@ class Live:
             self.process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        self._log.close()
 
     @property
     def running(self) -> bool:
@@ -110,7 +107,7 @@ class Live:
         return events
 
     def log(self) -> str:
-        return (self.folder / "worker.log").read_text(encoding="utf-8")
+        return self.machine.log()
 
     def redirect(self, address: str, port: int, protocol: str = "tcp") -> None:
         """Hand what goes to this address and port to the proxy, except what the proxy sends."""

@@ -15,8 +15,6 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Raw
 from traffic import V4, V6, eventually, ip, udp
 
-from lab import daemon
-from lab.laboratory import Lab
 from lab.topology import HostPlan, NamedPort, Topology, assigned
 
 NAMED = (
@@ -38,20 +36,16 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmpv4": 1, "icmpv6": 58}
 class World:
     """The lab with its daemon, and words for what the tests do."""
 
-    def __init__(self):
-        self.lab = Lab(assigned(Topology(name="language", hosts=HOSTS)))
-        try:
-            self.config = {
-                "workers": 2,
-                "host_firewall": True,
-                "node_labels": ["role=edge"],
-                "nodes": [self.node("near", "zone=b"), self.node("far", "zone=c")],
-                "policy": {"extended_protocols": True},
-            }
-            self.firewall = daemon.start(self.lab, self.config)
-        except BaseException:
-            self.lab.close()
-            raise
+    def __init__(self, make_lab, start_bartizan):
+        self.lab = make_lab(assigned(Topology(name="language", hosts=HOSTS)))
+        self.config = {
+            "workers": 2,
+            "host_firewall": True,
+            "node_labels": ["role=edge"],
+            "nodes": [self.node("near", "zone=b"), self.node("far", "zone=c")],
+            "policy": {"extended_protocols": True},
+        }
+        self.firewall = start_bartizan(self.lab, self.config)
 
     def node(self, name, *labels):
         return {
@@ -140,9 +134,6 @@ class World:
         """`FORWARDED`, `DROPPED`, `AUDIT`, `REDIRECTED`."""
         return self.verdict(sender, packet)["verdict"]
 
-    def close(self):
-        self.lab.close()
-
 
 def is_about(flow, packet):
     """Whether a record has a packet's addresses and ports, or ICMP type."""
@@ -183,10 +174,8 @@ def listens(host, address, port):
 
 
 @pytest.fixture(scope="module")
-def running():
-    made = World()
-    yield made
-    made.close()
+def running(module_lab, module_bartizan):
+    return World(module_lab, module_bartizan)
 
 
 @pytest.fixture

@@ -3,26 +3,22 @@
 import json
 import os
 import re
-import select
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import dns.flags
 import pytest
 import questions
-from evidence import flow, workers
+from evidence import flow, opens, workers
 from questions import addresses, query
 from traffic import DEADLINE_S, FAMILIES, V4, Echo, eventually, exchange
 
 from firewall.identities.reserved import LOCAL_MIN
 from lab import daemon, topology
-from lab.laboratory import Host, Lab
+from lab.laboratory import Host
 from lab.topology import HostPlan, Topology
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=["ipv4", "ipv6"])
@@ -61,7 +57,7 @@ spec:
 class World:
     """Endpoints a and b, and outside a name server and web servers at many addresses."""
 
-    def __init__(self, **config) -> None:
+    def __init__(self, make_lab, start_bartizan, **config) -> None:
         plan = topology.assigned(
             Topology(
                 hosts=(
@@ -71,14 +67,7 @@ class World:
                 )
             )
         )
-        self.lab = Lab(plan)
-        try:
-            self._begin(config)
-        except BaseException:
-            self.lab.close()
-            raise
-
-    def _begin(self, config: dict[str, Any]) -> None:
+        self.lab = make_lab(plan)
         self.a, self.b, self.world = (self.lab.host(name) for name in ("a", "b", "world"))
         self.zone = self.lab.folder / "zone"
         self.records: list[str] = []
@@ -92,7 +81,7 @@ class World:
             "log": {"level": "info"},
             "fqdn": {"gc_interval_s": 0.5, "proxy_response_max_delay_s": 10},
         }
-        self.firewall = daemon.start(self.lab, usual | config)
+        self.firewall = start_bartizan(self.lab, usual | config)
         self.firewall.apply(NAMES)
 
     def add(self, *records: str) -> None:
@@ -108,18 +97,8 @@ class World:
         return self.world.log()
 
     def opens(self, address: str, host: Host | None = None) -> bool:
-        """Whether a, or another host, reaches the web server, and none of its SYN was dropped."""
-        host = host or self.a
-        since = datetime.now(UTC).isoformat()
-        with host.open_socket(topology.family(address), socket.SOCK_STREAM) as sock:
-            sock.setblocking(False)
-            sock.connect_ex((address, WEB))
-            mine = {"from-port": str(sock.getsockname()[1]), "to-ip": address}
-            dropped = lambda: self.firewall.flows(verdict="DROPPED", since=since, **mine)
-            connected = lambda: bool(select.select([], [sock], [], 0)[1])
-            eventually(lambda: connected() or dropped(), f"{address} opens or is shut")
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-            return not dropped()
+        """Whether a, or another host, may reach the web server there."""
+        return opens(self.firewall, host or self.a, address, WEB)
 
     def reaches(self, address: str, within_s: float = DEADLINE_S) -> bool:
         """Whether a reaches the web server, though no agent tells what was dropped."""
@@ -153,11 +132,10 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world():
-    made = World()
+def world(module_lab, module_bartizan):
+    made = World(module_lab, module_bartizan)
     yield made
     made.echo.__exit__()
-    made.lab.close()
 
 
 @FAMILY

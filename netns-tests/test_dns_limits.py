@@ -25,10 +25,12 @@ WARM = [{"fqdn": "warm.example.", "ips": [V4S[40]], "ttl": 600}]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(module_lab, module_bartizan, tmp_path_factory):
     known = tmp_path_factory.mktemp("names") / "names.json"
     known.write_text(json.dumps(WARM), encoding="ascii")
     made = World(
+        module_lab,
+        module_bartizan,
         proxy={"limits": LIMITS},
         fqdn={
             "pre_cache": str(known),
@@ -41,7 +43,6 @@ def world(tmp_path_factory):
     eventually(lambda: "odd server listens" in made.asked(), "the odd server listens")
     yield made
     made.echo.__exit__()
-    made.lab.close()
 
 
 @pytest.mark.parametrize("word", ["nxdomain", "servfail", "refused"])

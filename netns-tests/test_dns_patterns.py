@@ -12,11 +12,11 @@ import pytest
 import questions
 from dns.edns import EDECode
 from dns.rcode import NXDOMAIN
+from evidence import opens
 from questions import addresses, query
-from traffic import FAMILIES, V4, eventually
+from traffic import DEADLINE_S, FAMILIES, V4, eventually
 
-from lab import daemon, topology
-from lab.laboratory import Lab
+from lab import topology
 from lab.topology import HostPlan, Topology
 
 pytestmark = pytest.mark.needs("tproxy", "tproxy6", "socket", "connmark")
@@ -87,31 +87,28 @@ FORBIDDEN = (
 class World:
     """A client, its cluster's resolver, and web servers outside."""
 
-    def __init__(self) -> None:
-        self.lab = Lab(
-            topology.assigned(
-                Topology(
-                    hosts=(
-                        HostPlan(name="a", labels={"app": "a"}),
-                        HostPlan(name="dns", labels={"k8s-app": "kube-dns"}),
-                        HostPlan(name="world", managed=False, addresses=(*V4S, *V6S)),
-                    )
-                )
+    def __init__(self, make_lab, start_bartizan) -> None:
+        plan = Topology(
+            hosts=(
+                HostPlan(name="a", labels={"app": "a"}),
+                HostPlan(name="dns", labels={"k8s-app": "kube-dns"}),
+                HostPlan(name="world", managed=False, addresses=(*V4S, *V6S)),
             )
         )
+        self.lab = make_lab(topology.assigned(plan))
         self.a, self.dns, self.world = (self.lab.host(name) for name in ("a", "dns", "world"))
         self.zone = self.lab.folder / "zone"
         self.records = ["ns.example A 192.0.2.1"]
         self.write()
         questions.serve(self.dns, self.zone, self.dns.address4, self.dns.address6)
         self.world.start([sys.executable, "-m", "http.server", str(WEB), "--bind", "::"])
-        eventually(lambda: "serving" in self.dns.log(), "the resolver serves", 15)
+        eventually(lambda: "serving" in self.dns.log(), "the resolver serves")
         names = {
-            "proxy_response_max_delay_s": 5,
+            "proxy_response_max_delay_s": 10,
             "reject_response_code": "nameError",
             "min_ttl_s": FLOOR_S,
         }
-        self.firewall = daemon.start(self.lab, {"workers": 2, "fqdn": names})
+        self.firewall = start_bartizan(self.lab, {"workers": 2, "fqdn": names})
         self.firewall.apply(POLICY)
 
     def write(self) -> None:
@@ -121,21 +118,16 @@ class World:
         node = self.lab.node
         if "serving" not in node.log():
             questions.serve(node, self.zone, node.address4, node.address6)
-            eventually(lambda: "serving" in node.log(), "the node's resolver serves", 15)
+            eventually(lambda: "serving" in node.log(), "the node's resolver serves")
 
     def opens(self, address: str) -> bool:
-        try:
-            self.a.connect(address, WEB, timeout_s=0.9).close()
-        except TimeoutError:
-            return False
-        return True
+        """Whether a may reach the web server there."""
+        return opens(self.firewall, self.a, address, WEB)
 
 
 @pytest.fixture(scope="module")
-def world():
-    made = World()
-    yield made
-    made.lab.close()
+def world(module_lab, module_bartizan):
+    return World(module_lab, module_bartizan)
 
 
 def test_names_are_allowed_by_patterns_as_in_cilium(world):
@@ -179,7 +171,7 @@ def test_an_answer_longer_than_a_packet_comes_whole(world, family):
 def test_a_question_cut_into_bytes_is_a_question(world):
     wire = query("one.example").to_wire()
     with world.a.connect(world.dns.address4, 53) as sock:
-        sock.settimeout(10)
+        sock.settimeout(DEADLINE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in len(wire).to_bytes(2, "big") + wire:
             sock.send(bytes([byte]))
