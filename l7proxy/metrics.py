@@ -9,9 +9,11 @@ from bisect import bisect_left
 from collections import Counter
 from itertools import accumulate
 
-from firewall.policy.verdict import TrafficDirection
+from firewall.flows.event import DnsEvent
+from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy import refusals
 from l7proxy.commands import Record, RecordKind
+from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
 from l7proxy.refusals import Refusal
 
@@ -36,6 +38,9 @@ _BY_DETAIL: dict[str, str] = {
 
 _REQUEST = RecordKind.REQUEST
 _INGRESS = TrafficDirection.INGRESS
+_DROP = int(Verdict.DROP)
+_MALFORMED = int(DropReason.INVALID_PACKET_DROPPED)
+_TCP = 6
 
 _Told = tuple[bool, int, str, str, bool, str]
 """Of a record: whether it is a request, status, detail, flag, whether policy never saw it, its
@@ -76,6 +81,7 @@ class Metrics:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._told: Counter[_Told] = Counter()
+        self._asked: Counter[str] = Counter()
         self.active_connection_count = 0
         self.active_upstream_count = 0
         self.active_handshake_count = 0
@@ -103,6 +109,7 @@ class Metrics:
         """Count from zero again; what is active stays so."""
         self._counts.clear()
         self._told.clear()
+        self._asked.clear()
         self._request_times = Histogram()
         self._connection_times = Histogram()
 
@@ -147,6 +154,26 @@ class Metrics:
         if (not asked or detail) and protocol not in _UNREAD:
             self._request_times.add(record.duration_s)
 
+    def asked(self, event: DnsEvent) -> None:
+        """Count what became of a DNS question."""
+        if event.verdict != _DROP:
+            self._asked["forwarded"] += 1
+        else:
+            broken = event.drop_reason == _MALFORMED
+            self._asked["parse_errors" if broken else "denied"] += 1
+
+    def _judged(self) -> Counter[tuple[str, str]]:
+        """Return `policy_l7_total` by Cilium's words: whose requests, and what became of them."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for (asked, _, detail, _, malformed, protocol), count in self._told.items():
+            if asked and protocol not in _UNREAD:
+                counts["envoy", "received"] += count
+                counts["envoy", _rule(detail, malformed=malformed)] += count
+        for word, count in self._asked.items():
+            counts["fqdn", "received"] += count
+            counts["fqdn", word] += count
+        return counts
+
     def _counted(self) -> Counter[tuple[str, str, str]]:
         """Return all counters, by name, label and value."""
         counts: Counter[tuple[str, str, str]] = Counter()
@@ -162,8 +189,6 @@ class Metrics:
                 counts["http_downstream_rq_total", "", ""] += count
                 version = "http2" if protocol == "HTTP/2" else "http1"
                 counts[f"http_downstream_rq_{version}_total", "", ""] += count
-                counts["policy_l7_total", "rule", "received"] += count
-                counts["policy_l7_total", "rule", _rule(detail, malformed=malformed)] += count
             if not asked or detail:
                 counts["http_downstream_rq_completed_total", "", ""] += count
             if (not asked or detail) and status:
@@ -185,6 +210,10 @@ class Metrics:
         rows: list[Row] = [
             {"name": name, "labels": {label: value} if label else {}, "value": count}
             for (name, label, value), count in sorted(self._counted().items())
+        ]
+        rows += [
+            {"name": "policy_l7_total", "labels": {"proxy_type": proxy, "rule": rule}, "value": n}
+            for (proxy, rule), n in sorted(self._judged().items())
         ]
         rows.append(
             {
@@ -211,36 +240,47 @@ class Metrics:
 
 
 class Redirects:
-    """What became of requests, by the endpoint whose rules decided, direction and port."""
+    """What became of requests: by whose rules decided, direction, protocol and port."""
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[int, str, int, bool]] = Counter()
+        self._counts: Counter[tuple[int, str, int, int, bool]] = Counter()
 
     def observe(self, record: Record, port: int) -> None:
         """Count a request that policy saw."""
         judgement = record.judgement
         if record.kind is not _REQUEST or judgement is None:
             return
-        ingress = judgement.direction == _INGRESS
-        endpoint = judgement.destination_endpoint if ingress else judgement.source_endpoint
+        self._add(judgement, _TCP, port, bool(record.detail))
+
+    def asked(self, event: DnsEvent) -> None:
+        """Count a DNS question."""
+        self._add(event, event.transport, event.destination_port, event.verdict == _DROP)
+
+    def _add(self, sides: Judgement | DnsEvent, protocol: int, port: int, denied: bool) -> None:
+        ingress = sides.direction == _INGRESS
+        endpoint = sides.destination_endpoint if ingress else sides.source_endpoint
         word = "ingress" if ingress else "egress"
-        self._counts[endpoint, word, port, bool(record.detail)] += 1
+        self._counts[endpoint, word, protocol, port, denied] += 1
 
     def rows(self) -> list[Row]:
-        """Return `endpoint` (id), `direction`, `port`, `received`, `forwarded`, `denied`."""
-        found: dict[tuple[int, str, int], list[int]] = {}
-        for (endpoint, direction, port, denied), count in self._counts.items():
-            found.setdefault((endpoint, direction, port), [0, 0])[denied] += count
+        """Return rows of what became of requests.
+
+        `endpoint` (id), `direction`, `protocol` (IANA), `port`, `received`, `forwarded`, `denied`.
+        """
+        found: dict[tuple[int, str, int, int], list[int]] = {}
+        for (endpoint, direction, protocol, port, denied), count in self._counts.items():
+            found.setdefault((endpoint, direction, protocol, port), [0, 0])[denied] += count
         return [
             {
                 "endpoint": endpoint,
                 "direction": direction,
+                "protocol": protocol,
                 "port": port,
                 "received": sum(counts),
                 "forwarded": counts[0],
                 "denied": counts[1],
             }
-            for (endpoint, direction, port), counts in sorted(found.items())
+            for (endpoint, direction, protocol, port), counts in sorted(found.items())
         ]
 
 

@@ -322,6 +322,9 @@ class Worker:
         self._dns.hold(lesson, send)
 
     def _report_dns(self, event: DnsEvent) -> None:
+        if event.kind == "request":
+            self.metrics.asked(event)
+            self._redirects.asked(event)
         if not self._channel.connected or len(self._events) >= self._room_count:
             self._lost_count += 1
             return

@@ -16,8 +16,8 @@ def redirects(
 
     Args:
         snapshot: what is in force.
-        answers: each worker's rows about "redirects": `endpoint`, `direction`, `port`, and how many
-            requests were `received`, `forwarded` and `denied`.
+        answers: each worker's rows about "redirects": `endpoint`, `direction`, `protocol` (IANA),
+            `port`, and how many requests were `received`, `forwarded` and `denied`.
     """
     counted = [row for rows in answers for row in rows]
     by_identity = {row.identity: row for row in snapshot.policies}
@@ -49,12 +49,16 @@ def _of(
                 "endpoint": endpoint.id,
                 "name": f"{endpoint.namespace}/{endpoint.name}",
                 "direction": name,
-                "protocol": _PROTOCOLS.get(entry.protocol, str(entry.protocol)),
+                "protocol": _name(entry.protocol),
                 "port": entry.port_low,
                 "end_port": entry.port_high,
                 "parser": kind,
                 "proxy_port": snapshot.settings.http_proxy_port,
             }
+
+
+def _name(protocol: int) -> str:
+    return _PROTOCOLS.get(protocol, str(protocol))
 
 
 def _count(row: dict[str, Any], counted: list[Mapping[str, Any]]) -> None:
@@ -65,5 +69,6 @@ def _count(row: dict[str, Any], counted: list[Mapping[str, Any]]) -> None:
             for one in counted
             if one["endpoint"] == row["endpoint"]
             and one["direction"] == row["direction"]
+            and row["protocol"] in ("ANY", _name(int(one["protocol"])))
             and row["port"] <= int(one["port"]) <= row["end_port"]
         )

@@ -89,8 +89,8 @@ def test_counters_follow_from_records():
     assert found["http_downstream_rq_xx_total", "2xx"] == 1
     assert found["http_downstream_rq_xx_total", "5xx"] == 1
     assert found["http_downstream_rq_xx_total", "4xx"] == 2
-    assert found["policy_l7_total", "denied"] == 1
-    assert found["policy_l7_total", "parse_errors"] == 1
+    assert found["policy_l7_total", "envoy", "denied"] == 1
+    assert found["policy_l7_total", "envoy", "parse_errors"] == 1
     assert found["http_response_details_total", "access_denied"] == 1
 
 

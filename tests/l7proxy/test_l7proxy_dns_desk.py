@@ -16,6 +16,7 @@ from l7proxy.dns_desk import Desk
 from l7proxy.dns_policy import NamePolicy
 from l7proxy.dns_stream import Frames, framed
 from l7proxy.limits import Limits
+from l7proxy.metrics import Metrics, Redirects
 
 VISIBLE = """
   - toEntities: [world]
@@ -89,6 +90,27 @@ def test_the_rule_that_means_the_name_is_named():
     proxy.begin("x.cdn.example.")
     assert [(o.name, o.path) for o in proxy.events[0].allowed_by] == [
         ("names", "spec.egress[0].toPorts[0]")
+    ]
+
+
+def test_questions_are_counted_as_cilium_counts_them_and_for_their_redirect():
+    proxy, metrics, redirects = Proxy(), Metrics(), Redirects()
+    proxy.begin()
+    proxy.begin("evil.org.", protocol=TCP)
+    proxy.desk.begin(proxy.wire + b"\0", Ends(CLIENT, 4000, SERVER, 53), UDP, 0.0)
+    for event in proxy.events:
+        metrics.asked(event)
+        redirects.asked(event)
+    found = {
+        row["labels"]["rule"]: row["value"]
+        for row in metrics.rows()
+        if row["labels"].get("proxy_type") == "fqdn"
+    }
+    assert found == {"received": 3, "forwarded": 1, "denied": 1, "parse_errors": 1}
+    usual = {"endpoint": 1, "direction": "egress", "port": 53}
+    assert redirects.rows() == [
+        usual | {"protocol": TCP, "received": 1, "forwarded": 0, "denied": 1},
+        usual | {"protocol": UDP, "received": 2, "forwarded": 1, "denied": 1},
     ]
 
 
