@@ -97,13 +97,15 @@ class NamePolicy:
             reason = decision.reason or DropReason.POLICY_DENIED
             refuser = _refuser(ready)
             return self._judgement(ready, refuser, allowed=False, connected=False, reason=reason)
-        last: Judgement | None = None
+        found: Judgement | None = None
         for side in ready.sides:
-            last = self._ask(ready, side, name)
-            if not last.allowed:
-                return last
-        assert last is not None
-        return last
+            said = self._ask(ready, side, name)
+            if not said.allowed:
+                return said
+            if found is None or side.rules is not None:
+                found = said  # a server's ingress has no say about names
+        assert found is not None
+        return found
 
     def _ask(self, ready: _Ready, side: _Side, name: str) -> Judgement:
         if side.rules is None:

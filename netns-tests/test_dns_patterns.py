@@ -149,6 +149,20 @@ def test_names_are_allowed_by_patterns_as_in_cilium(world):
         (answer,) = questions.tcp(world.a, world.dns.address4, query(name))
         assert (answer.rcode(), answer.edns) == (NXDOMAIN, -1)
     assert len(world.dns.log().splitlines()) == len(asked.splitlines())
+    counted = [
+        (row["protocol"], row["received"], row["forwarded"], row["denied"])
+        for row in world.firewall.get("/v1/proxy")["redirects"]
+        if row["parser"] == "dns" and row["protocol"] != "SCTP"
+    ]
+    allowed, forbidden = len(ALLOWED), len(FORBIDDEN)
+    assert sorted(counted) == [
+        ("TCP", forbidden, 0, forbidden),
+        ("UDP", allowed + forbidden, allowed, forbidden),
+    ]
+    records = world.firewall.flows(protocol="dns")
+    assert {record["traffic_direction"] for record in records} == {"EGRESS"}
+    status = world.firewall.cli("status").stdout
+    assert f"{allowed + 2 * forbidden} requests received, {2 * forbidden} refused" in status
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=["ipv4", "ipv6"])

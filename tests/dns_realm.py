@@ -30,7 +30,13 @@ def view(text=POLICY, client="10.0.0.1", **settings):
         Actor(
             name=app,
             namespace="default",
-            labels=LabelSet.parse([f"k8s:app={app}", "k8s:io.kubernetes.pod.namespace=default"]),
+            labels=LabelSet.parse(
+                [
+                    f"k8s:app={app}",
+                    "k8s:io.kubernetes.pod.namespace=default",
+                    "k8s:io.cilium.k8s.policy.cluster=default",
+                ]
+            ),
             addresses=(parse_address(address),),
         )
         for address, app in labels.items()

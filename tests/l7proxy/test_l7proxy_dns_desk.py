@@ -114,6 +114,33 @@ def test_questions_are_counted_as_cilium_counts_them_and_for_their_redirect():
     ]
 
 
+INSIDE = (
+    POLICY.replace("toEntities: [world]", "toEndpoints: [{matchLabels: {app: b}}]")
+    + """
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: resolver}
+spec:
+  endpointSelector: {matchLabels: {app: b}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: a}}]
+    toPorts: [{ports: [{port: "53", protocol: ANY}]}]
+"""
+)
+
+
+def test_a_resolver_inside_has_ingress_rules_and_the_clients_speak_of_the_name():
+    proxy = Proxy(INSIDE)
+    ends = Ends(CLIENT, 4000, OTHER, 53)
+    for name, rules in (("api.example.", "allowed_by"), ("evil.org.", "denied_by")):
+        wire = dns.message.make_query(name, "A", id=7).to_wire()
+        proxy.desk.begin(wire, ends, UDP, 0.0)
+        event = proxy.events[-1]
+        assert event.direction == TrafficDirection.EGRESS
+        assert [origin.name for origin in getattr(event, rules)] == ["names"]
+
+
 def test_nxdomain_instead_of_refused_is_a_setting():
     assert rcode(Proxy(limits=Limits(dns_reject="nameError")).begin("evil.org.").reply) == 3
 
