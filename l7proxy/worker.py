@@ -45,7 +45,6 @@ from firewall.control.messages import (
     Drain,
     Events,
     Forget,
-    Hold,
     Instruct,
     Lend,
     Pause,
@@ -348,7 +347,7 @@ class Worker:
                     self._channel.lend(self._listeners)
                 case Instruct():
                     self._instructed(message)
-                case Forget() | Watch() | Pause() | Hold():
+                case Forget() | Watch() | Pause():
                     pass  # for verdict workers
                 case Settled():
                     assert self._dns is not None

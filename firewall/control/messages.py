@@ -77,12 +77,6 @@ class Lend(msgspec.Struct, frozen=True, tag="lend"):
     """Answer with `Lent`, and go on using what was lent."""
 
 
-class Hold(msgspec.Struct, frozen=True, tag="hold"):
-    """Reserved for debugging a slow worker: delay every verdict by `delay_s`; 0 ends it."""
-
-    delay_s: float
-
-
 class Settled(msgspec.Struct, frozen=True, tag="settled"):
     """Every worker enforces what `Learnt` of this token named; `enforced` False: too late to wait.
 
@@ -93,7 +87,7 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     enforced: bool
 
 
-ToWorker = Announce | Ask | Forget | Watch | Pause | Drain | Hold | Lend | Settled | Instruct
+ToWorker = Announce | Ask | Forget | Watch | Pause | Drain | Lend | Settled | Instruct
 
 # --- worker to agent --------------------------------------------------------------------------
 

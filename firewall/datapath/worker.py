@@ -42,7 +42,6 @@ from firewall.control.messages import (
     Drain,
     Events,
     Forget,
-    Hold,
     Instruct,
     Lend,
     Pause,
@@ -146,7 +145,6 @@ class Worker:
         self._dump: Dump | None = None
         self._dumped_count = 0
         self._started_at = self._now = time.monotonic()
-        self._hold_s = 0.0
         self._stop_at: float | None = None
         self._paused_until = 0.0
         self._internal_count = 0
@@ -256,9 +254,7 @@ class Worker:
     def _take_packets(self) -> None:
         """Handle what waits, within this turn's bound."""
         try:
-            if self._hold_s:
-                time.sleep(self._hold_s)
-            self._queue.receive(1 if self._hold_s else PACKETS_PER_TURN)
+            self._queue.receive(PACKETS_PER_TURN)
         except VerdictLostError:
             raise
         except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
@@ -376,8 +372,6 @@ class Worker:
                 self.stop(message.deadline_s)
             case Settled():
                 pass  # for proxy workers
-            case Hold():
-                self._hold_s = max(0.0, message.delay_s)
             case Lend() | Instruct():
                 pass  # for workers that accept connections
 

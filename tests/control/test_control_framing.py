@@ -19,7 +19,6 @@ from firewall.control.messages import (
     Events,
     Forget,
     Hello,
-    Hold,
     Watch,
 )
 from firewall.flows.event import PacketEvent
@@ -40,7 +39,7 @@ FORGET = Forget(3, ((bytes(4), 0), (bytes(16), 80)), None)
 
 
 @pytest.mark.parametrize(
-    "message", [Announce(7, "/run/s"), Ask(1, "status"), FORGET, Watch(4.0), Drain(2.5), Hold(0.1)]
+    "message", [Announce(7, "/run/s"), Ask(1, "status"), FORGET, Watch(4.0), Drain(2.5)]
 )
 def test_what_the_agent_sends_survives_the_wire(message):
     """One datagram is one message."""
