@@ -119,11 +119,40 @@ def question_of(options: dict[str, Any]) -> "Question":
         destination_labels=_labels(options["destination_labels"]),
         destination_identity=options["dst_identity"],
         port=port,
-        http=options["http"],
+        http=_as_judged(options["http"]) if options["http"] else "",
         headers=options["headers"],
         sni=options["sni"],
         ipv6=options["ipv6"],
     )
+
+
+def _as_judged(http: str) -> str:
+    """Return a request with the path that rules see, and say so where it is not what was typed."""
+    from firewall.policy.question import QuestionError, parse_request
+    from l7proxy.limits import Limits
+    from l7proxy.refusals import RequestRefused
+    from l7proxy.target import normalise
+
+    try:
+        method, target, *_ = parse_request(http, ())
+    except QuestionError:
+        return http  # who is asked says what is wrong
+    written = target.decode()
+    try:
+        judged = normalise(method, target, b"", Limits()).wire.decode()
+    except RequestRefused as refused:
+        status, detail, _ = refused.refusal
+        click.echo(
+            f"note: unless proxy.limits say otherwise, the proxy answers this path with {status}"
+            f" {detail}, whatever policy says",
+            err=True,
+        )
+        return http
+    text = http.strip()
+    if judged == written or not text.endswith(written):
+        return http
+    click.echo(f"note: the proxy makes {judged} of {written}", err=True)
+    return text.removesuffix(written) + judged
 
 
 def _labels(texts: tuple[str, ...]) -> tuple[str, ...]:

@@ -66,6 +66,24 @@ def test_the_last_line_is_the_verdict_and_the_exit_code_follows(files, ends, ver
     assert done.exit_code == code
 
 
+@pytest.mark.parametrize(
+    ("request_", "note", "verdict"),
+    [
+        ("GET /v1/../admin", "note: the proxy makes /admin of /v1/../admin", "DENIED"),
+        ("/x/%2e%2e//v1/a?b=/../", "note: the proxy makes /v1/a?b=/../ of /x/%2e%2e//v1/a?b=/../",
+         "REDIRECTED"),
+        ("GET http://h/v1/./a", "note: the proxy makes /v1/a of /v1/./a", "REDIRECTED"),
+        ("GET /v1/..%2fadmin", "400 path_with_escaped_slashes_rejected", "REDIRECTED"),
+        ("GET /v1/a", "", "REDIRECTED"),
+    ],
+)  # fmt: skip
+def test_a_path_is_judged_as_the_proxy_judges_it(files, request_, note, verdict):
+    done = _policy("trace", *files, "--from", "x/a", "--to", "x/b:80", "--http", request_)
+    assert done.stdout.splitlines()[-1] == f"Final verdict: {verdict}", done.output
+    assert note in done.stderr
+    assert bool(done.stderr) == bool(note)
+
+
 def test_the_deciding_rule_is_named_with_its_line(files):
     """file:line:column."""
     done = _policy("trace", *files, "--from", "x/a", "--to", "x/b:443")
