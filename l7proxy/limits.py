@@ -169,8 +169,8 @@ class Limits:
     """`;` in a path segment: "keep" or "reject" (some servers cut a segment there). A dot segment
     with parameters (`..;x`) is always refused (CVE-2026-73551)."""
     strip_headers: tuple[str, ...] = ()
-    """Request header names, lower case, that never reach the server. Consider `x-original-url` and
-    `x-rewrite-url` where a server lets them replace the path."""
+    """Request header names, lower case, that never reach the server. Consider those that a
+    server lets replace path or method (docs/l7.md)."""
     request_id: bool = True
     """Add `X-Request-Id` to requests that have none that is usable. Envoy generate_request_id."""
     retry_idle_close: bool = True
