@@ -28,6 +28,9 @@ COMMON_METHODS = (
 _RANGE_BYTES = 10
 _LITERAL = re.compile(r"[-A-Za-z0-9_/~%.]+")
 _UNESCAPED_QUERY = re.compile(r"[A-Za-z0-9_/-]\?[A-Za-z0-9_.-]+=")
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
+_EMPTY_SEGMENT = re.compile(r"//(?![?*{])")
 _HEADER_WITHOUT_SPACE = re.compile(r"[-A-Za-z0-9_]+:\S+")
 
 
@@ -70,6 +73,20 @@ def _path(path: str) -> Iterator[str]:
         )
     if "#" in path:
         yield f'"{path}" holds "#": fragments are never sent to a server'
+    if "(?i" not in path:
+        yield from _unnormalised(path)
+
+
+def _unnormalised(path: str) -> Iterator[str]:
+    """Say what no path has that rules see: RFC 3986 6.2.2, docs/l7.md."""
+    for digits in _ESCAPE.findall(path):
+        character = chr(int(digits, 16))
+        if _UNRESERVED.fullmatch(character):
+            yield f'"{path}" holds "%{digits}": rules see "{character}"'
+        elif digits != digits.upper():
+            yield f'"{path}" holds "%{digits}": rules see "%{digits.upper()}"'
+    if _EMPTY_SEGMENT.search(path):
+        yield f'"{path}" holds "//": unless proxy.limits keep them, slashes are merged before'
 
 
 def _may_begin_with_slash(path: str) -> bool:

@@ -30,6 +30,9 @@ DNS = "- {toEntities: [all], toPorts: [{ports: [{port: '53', protocol: UDP}]}]}"
         ("http://x/", 'the path begins with "/"'),
         ("/a?b=c", "query string"),
         ("/a#top", "fragments are never sent"),
+        ("/%c3%a9", 'rules see "%C3"'),
+        ("/a%41", 'rules see "A"'),
+        ("/a//b", "slashes are merged before"),
     ],
 )
 def test_paths_that_match_nothing_or_not_what_is_meant(path, message):
@@ -38,7 +41,21 @@ def test_paths_that_match_nothing_or_not_what_is_meant(path, message):
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/.*", "^/v1$", "/v1", ".*", r"/a\?b=c", "(/a|/b)", "/public$", ".*/public$", "/a/?"],
+    [
+        "/v1/.*",
+        "^/v1$",
+        "/v1",
+        ".*",
+        r"/a\?b=c",
+        "(/a|/b)",
+        "/public$",
+        ".*/public$",
+        "/a/?",
+        "/%C3%A9",
+        "/a%20b",
+        "(?i)/%c3",
+        "/a//?b",
+    ],
 )
 def test_paths_that_are_fine(path):
     assert list(lint_http(HttpRule(path=path))) == []
