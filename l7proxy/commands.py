@@ -201,3 +201,5 @@ class ConnectFailure(IntEnum):
     """The server's certificate is not to be trusted, or there is no TLS with it at all."""
     NO_HTTP2 = 4
     """TLS is there, and the server does not want HTTP/2 in it."""
+    OVERFLOW = 5
+    """There are as many already as there may be."""

@@ -84,6 +84,14 @@ class Host(Protocol):
         """Let go of a connection that has ended."""
         ...
 
+    def admit_upstream(self, ends: Ends) -> bool:
+        """Count one more connection to a server; False: there are too many."""
+        ...
+
+    def forget_upstream(self, ends: Ends) -> None:
+        """Count one less."""
+        ...
+
     def new_request_id(self) -> str:
         """Return an id that no other request has."""
         ...
@@ -441,7 +449,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _open_upstream(self, command: OpenUpstream) -> None:
         link, http2 = command.link, command.http2
-        self._upstreams[link] = connection = UpstreamConnection(self, link)
+        connection = UpstreamConnection(self, link)
+        if not self._host.admit_upstream(self.ends):
+            self.upstream_failed(connection, ConnectFailure.OVERFLOW, "there are too many")
+            return
+        self._upstreams[link] = connection
         secure: TowardsServer | None = None
         if (row := self._course.originate) is not None:
             offered = ("h2", "http/1.1") if http2 else ("http/1.1",)
@@ -474,6 +486,7 @@ class ClientConnection(asyncio.Protocol):
         log.debug("no connection to %s: %s", self.server, reason)
         if self._upstreams.get(connection.link) is connection:
             del self._upstreams[connection.link]
+            self._host.forget_upstream(self.ends)
         if failure is ConnectFailure.TLS:
             self._transport_failure = reason
             self._host.metrics.add("upstream_ssl_connection_error")
@@ -483,6 +496,7 @@ class ClientConnection(asyncio.Protocol):
     def _close_upstream(self, command: CloseUpstream) -> None:
         connection = self._upstreams.pop(command.link, None)
         if connection is not None:
+            self._host.forget_upstream(self.ends)
             if connection.opened:
                 self._host.metrics.upstream_closed()
             connection.close(reset=command.reset)

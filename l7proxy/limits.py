@@ -42,9 +42,10 @@ class Limits:
     """Body of a refused request that is read and thrown away to keep the connection usable; a
     longer one closes it."""
     connection_count: int = 10_000
-    """Client connections of one worker. Edge: 10,000 per listener."""
+    """Client connections of one worker, and connections to servers. Edge: 10,000 per listener."""
     connection_count_per_source: int = 5_000
-    """Client connections of one source address on one worker. Advice; Envoy has none."""
+    """The same of one source address. Each stream of HTTP/2 may need a connection to a server of
+    HTTP/1. Advice; Envoy has none."""
 
     h2_stream_count: int = 100
     """HTTP/2 streams at one time on one connection. Envoy max_concurrent_streams 1024, edge 100."""

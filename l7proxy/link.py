@@ -19,6 +19,7 @@ _REFUSALS = {
     ConnectFailure.TIMEOUT: refusals.CONNECT_TIMEOUT,
     ConnectFailure.TLS: refusals.UPSTREAM_TLS,
     ConnectFailure.NO_HTTP2: refusals.UPSTREAM_NO_HTTP2,
+    ConnectFailure.OVERFLOW: refusals.UPSTREAM_OVERFLOW,
 }
 
 

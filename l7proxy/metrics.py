@@ -32,6 +32,7 @@ _BY_DETAIL: dict[str, str] = {
     refusals.RESPONSE_TIMEOUT.detail: "upstream_rq_timeout_total",
     refusals.CONNECT_TIMEOUT.detail: "upstream_cx_connect_timeout_total",
     refusals.CONNECT_FAILED.detail: "upstream_cx_connect_fail_total",
+    refusals.UPSTREAM_OVERFLOW.detail: "upstream_cx_overflow_total",
 }
 """Refusal -> the counter that Envoy has for it."""
 

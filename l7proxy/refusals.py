@@ -125,6 +125,7 @@ FLUSH_TIMEOUT = Refusal(0, "client_flush_timeout", "SI")
 
 CONNECT_TIMEOUT = Refusal(504, "upstream_connect_timeout", "UF")
 CONNECT_FAILED = Refusal(502, "upstream_reset_before_response_started{connection_failure}", "UF")
+UPSTREAM_OVERFLOW = Refusal(503, "upstream_reset_before_response_started{overflow}", "UO")
 UPSTREAM_TLS = Refusal(
     503, "upstream_reset_before_response_started{connection_failure,TLS_error}", "UF"
 )

@@ -131,6 +131,8 @@ class Worker:
         self._policy = Policy(secrets)
         self._connections: set[ClientConnection | DnsStream] = set()
         self._per_source: Counter[bytes] = Counter()
+        self._upstream_count = 0
+        self._upstreams_per_source: Counter[bytes] = Counter()
         self._records: list[tuple[Record, Ends, int]] = []
         self._events: list[Event] = []
         self._room_count = EVENTS_PER_FLUSH
@@ -269,6 +271,29 @@ class Worker:
         self._per_source[source] -= 1
         if self._per_source[source] <= 0:
             del self._per_source[source]
+
+    def admit_upstream(self, ends: Ends) -> bool:
+        """Count one more connection to a server; False: there are too many.
+
+        A client of HTTP/2 may ask for one with each stream, so they have the bounds of clients'
+        connections: with both, no source takes all descriptors.
+        """
+        limits, source = self.limits, ends.source
+        if (
+            self._upstream_count >= limits.connection_count
+            or self._upstreams_per_source[source] >= limits.connection_count_per_source
+        ):
+            return False
+        self._upstream_count += 1
+        self._upstreams_per_source[source] += 1
+        return True
+
+    def forget_upstream(self, ends: Ends) -> None:
+        """Count one less."""
+        self._upstream_count -= 1
+        self._upstreams_per_source[ends.source] -= 1
+        if not self._upstreams_per_source[ends.source]:
+            del self._upstreams_per_source[ends.source]
 
     def new_request_id(self) -> str:
         """Return an id that no other request has, in the shape of a UUID."""

@@ -7,6 +7,9 @@ import socket
 import threading
 from contextlib import contextmanager
 
+import h2.config
+import h2.connection
+import h2.events
 import msgspec
 import pytest
 from http_transcript import PUBLIC
@@ -291,3 +294,39 @@ def test_sigterm_finishes_what_has_begun(lab, tmp_path):
         client.close()
         assert world.live.process.wait(DEADLINE_S) == 0
         connection.close()
+
+
+def test_streams_of_one_client_take_no_more_connections_to_servers_than_it_may_have(lab, tmp_path):
+    """A server of HTTP/1 serves each stream on one of its own; descriptors are everybody's."""
+    world = World(lab, tmp_path, "--set", "connection_count_per_source=3")
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+    client.initiate_connection()
+    fields = [(":method", "GET"), (":scheme", "http"), (":path", "/public/a"), (":authority", "s")]
+
+    def ask(*numbers):
+        for number in numbers:
+            client.send_headers(number, fields, end_stream=True)
+        sock.sendall(client.data_to_send())
+
+    def answers(count):
+        found = {}
+        while len(found) < count:
+            for event in client.receive_data(sock.recv(65536)):
+                if isinstance(event, h2.events.ResponseReceived):
+                    found[event.stream_id] = dict(event.headers)[b":status"]
+        return found
+
+    with world.live, listening(world) as server, world.connect() as sock:
+        ask(1, 3, 5, 7)
+        assert answers(1) == {7: b"503"}
+        accepted = [server.accept()[0] for _ in range(3)]
+        for upstream in accepted:
+            receive(upstream, b"\r\n\r\n")
+            upstream.sendall(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            upstream.close()
+        assert answers(3) == dict.fromkeys((1, 3, 5), b"200")
+        ask(9)
+        with server.accept()[0] as upstream:
+            receive(upstream, b"\r\n\r\n")
+            upstream.sendall(OK)
+            assert answers(1) == {9: b"200"}

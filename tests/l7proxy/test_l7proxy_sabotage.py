@@ -190,7 +190,7 @@ def nominated_fields(patch):
 
 def the_end_that_a_client_announces(patch):
     admit = request.admit
-    patch(heads, "admit", lambda head, limits: admit(head, limits)._replace(keep_alive=True))
+    patch(heads, "admit", lambda *given: admit(*given)._replace(keep_alive=True))
 
 
 def bodies_of_denied_requests(patch):
