@@ -69,7 +69,8 @@ def _dotted(name: str, labels: Mapping[str, object]) -> str:
     if short == "http_downstream_rq_xx":
         return f"http.{PREFIX}.downstream_rq_{word[1:]}"
     if short == "policy_l7":
-        return f"http.{PREFIX}.cilium.l7policy{word}"
+        where = f"http.{PREFIX}.cilium" if labels["proxy_type"] == "envoy" else "dns"
+        return f"{where}.l7policy.{labels['rule']}"
     if short.startswith("http_"):
         return f"http.{PREFIX}.{short.removeprefix('http_')}{word}"
     if short.startswith("upstream_"):

@@ -61,6 +61,12 @@ def test_workers_are_added_up_under_envoys_dotted_names():
     assert time.buckets[BUCKETS_MS.index(250)] == 4
 
 
+def test_questions_of_dns_are_none_of_http():
+    labels = {"proxy_type": "fqdn", "rule": "denied"}
+    (stat,), _ = gather([[{"name": "policy_l7_total", "labels": labels, "value": 3}]])
+    assert (stat.name, stat.value) == ("dns.l7policy.denied", 3)
+
+
 def test_the_prometheus_form_has_envoys_names_labels_and_whole_histograms():
     text = as_prometheus(*gather([worker()]))
     prefix = 'envoy_http_conn_manager_prefix="bartizan"'
