@@ -34,7 +34,7 @@ class Node:
 
     async def heard(self, expected):
         """Wait until exactly these addresses of others are known."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while dict(self.neighbours.addresses()) != expected:
                 await self.news.wait()
                 self.news.clear()

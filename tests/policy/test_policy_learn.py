@@ -38,7 +38,6 @@ def allows(http, method, path):
 
 
 @given(REQUESTS, REQUESTS)
-@settings(deadline=None)
 def test_exact_rules_allow_what_was_seen_and_nothing_else(seen, others):
     (document,) = policies((Seen(A, B, 80, *one) for one in seen), exact=True)
     http = matcher(document)
@@ -47,7 +46,6 @@ def test_exact_rules_allow_what_was_seen_and_nothing_else(seen, others):
 
 
 @given(REQUESTS, REQUESTS)
-@settings(deadline=None)
 def test_general_rules_allow_what_was_seen_and_what_differs_in_identifiers_only(seen, others):
     """Two targets that are written as the same pattern differ in identifiers only."""
     (document,) = policies(Seen(A, B, 80, *one) for one in seen)
@@ -58,7 +56,7 @@ def test_general_rules_allow_what_was_seen_and_what_differs_in_identifiers_only(
 
 
 @given(REQUESTS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_written_is_a_valid_policy(seen):
     found = policies(Seen(*ends, 80, *one) for one in seen for ends in ((A, B), (WORLD, B)))
     result = read_text(yaml.safe_dump_all(found))

@@ -4,7 +4,7 @@ Two more properties are read off the same histories: the order and number of ste
 in the answers, and whatever takes a permission away raises the generation.
 """
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy.obvious import Law, Someone
 from policy.stage import Stage
@@ -297,7 +297,7 @@ def permitted(decision):
 
 
 # About 2,000 (policies, flow) pairs an example: more than 100,000 in a run.
-HISTORY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+HISTORY = settings(max_examples=60)
 
 
 @HISTORY

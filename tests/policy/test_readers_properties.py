@@ -3,15 +3,12 @@
 import json
 
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_reading import EVERY_CAPABILITY
 
 from firewall.policy.readers import ReadResult, read
 from firewall.policy.readers.kinds import KINDS
-
-# A loaded machine is no failure; what a reader may cost is bounded in test_readers_composition.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 FIELDS = """
     apiVersion kind metadata name namespace labels spec specs items status description
@@ -71,19 +68,17 @@ def check(result):
         assert str(problem).startswith("f:")
 
 
-@settings(PATIENT)
 @given(st.text())
 def test_any_text_gives_a_result(text):
     check(read(text, "f", settings=EVERY_CAPABILITY))
 
 
-@settings(PATIENT)
 @given(st.text(alphabet="[]{}:,-&*!?|>'\"%@#\n ab<~", max_size=60))
 def test_any_punctuation_gives_a_result(text):
     check(read(text, "f", settings=EVERY_CAPABILITY))
 
 
-@settings(PATIENT, max_examples=300)
+@settings(max_examples=300)
 @given(st.one_of(DOCUMENTS, policies()))
 def test_any_document_gives_a_result(document):
     check(read(dump(document), "f", settings=EVERY_CAPABILITY))
@@ -97,7 +92,6 @@ def rule(words):
     }
 
 
-@settings(PATIENT)
 @given(
     st.lists(st.sampled_from(["all", "world", "host", "moon"]), min_size=1, max_size=5),
     st.randoms(use_true_random=False),
@@ -125,7 +119,6 @@ def test_the_order_of_documents_has_no_meaning(words, random):
     assert shape(texts) == shape(shuffled)
 
 
-@settings(PATIENT)
 @given(DOCUMENTS)
 def test_reading_is_a_function_of_the_text(document):
     text = dump(document)
