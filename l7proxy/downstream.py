@@ -163,6 +163,7 @@ def _codec(limits: Limits) -> h2.connection.H2Connection:
         initial_values={
             codes.MAX_CONCURRENT_STREAMS: limits.h2_stream_count,
             codes.MAX_HEADER_LIST_SIZE: limits.head_bytes,
+            codes.INITIAL_WINDOW_SIZE: limits.h2_stream_bytes,
         },
     )
     codec.decoder.max_header_list_size = limits.head_bytes

@@ -199,6 +199,7 @@ class H2Lane:
             initial_values={
                 codes.ENABLE_PUSH: 0,
                 codes.MAX_HEADER_LIST_SIZE: limits.response_head_bytes,
+                codes.INITIAL_WINDOW_SIZE: limits.h2_stream_bytes,
             },
         )
         codec.decoder.max_header_list_size = limits.response_head_bytes

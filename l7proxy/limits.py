@@ -50,7 +50,11 @@ class Limits:
     h2_stream_count: int = 100
     """HTTP/2 streams at one time on one connection. Envoy max_concurrent_streams 1024, edge 100."""
     h2_connection_bytes: int = 1024 * 1024
-    """HTTP/2 flow control window of one connection, bytes (64 KiB for one stream). Edge: 1 MiB."""
+    """HTTP/2 flow control window of one connection, bytes. Edge: 1 MiB."""
+    h2_stream_bytes: int = 65_535
+    """The same of one stream, also towards servers: as much of a body is on its way at once. At
+    least RFC 9113's 65,535, which a peer may count on before it has our SETTINGS. Envoy 16 MiB,
+    edge 64 KiB."""
     h2_reset_count: int = 100
     """Streams reset before they were answered, by the client (CVE-2023-44487) or because of what it
     sent (CVE-2025-8671), in `h2_window_s`. Advice; Envoy looks at the first 500 streams."""
@@ -214,6 +218,12 @@ def override(limits: Limits, assignments: list[str]) -> Limits:
     return replace(limits, **changed)  # type: ignore[arg-type]  # each value has its default's type
 
 
+_RANGES = {
+    "h2_connection_bytes": (65_535, 2**31 - 1),
+    "h2_stream_bytes": (65_535, 2**31 - 1),
+}
+"""RFC 9113 6.5.2, 6.9: the window to begin with, and the largest."""
+
 _MAY_BE_OFF = frozenset(("connection_duration_s", "request_timeout_s"))
 """Settings that 0 turns off."""
 
@@ -241,4 +251,7 @@ def _parse(
     if not lowest <= number < float("inf"):
         must = "be positive, or 0 = off" if name in _MAY_BE_OFF else "be positive"
         raise LimitError(f"{name}={text}: must {must}")
+    low, high = _RANGES.get(name, (lowest, number))
+    if not low <= number <= high:
+        raise LimitError(f"{name}={text}: must be from {low} to {high}")
     return number

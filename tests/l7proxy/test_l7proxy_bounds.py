@@ -1,7 +1,7 @@
 """Every bound is a setting: a smaller value refuses what the usual one lets through."""
 
 import pytest
-from http2_peers import Peers
+from http2_peers import H2Server, Peers
 from http_transcript import Script, snapshot
 
 from firewall.policy.snapshot import HttpRuleRow
@@ -179,6 +179,21 @@ def test_streams_and_window_are_announced_as_set():
     peers.request(1).flush()
     assert peers.client.remote_settings.max_concurrent_streams == 7
     assert peers.client.outbound_flow_control_window == 200_000
+
+
+def test_a_larger_window_of_a_stream_takes_more_of_a_body_at_once_at_both_ends():
+    peers = Peers(H2Server, h2_stream_bytes=300_000, h2_upstream="prefer",
+                  source=snapshot((HttpRuleRow(),)))  # fmt: skip
+    peers.request(1, method=b"PUT", end=False).flush()
+    assert peers.client.local_flow_control_window(1) == 300_000
+    (server,) = peers.servers.values()
+    assert server.codec.remote_settings.initial_window_size == 300_000
+    body = b"x" * 200_000
+    for at in range(0, len(body), 16_384):
+        peers.client.send_data(1, body[at : at + 16_384], end_stream=at + 16_384 >= len(body))
+    peers.flush()
+    assert [request[3] for request in peers.seen] == [body]
+    assert peers.status(1) == 200
 
 
 def test_one_clients_handshakes_do_not_keep_others_out():

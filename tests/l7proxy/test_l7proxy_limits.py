@@ -28,7 +28,8 @@ def test_settings_are_parsed_by_the_type_of_their_default():
 @pytest.mark.parametrize(
     "text",
     ["head_bytes", "nothing=1", "head_bytes=x", "head_bytes=0", "head_bytes=-1", "linger_s=inf",
-     "linger_s=nan", "request_id=yes", "escaped_twice=maybe", "denied_body=a\r\nb"],
+     "linger_s=nan", "request_id=yes", "escaped_twice=maybe", "denied_body=a\r\nb",
+     "h2_stream_bytes=65534", "h2_stream_bytes=2147483648", "h2_connection_bytes=1000"],
 )  # fmt: skip
 def test_other_settings_are_refused_by_name(text):
     with pytest.raises(LimitError, match=re.escape(text.split("=")[0])):
