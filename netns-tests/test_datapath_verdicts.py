@@ -347,7 +347,7 @@ def test_an_error_finds_the_worker_that_tracks_its_flow(rig):
 
 _BUGS = """
 from conntrack.tracker import Tracker
-from firewall.datapath.kernel_flows import Inquiry
+from firewall.datapath.inquiry import Inquiry
 from firewall.datapath.silence import Silence
 from firewall.datapath.sweep import Sweep
 

@@ -51,7 +51,8 @@ from firewall.agent.worker import WorkerState
 from firewall.control.agent_channel import AgentChannel
 from firewall.control.unix import ChannelClosedError, listen
 from firewall.datapath.choice import Ends, choose
-from firewall.datapath.kernel_flows import KernelFlow, delete_flows
+from firewall.datapath.ctnetlink import KernelFlow
+from firewall.datapath.kernel_flows import delete_flows
 from firewall.datapath.marks import Kind
 from firewall.flows.filters import FilterError
 from firewall.identities.labels import LabelError

@@ -12,7 +12,7 @@ error is dropped, but a flow that the kernel carries is brought back: the worker
 from the next segment, and the next error about one, which is sent again as long as it is not
 acknowledged, is judged exactly.
 
-The worker asks and tells the kernel (`kernel_flows.Inquiry`), once per doubt, between two turns.
+The worker asks and tells the kernel (`inquiry`), once per doubt, between two turns.
 """
 
 from enum import IntEnum

@@ -22,7 +22,7 @@ from conntrack.flow import SCTP, TCP
 from conntrack.packet import TcpFlag
 from conntrack.tcp_states import TcpState
 from conntrack.tracker import Entry, Tracker
-from firewall.datapath.kernel_flows import KernelFlow
+from firewall.datapath.ctnetlink import KernelFlow
 
 AFTER_COUNT: Final = 16
 """Packets of a flow that are looked at before it is offloaded. A request on a connection of its own

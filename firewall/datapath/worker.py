@@ -62,9 +62,11 @@ from firewall.datapath.answers import (
     metric_rows,
 )
 from firewall.datapath.choice import choose
+from firewall.datapath.ctnetlink import take_over
 from firewall.datapath.doubts import Cause
 from firewall.datapath.events import packet_event
-from firewall.datapath.kernel_flows import Dump, Inquiry, read_flows, take_over
+from firewall.datapath.inquiry import Inquiry
+from firewall.datapath.kernel_flows import Dump, read_flows
 from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks, Stage
 from firewall.datapath.nfqueue import Queue, QueueError, VerdictLostError
 from firewall.datapath.pipeline import PREROUTING, SETTLED, Pipeline, PipelineSettings, Resets

@@ -8,7 +8,7 @@ from scapy.layers.inet import UDP as DATAGRAM
 
 from conntrack.address import parse_address
 from conntrack.flow import FlowTuple
-from firewall.datapath.kernel_flows import KernelFlow
+from firewall.datapath.ctnetlink import KernelFlow
 from firewall.datapath.offload import AFTER_COUNT, AGAIN_COUNT, LONGEST_PAUSE_S
 from firewall.datapath.pipeline import FORWARD, SETTLED
 from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, Redirect, Reset

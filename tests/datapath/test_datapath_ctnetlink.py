@@ -13,7 +13,7 @@ from conntrack.flow import FlowTuple
 from conntrack.packet import parse
 from conntrack.tcp_states import TcpState
 from conntrack.tracker import LINUX, STRICT, CtState, Tracker
-from firewall.datapath.kernel_flows import KernelFlow, decode, take_over
+from firewall.datapath.ctnetlink import KernelFlow, decode, take_over
 
 A, B, C = (parse_address(f"10.0.0.{last}") for last in (1, 2, 3))
 
