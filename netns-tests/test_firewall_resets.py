@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 from rules import peers, policy, ports
-from traffic import DEADLINE_S, FAMILIES, Echo, eventually, exchange, token
+from traffic import DEADLINE_S, FAMILIES, V4, V6, Echo, eventually, exchange, token
 
 pytestmark = pytest.mark.needs("tproxy", "socket", "connmark", "ipv6")
 
@@ -57,6 +57,35 @@ def test_both_ends_of_an_older_connection_are_reset_whoever_speaks(two, family, 
         return any(reason.startswith("PROXY_REDIRECTION") for reason in reasons)
 
     eventually(is_recorded, "the drop is recorded")
+
+
+@pytest.mark.parametrize(
+    ("family", "speaker"), [(V4, "client"), (V6, "server"), (V4, "nobody")],
+    ids=["ipv4-client", "ipv6-server", "ipv4-nobody"],
+)  # fmt: skip
+def test_both_ends_are_reset_where_both_are_translated(two, family, speaker):
+    """A service that is masqueraded, too: neither end knows the other's address."""
+    a, b, firewall = two.host("a"), two.host("b"), two.firewall
+    service = {V4: "10.96.0.10", V6: "fd00:96::10"}[family]
+    program, there = ("iptables", b.address4) if family == V4 else ("ip6tables", f"[{b.address6}]")
+    dialed = ["-A", "PREROUTING", "-d", service, "-p", "tcp", "--dport", "8000"]
+    hidden = ["-A", "POSTROUTING", "-o", b.interface, "-j", "MASQUERADE"]
+    if family == V6:  # what is hidden behind must be an address of the node
+        two.node.run(["ip", "address", "add", "fd00:77::1/128", "dev", "lo"], check=True)
+    for rule in ([*dialed, "-j", "DNAT", "--to", f"{there}:80"], hidden):
+        two.node.run([program, "-t", "nat", *rule], check=True)
+    firewall.apply(DIRECT)
+    with Echo(b, 80, family) as server, a.connect(service, 8000) as client:
+        accepted = server.accept()
+        assert accepted.getpeername()[0] != a.address(family)
+        for _ in range(20):
+            assert exchange(client, accepted, token())
+        firewall.apply(HTTP)
+        if speaker != "nobody":
+            with suppress(ConnectionResetError):
+                (client if speaker == "client" else accepted).send(b"are you there?")
+        for end in (client, accepted):
+            eventually(lambda end=end: is_reset(end), "the end is told")
 
 
 @pytest.mark.parametrize(

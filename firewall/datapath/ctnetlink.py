@@ -8,6 +8,7 @@ between the two translations, and what policy is asked about: the source of the 
 the source of the reply tuple as destination.
 """
 
+import sys
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -30,6 +31,8 @@ _PACKETS, _BYTES = 1, 2  # CTA_COUNTERS_...
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2  # CTA_TUPLE_...
 _NUMBER, _SOURCE_PORT = 1, 2  # CTA_PROTO_...
 _ICMP_ID, _ICMP_TYPE, _ICMPV6_ID, _ICMPV6_TYPE = 4, 5, 7, 8  # CTA_PROTO_...
+_FILTER, _ORIGINAL_FLAGS = 25, 1  # CTA_FILTER, CTA_FILTER_ORIG_FLAGS
+_SOURCE_FLAGS = 1 << 3 | 1 << 4  # CTA_PROTO_NUM, CTA_PROTO_SRC_PORT
 _SEEN_REPLY, _ASSURED, _DYING = 1 << 1, 1 << 2, 1 << 9  # IPS_..., nf_conntrack_common.h
 
 # Our states have the kernel's numbers (enum tcp_conntrack, enum sctp_conntrack).
@@ -128,6 +131,24 @@ def decode(message: bytes) -> KernelFlow | None:
     )
 
 
+def tuples_in(message: bytes) -> tuple[FlowTuple, FlowTuple] | None:
+    """Return both tuples (original, reply) of a flow with ports, as the kernel's hooks see them."""
+    found = _attributes(message)
+    both = [_tuple(found.get(kind, b"")) for kind in (_ORIGINAL, _REPLY)]
+    return None if both[0] is None or both[1] is None else (both[0], both[1])
+
+
+def _tuple(data: bytes) -> FlowTuple | None:
+    nested = _attributes(data)
+    addresses = _attributes(nested.get(_TUPLE_IP, b""))
+    protocol = _attributes(nested.get(_TUPLE_PROTOCOL, b""))
+    if len(addresses) != 2 or _NUMBER not in protocol:
+        return None
+    ports = (_number(protocol.get(_SOURCE_PORT + end, b"")) for end in (0, 1))
+    source, destination = (addresses[kind] for kind in sorted(addresses))
+    return FlowTuple(source, destination, _number(protocol[_NUMBER]), *ports)
+
+
 class _End(NamedTuple):
     """Who sends the packets of one direction."""
 
@@ -203,12 +224,12 @@ def _number(data: bytes) -> int:
 
 def identities(flow: FlowTuple) -> Iterator[bytes]:
     """Yield the ways to name a flow with ports: by its first packet's tuple, or by its replies'."""
-    yield _named(_ORIGINAL, flow)
-    yield _named(_REPLY, reply(flow))
+    yield named(flow)
+    yield named(reply(flow), _REPLY)
 
 
-def _named(which: int, ends: FlowTuple) -> bytes:
-    """Return the header of a question and the tuple of a flow with ports."""
+def named(ends: FlowTuple, which: int = _ORIGINAL) -> bytes:
+    """Return the header of a question and the tuple of a flow with ports, of its first packet."""
     is_ipv4 = len(ends.source) == 4
     first = 1 if is_ipv4 else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
     addresses = attribute(first, ends.source) + attribute(first + 1, ends.destination)
@@ -219,6 +240,16 @@ def _named(which: int, ends: FlowTuple) -> bytes:
     nested += attribute(_TUPLE_PROTOCOL | NESTED, protocol)
     family = bytes((_IPV4 if is_ipv4 else _IPV6, 0, 0, 0))
     return family + attribute(which | NESTED, nested)
+
+
+def begun_by(ends: FlowTuple) -> bytes:
+    """Return what asks for the flows that were begun from a port (CTA_FILTER, Linux 5.8).
+
+    Not by the address as well: of IPv6, Linux 6.18 answers with those that are not the source's
+    (ctnetlink_filter_match_tuple).
+    """
+    wanted = attribute(_ORIGINAL_FLAGS, _SOURCE_FLAGS.to_bytes(4, sys.byteorder))
+    return named(ends) + attribute(_FILTER | NESTED, wanted)
 
 
 def identity_of(message: bytes) -> bytes:

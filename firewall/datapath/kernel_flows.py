@@ -53,13 +53,13 @@ class Dump:
         OSError: no permission, or the kernel has no ctnetlink.
     """
 
-    def __init__(self, mark: MaskedMark | None = None) -> None:
-        """Ask for every flow, or for those whose connmark is `mark`."""
+    def __init__(self, mark: MaskedMark | None = None, *, chosen: bytes = b"") -> None:
+        """Ask for every flow; for those whose connmark is `mark`; or as `chosen` has it."""
         self.ended = False
         self._socket = connection()
         try:
             self._socket.settimeout(TIMEOUT_S)
-            body = bytes(FAMILY_HEADER_BYTES)  # AF_UNSPEC
+            body = chosen or bytes(FAMILY_HEADER_BYTES)  # AF_UNSPEC
             if mark is not None:
                 body += number_attribute(MARK, mark.value)
                 body += number_attribute(MARK_MASK, mark.mask)

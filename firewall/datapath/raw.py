@@ -2,7 +2,6 @@
 
 import logging
 import socket
-from collections.abc import Iterable
 
 from conntrack.address import format_address
 
@@ -29,18 +28,20 @@ class RawSender:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             self._sockets[version] = sock
 
-    def send(self, packets: Iterable[bytes]) -> None:
-        """Send whole IP packets without options to where their headers say; errors are nobody's."""
-        for packet in packets:
-            version = packet[0] >> 4
-            sock = self._sockets.get(version)
-            address = packet[16:20] if version == 4 else packet[24:40]
-            if sock is None:
-                continue
-            try:
-                sock.sendto(packet, (format_address(address), 0))
-            except OSError as error:  # no route, a full buffer: the ends find out by time
-                log.debug("reset not sent: %s", error)
+    def send(self, packet: bytes, towards: bytes) -> None:
+        """Send a whole IP packet without options; errors are nobody's.
+
+        Args:
+            packet: with any addresses.
+            towards: the packed address by which it is routed, which need not be the packet's.
+        """
+        sock = self._sockets.get(packet[0] >> 4)
+        if sock is None:
+            return
+        try:
+            sock.sendto(packet, (format_address(towards), 0))
+        except OSError as error:  # no route, a full buffer: the ends find out by time
+            log.debug("reset not sent: %s", error)
 
     def close(self) -> None:
         """Close both."""

@@ -15,6 +15,7 @@ from conntrack.tcp_window import ACKED, MODULUS_MASK, UNKNOWN, Window
 _IPV4 = Struct("!BBHHHBBH4s4s")
 _IPV6 = Struct("!IHBB16s16s")
 _TCP = Struct("!HHIIBBHHH")
+_PORTS = Struct("!HH")
 
 _ACK, _RST = TcpFlag.ACK, TcpFlag.RST
 
@@ -70,6 +71,24 @@ def questions(original: FlowTuple, windows: tuple[Window, Window] | None) -> tup
         _question(source, destination, of_source, of_destination),
         _question(destination, source, of_destination, of_source),
     )
+
+
+def ends_of(segment: bytes) -> FlowTuple:
+    """Return the tuple of a segment that was made here."""
+    at, size = (12, 4) if segment[0] >> 4 == 4 else (8, 16)
+    source, destination = segment[at : at + size], segment[at + size : at + 2 * size]
+    return FlowTuple(source, destination, _PROTOCOL, *_PORTS.unpack_from(segment, at + 2 * size))
+
+
+def readdressed(segment: bytes, ends: FlowTuple) -> bytes:
+    """Return a segment that was made here, between other ends of the same family."""
+    at = _IPV4.size if segment[0] >> 4 == 4 else _IPV6.size
+    _, _, sequence, acknowledgment, _, flags, _, _, _ = _TCP.unpack_from(segment, at)
+    source, destination = ends.source, ends.destination
+    return _segment(
+        (source, ends.source_port), (destination, ends.destination_port),
+        flags, sequence, acknowledgment,
+    )  # fmt: skip
 
 
 def _question(

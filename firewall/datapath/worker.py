@@ -26,12 +26,12 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from conntrack.flow import FlowTuple
+from conntrack.flow import FlowTuple, reply
 from conntrack.tracker import LINUX, STRICT, Entry, Tracker
 from firewall.control import journal
 from firewall.control.messages import (
@@ -71,6 +71,7 @@ from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks, Stage
 from firewall.datapath.nfqueue import Queue, QueueError, VerdictLostError
 from firewall.datapath.pipeline import PREROUTING, SETTLED, Pipeline, PipelineSettings, Resets
 from firewall.datapath.raw import RawSender
+from firewall.datapath.reset import ends_of, readdressed
 from firewall.datapath.ruleset import passing_count
 from firewall.datapath.silence import Silence
 from firewall.datapath.sweep import Sweep
@@ -297,7 +298,7 @@ class Worker:
             self._queue.repeat(packet, self._marks.put(mark, Kind.TO_PROXY))
         elif isinstance(verdict, Reset):
             self._queue.drop(packet)
-            self._sender.send(verdict.segments)
+            self._send(verdict.segments)
         elif isinstance(verdict, Defer):
             self._queue.repeat(packet, self._marks.put(mark, Kind.DEFERRED))
         elif isinstance(verdict, PassOn) and not self._pass_on(packet, mark, verdict):
@@ -537,7 +538,7 @@ class Worker:
         now = self._now
         try:
             if now >= self._silence.due_at:
-                self._sender.send(self._silence.round(now))
+                self._send(self._silence.round(now))
             if now >= self._sweep.due_at and self._sweep.round(now):
                 # Python's collector counts what is made less what is freed: while many flows leave,
                 # new ones would gather, and be looked at all at once afterwards.
@@ -609,6 +610,25 @@ class Worker:
         else:
             if known:
                 self._offloaded.keep(entry)
+
+    def _send(self, segments: Iterable[bytes]) -> None:
+        """Send segments that we have made to where the ends of their connections find them."""
+        dialed: dict[FlowTuple, FlowTuple | None] = {}
+        for segment in segments:
+            ends = ends_of(segment)
+            if ends not in dialed:
+                dialed[ends], dialed[reply(ends)] = self._dialed(ends)
+            before = dialed[ends]
+            made = segment if before is None else readdressed(segment, before)
+            self._sender.send(made, ends.destination)
+
+    def _dialed(self, ends: FlowTuple) -> tuple[FlowTuple | None, FlowTuple | None]:
+        """Return what packets of a connection bear before they are translated; None = the same."""
+        try:
+            return self._inquiry.dialed(ends) or (None, None)
+        except OSError as error:
+            self._complain("the kernel cannot be asked about a flow", error)
+            return None, None
 
     def _failed(self, what: str, error: Exception) -> None:
         """Count and log a bug beside the packets, and go on."""

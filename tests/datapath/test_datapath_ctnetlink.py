@@ -13,7 +13,7 @@ from conntrack.flow import FlowTuple
 from conntrack.packet import parse
 from conntrack.tcp_states import TcpState
 from conntrack.tracker import LINUX, STRICT, CtState, Tracker
-from firewall.datapath.ctnetlink import KernelFlow, decode, take_over
+from firewall.datapath.ctnetlink import KernelFlow, decode, take_over, tuples_in
 
 A, B, C = (parse_address(f"10.0.0.{last}") for last in (1, 2, 3))
 
@@ -85,6 +85,16 @@ def test_the_destination_of_a_translated_flow_is_who_answers():
     answering = attribute(2, u16(8080)), attribute(3, u16(4000))
     data = entry(6, A, B, *ports, state=3, reply_source=C, reply_ports=answering)
     assert decode(data).original == FlowTuple(A, C, 6, 4000, 8080)
+
+
+def test_both_tuples_of_a_translated_flow_can_be_had():
+    """What was dialed, and where answers go to."""
+    message = entry(6, A, C, attribute(2, u16(4000)), attribute(3, u16(8000)), reply_source=B)
+    assert tuples_in(message) == (
+        FlowTuple(A, C, 6, 4000, 8000),
+        FlowTuple(B, A, 6, 8000, 4000),
+    )
+    assert tuples_in(b"") is None
 
 
 def test_mark_and_counters_are_read_where_they_are():

@@ -10,9 +10,10 @@ from scapy.layers import inet
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 
+from conntrack.address import parse_address
 from conntrack.packet import parse
 from firewall.datapath.pipeline import PREROUTING, PipelineSettings, Resets
-from firewall.datapath.reset import resets
+from firewall.datapath.reset import ends_of, readdressed, resets
 from firewall.datapath.silence import BUDGET_COUNT, DELAY_S, PAUSE_S, ROUND_COUNT, Silence
 from firewall.datapath.verdict import ACCEPT, Drop, Redirect, Reset
 
@@ -251,3 +252,20 @@ def test_a_large_table_is_gone_over_in_small_rounds_and_dead_flows_are_passed_ov
         assert silence.due_at in {at + PAUSE_S, inf}
         at += PAUSE_S
     assert sizes == [BUDGET_COUNT, BUDGET_COUNT, 0]
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_segment_can_be_given_to_other_ends(ends):
+    """Those by which the kernel knows a connection, so that it translates the segment."""
+    onward = resets(parse(bytes(segment(ends, flags="PA"))))[1]
+    made = ends_of(onward)
+    assert (made.source, made.source_port) == (parse_address(ends[0]), 4000)
+    other = made._replace(destination=made.source, destination_port=8000)
+    packet = readdressed(onward, other)
+    assert ends_of(packet) == other
+    if len(other.source) == 4:
+        packet = bytes(IP(packet[:10] + bytes(2) + packet[12:]))  # the kernel fills it in
+    read = parse(packet, verify=len(other.source) == 16)
+    before = parse(onward)
+    assert (read.sequence, read.acknowledgment) == (before.sequence, before.acknowledgment)
+    assert read.tcp_flags == before.tcp_flags
