@@ -290,11 +290,14 @@ class Exchange(Core):
         """Answer a well-formed request that is not sent on."""
         current = self._current
         assert current is not None
+        self._log(current.record(_REQUEST, self._limits, now, refusal))
+        self._turn_away(current, refusal, now)
+
+    def _turn_away(self, current: Ongoing, refusal: Refusal, now: float) -> None:
         request = current.request
         body_too_long = request.framing.length > self._limits.discard_bytes
         if request.has_body and (body_too_long or request.expects_continue):
             self._closing = True
-        self._log(current.record(_REQUEST, self._limits, now, refusal))
         self._answer(refusal, head_only=request.method == b"HEAD", close=self._closing)
         if self._closing:
             self._finish_client(now)
@@ -533,9 +536,11 @@ class Exchange(Core):
             return
         judgement = self._judge.request(current.request)
         if not judgement.allowed:
-            current.judgement, current.reply = judgement, None
+            current.judgement = judgement
+            self._log_end(judgement.refusal, now)
+            current.reply = None
             self._drop_upstream(reset=True)
-            self._deny(judgement.refusal, now)
+            self._turn_away(current, judgement.refusal, now)
             self._advance(now)
 
     @event

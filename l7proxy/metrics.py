@@ -28,6 +28,7 @@ _BY_DETAIL: dict[str, str] = {
     refusals.STREAM_IDLE.detail: "http_downstream_rq_idle_timeout_total",
     refusals.FLUSH_TIMEOUT.detail: "http_downstream_rq_idle_timeout_total",
     refusals.PATH.detail: "http_downstream_rq_failed_path_normalization_total",
+    refusals.DENIED.detail: "cilium_access_denied_total",
     refusals.CLIENT_GONE.detail: "http_downstream_rq_rx_reset_total",
     refusals.RESPONSE_TIMEOUT.detail: "upstream_rq_timeout_total",
     refusals.CONNECT_TIMEOUT.detail: "upstream_cx_connect_timeout_total",
@@ -90,6 +91,7 @@ class Metrics:
         self.secret_problems: list[str] = []
         self._request_times = Histogram()
         self._connection_times = Histogram()
+        self._begun_before_reset = 0
 
     def add(self, name: str, count: int = 1) -> None:
         """Count something that no record implies; `name` without `_total`."""
@@ -108,6 +110,7 @@ class Metrics:
 
     def reset(self) -> None:
         """Count from zero again; what is active stays so."""
+        self._begun_before_reset = self._active_request_count(self._counted())
         self._counts.clear()
         self._told.clear()
         self._asked.clear()
@@ -190,12 +193,16 @@ class Metrics:
                 counts["http_downstream_rq_total", "", ""] += count
                 version = "http2" if protocol == "HTTP/2" else "http1"
                 counts[f"http_downstream_rq_{version}_total", "", ""] += count
+                if not detail:
+                    counts["upstream_rq_total", "", ""] += count
             if not asked or detail:
                 counts["http_downstream_rq_completed_total", "", ""] += count
             if (not asked or detail) and status:
                 # RFC 9110 15: a status that belongs to no class is one of 5xx.
                 in_class = f"{min(status // 100, 5)}xx"
                 counts["http_downstream_rq_xx_total", "class", in_class] += count
+                if detail == "via_upstream":
+                    counts["upstream_rq_xx_total", "class", in_class] += count
             if detail and detail != "via_upstream":
                 short = detail.partition("{")[0]
                 counts["http_response_details_total", "detail", short] += count
@@ -206,30 +213,32 @@ class Metrics:
                     counts["http_downstream_cx_protocol_error_total", "", ""] += count
         return counts
 
+    def _active_request_count(self, counts: Counter[tuple[str, str, str]]) -> int:
+        begun = counts["http_downstream_rq_total", "", ""]
+        completed = counts["http_downstream_rq_completed_total", "", ""]
+        return self._begun_before_reset + begun - completed
+
     def rows(self) -> list[Row]:
         """Return `{"name", "labels", "value"}` for each counter and gauge."""
+        counts = self._counted()
         rows: list[Row] = [
             {"name": name, "labels": {label: value} if label else {}, "value": count}
-            for (name, label, value), count in sorted(self._counted().items())
+            for (name, label, value), count in sorted(counts.items())
         ]
         rows += [
             {"name": "policy_l7_total", "labels": {"proxy_type": proxy, "rule": rule}, "value": n}
             for (proxy, rule), n in sorted(self._judged().items())
         ]
-        rows.append(
-            {
-                "name": "http_downstream_cx_active",
-                "labels": {},
-                "value": self.active_connection_count,
-            }
-        )
+        gauges = {
+            "http_downstream_cx_active": self.active_connection_count,
+            "http_downstream_rq_active": self._active_request_count(counts),
+            "upstream_cx_active": self.active_upstream_count,
+        }
+        rows += [{"name": name, "labels": {}, "value": value} for name, value in gauges.items()]
         rows += [
             {"name": "tls_secret_error", "labels": {"error": problem}, "value": 1}
             for problem in self.secret_problems
         ]
-        rows.append(
-            {"name": "upstream_cx_active", "labels": {}, "value": self.active_upstream_count}
-        )
         return rows
 
     def histograms(self) -> list[Row]:

@@ -500,8 +500,7 @@ class Multiplex(Core):
         judgement = self._judge.request(stream.ongoing.request)
         if not judgement.allowed:
             stream.ongoing.judgement = judgement
-            self._deny(stream, judgement.refusal)
-            self._drop(stream)
+            self._fail(stream, judgement.refusal)
 
     @event
     def drain(self, now: float) -> None:

@@ -18,6 +18,7 @@ _TOTALS = frozenset(
     {
         "http_downstream_cx_total", "http_downstream_cx_http2_total", "http_downstream_rq_total",
         "http_downstream_rq_http1_total", "http_downstream_rq_http2_total", "upstream_cx_total",
+        "upstream_rq_total",
     }
 )  # fmt: skip
 """Those that end so in Envoy too; ours all do."""
@@ -66,8 +67,10 @@ def _dotted(name: str, labels: Mapping[str, object]) -> str:
     """Return Envoy's name: a label of ours is a word of it."""
     short = name if name in _TOTALS else name.removesuffix("_total")
     word = "".join(f".{_UNSAFE.sub('_', str(value))}" for value in labels.values())
-    if short == "http_downstream_rq_xx":
-        return f"http.{PREFIX}.downstream_rq_{word[1:]}"
+    if short.endswith("_rq_xx"):
+        short, word = short.removesuffix("xx") + word[1:], ""
+    if short == "cilium_access_denied":  # of Cilium's filter in Envoy
+        return "cilium.access_denied"
     if short == "policy_l7":
         where = f"http.{PREFIX}.cilium" if labels["proxy_type"] == "envoy" else "dns"
         return f"{where}.l7policy.{labels['rule']}"

@@ -88,8 +88,8 @@ def test_request_that_waits_for_its_server_is_judged_by_the_new_policy():
     script.policy.install(snapshot(PUBLIC[1:], revision=3))
     script.check(rf"""
         >> policy
+        << log response GET /public/a 403 UAEX access_denied
         << close-upstream reset
-        << log request GET /public/a 403 UAEX access_denied
         << client {DENIED}
         >> opened
         >> client "GET / HTTP/1.1\r\nHost: s\r\n\r\n"
@@ -120,8 +120,8 @@ def test_request_that_is_sent_once_more_is_judged_by_the_new_policy():
         << close-upstream
         << count upstream_rq_retry
         << open
+        << log response GET /public/a 403 UAEX access_denied
         << close-upstream reset
-        << log request GET /public/a 403 UAEX access_denied
         << client {DENIED}
     """)
 
@@ -136,8 +136,8 @@ def test_body_of_a_request_that_waits_is_thrown_away_with_it():
     script.policy.install(snapshot(PUBLIC, revision=2))
     script.check(rf"""
         >> policy
+        << log response PUT /up 403 UAEX access_denied
         << close-upstream reset
-        << log request PUT /up 403 UAEX access_denied
         << client {DENIED}
         >> client "cdGET / HTTP/1.1\r\nHost: s\r\n\r\n"
         << log request GET /

@@ -53,6 +53,10 @@ def test_workers_are_added_up_under_envoys_dotted_names():
     assert values["http.bartizan.downstream_rq_2xx"] == 2
     assert values["http.bartizan.downstream_rq_4xx"] == 4
     assert values["http.bartizan.cilium.l7policy.denied"] == 2
+    assert values["cilium.access_denied"] == 2
+    assert values["cluster.original_dst.upstream_rq_total"] == 2
+    assert values["cluster.original_dst.upstream_rq_2xx"] == 2
+    assert values["http.bartizan.downstream_rq_active"] == 0
     assert values["cluster.original_dst.upstream_cx_total"] == 2
     time = next(one for one in times if one.name == "http.bartizan.downstream_rq_time")
     assert time.buckets[-1] == 6
@@ -73,6 +77,9 @@ def test_the_prometheus_form_has_envoys_names_labels_and_whole_histograms():
     assert f"envoy_http_downstream_rq_total{{{prefix}}} 3\n" in text
     assert f'envoy_http_downstream_rq_xx{{{prefix},envoy_response_code_class="4"}} 2\n' in text
     assert 'envoy_cluster_upstream_cx_total{envoy_cluster_name="original_dst"} 1\n' in text
+    cluster = 'envoy_cluster_name="original_dst",envoy_response_code_class="2"'
+    assert f"envoy_cluster_upstream_rq_xx{{{cluster}}} 1\n" in text
+    assert "envoy_cilium_access_denied 1\n" in text
     assert f'envoy_http_downstream_rq_time_bucket{{{prefix},le="+Inf"}} 3\n' in text
     assert "# TYPE envoy_http_downstream_rq_time histogram\n" in text
     assert "# TYPE envoy_http_downstream_cx_active gauge\n" in text
@@ -97,7 +104,7 @@ def test_a_filter_and_used_only_choose():
     stats, times = gather([[*metrics.rows(), *metrics.histograms()]])
     assert chosen(stats, times, "", used_only=True) == ([], [])
     stats, times = gather([worker()])
-    found, _ = chosen(stats, times, r"rq_\dxx$", used_only=True)
+    found, _ = chosen(stats, times, r"downstream_rq_\dxx$", used_only=True)
     assert [stat.name[-3:] for stat in found] == ["2xx", "4xx"]
 
 
@@ -105,7 +112,13 @@ def test_reset_counts_from_zero_and_keeps_what_is_active():
     metrics = Metrics()
     metrics.opened()
     metrics.add("http_downstream_cx_overflow")
+    begun, ended = records(("client_data", get()), ("upstream_opened",), ("upstream_data", OK))
+    metrics.observe(begun)
     metrics.reset()
     values = {row["name"]: row["value"] for row in metrics.rows()}
     assert values["http_downstream_cx_active"] == 1
+    assert values["http_downstream_rq_active"] == 1
     assert "http_downstream_cx_overflow_total" not in values
+    metrics.observe(ended)
+    values = {row["name"]: row["value"] for row in metrics.rows()}
+    assert values["http_downstream_rq_active"] == 0
