@@ -1,10 +1,12 @@
 """What DNS answered, by endpoint and name, for as long as it counts. Pure: `now` is an argument.
 
 An answer lives for its TTL, at least for `min_ttl_s`. What has expired is looked at by `collect`,
-which the agent calls at intervals: as long as a connection of the endpoint to the address lives, it
-stays, as a *zombie* (source "connection"; Cilium's deferred deletes). Above `per_name` addresses of
-a name, those that expire first become zombies as well. Above `zombie_count` zombies the oldest go,
-connection or not.
+which the agent calls at intervals: it becomes a *zombie* (source "connection"; Cilium's deferred
+deletes), and stays as long as a connection of the endpoint to the address lives. One without a
+connection goes with the second look, as in Cilium: who was told just before the first may be about
+to connect, and an answer may have a TTL of 0. Above `per_name` addresses of a name, those that
+expire first become zombies as well, of one answer the last. Above `zombie_count` zombies the oldest
+go, those with a connection last.
 
 Times are wall-clock seconds: they are kept over restarts.
 
@@ -14,6 +16,8 @@ Source: Cilium pkg/fqdn/cache.go (DNSCache, DNSZombieMappings).
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
+
+_Key = tuple[int, str, bytes]  # endpoint, name, address
 
 Connection = tuple[int, bytes]
 """An endpoint's id and a packed address that it has a connection to."""
@@ -74,8 +78,11 @@ class NameCache:
         self.forgotten_count = 0
         self._entries: dict[int, dict[str, dict[bytes, Entry]]] = {}
         self._by_address: dict[bytes, dict[str, set[int]]] = {}
-        self._zombies: dict[tuple[int, str, bytes], None] = {}
+        # Zombies, oldest first: those of which no connection was seen yet, and the others.
+        self._idle: dict[_Key, None] = {}
+        self._busy: dict[_Key, None] = {}
         self._soonest: dict[int, list[tuple[float, str]]] = {}
+        self._collected_at = 0.0
 
     # --- learning -----------------------------------------------------------------------------
 
@@ -87,7 +94,7 @@ class NameCache:
         Args:
             endpoint: who asked.
             name: lower case, trailing dot.
-            addresses: packed.
+            addresses: packed, in the order of the answer.
             ttl_s: as answered.
             now: wall clock, seconds.
         """
@@ -110,7 +117,7 @@ class NameCache:
         if fresh and endpoint in self._soonest:
             heappush(self._soonest[endpoint], (expires_at, name))
         if len(held) > self.bounds.per_name:
-            self._retire_surplus(held, now)
+            self._retire_surplus(held, addresses, now)
         return news
 
     def restore(self, entries: Iterable[Entry]) -> None:
@@ -121,10 +128,14 @@ class NameCache:
     def _put(self, entry: Entry) -> None:
         held = self._entries.setdefault(entry.endpoint, {}).setdefault(entry.name, {})
         key = entry.endpoint, entry.name, entry.address
-        if entry.zombie_since is None:
-            self._zombies.pop(key, None)
+        if entry.zombie_since is None or entry.connected_at:
+            self._idle.pop(key, None)
         else:
-            self._zombies[key] = None
+            self._idle[key] = None
+        if entry.zombie_since is None:
+            self._busy.pop(key, None)
+        elif entry.connected_at:
+            self._busy[key] = None
         held[entry.address] = entry
         names = self._by_address.setdefault(entry.address, {})
         owners = names.get(entry.name)
@@ -144,7 +155,8 @@ class NameCache:
         if not names:
             del self._entries[endpoint]
             self._soonest.pop(endpoint, None)
-        self._zombies.pop((endpoint, name, address), None)
+        self._idle.pop((endpoint, name, address), None)
+        self._busy.pop((endpoint, name, address), None)
         owners = self._by_address[address][name]
         owners.discard(endpoint)
         if not owners:
@@ -153,12 +165,19 @@ class NameCache:
             del self._by_address[address]
         self.changed.add(address)
 
-    def _retire_surplus(self, held: dict[bytes, Entry], now: float) -> None:
-        """Make zombies of the addresses of a name that expire first and are too many."""
+    def _retire_surplus(
+        self, held: dict[bytes, Entry], answered: tuple[bytes, ...], now: float
+    ) -> None:
+        """Make zombies of the addresses of a name that expire first and are too many.
+
+        Clients try an answer's addresses from the first on.
+        """
+        ranks = {address: rank for rank, address in enumerate(answered)}
+        last = len(ranks)
         alive = [entry for entry in held.values() if entry.zombie_since is None]
         surplus = len(alive) - self.bounds.per_name
         if surplus > 0:
-            alive.sort(key=lambda entry: entry.expires_at)
+            alive.sort(key=lambda entry: (entry.expires_at, -ranks.get(entry.address, last)))
             for entry in alive[:surplus]:
                 self._put(entry._replace(zombie_since=now))
             self._bury_surplus()
@@ -186,9 +205,9 @@ class NameCache:
             heappush(order, (last, name))
 
     def _bury_surplus(self) -> None:
-        """Forget the oldest zombies above the bound."""
-        while len(self._zombies) > self.bounds.zombie_count:
-            endpoint, name, address = next(iter(self._zombies))
+        """Forget the oldest zombies above the bound, first those without a connection."""
+        while self.zombie_count > self.bounds.zombie_count:
+            endpoint, name, address = next(iter(self._idle or self._busy))
             self._remove(self._entries[endpoint][name][address])
             self.forgotten_count += 1
 
@@ -203,7 +222,7 @@ class NameCache:
         }
 
     def collect(self, alive: set[Connection], now: float) -> int:
-        """Make zombies of what has expired and forget those without a connection.
+        """Make zombies of what has expired and forget older ones without a connection.
 
         Args:
             alive: which of `doubtful` have a connection.
@@ -220,11 +239,14 @@ class NameCache:
                 entry = entry._replace(zombie_since=now)  # noqa: PLW2901
             if (entry.endpoint, entry.address) in alive:
                 entry = entry._replace(connected_at=now)  # noqa: PLW2901
-            last = max(entry.connected_at, entry.zombie_since or now)
-            if entry.connected_at < now and now - last >= self.bounds.grace_s:
+            since = now if entry.zombie_since is None else entry.zombie_since
+            seen_before = since <= self._collected_at
+            idle_s = now - max(entry.connected_at, since)
+            if seen_before and entry.connected_at < now and idle_s >= self.bounds.grace_s:
                 self._remove(entry)
             else:
                 self._put(entry)
+        self._collected_at = now
         self._bury_surplus()
         return before - self.count
 
@@ -251,7 +273,7 @@ class NameCache:
     @property
     def zombie_count(self) -> int:
         """Number of zombies."""
-        return len(self._zombies)
+        return len(self._idle) + len(self._busy)
 
     def sizes(self) -> dict[int, tuple[int, int]]:
         """Return how many names each endpoint has, and how many addresses in all of them."""

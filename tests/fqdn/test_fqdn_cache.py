@@ -20,13 +20,29 @@ def held(known: NameCache) -> set[tuple[int, str, bytes, str]]:
     return {(e.endpoint, e.name, e.address, e.source) for e in known.entries()}
 
 
-def test_an_answer_counts_for_its_ttl_and_until_somebody_looks():
+def test_an_answer_counts_for_its_ttl_and_until_somebody_has_looked_twice():
+    """With the first look it may have been told a moment ago."""
     known = cache()
     assert known.learn(1, NAME, [A], 30, 100.0)
     assert known.doubtful(129.9) == set()
     assert known.doubtful(130.0) == {(1, A)}
+    assert known.collect(set(), 130.0) == 0
+    assert held(known) == {(1, NAME, A, "connection")}
+    assert known.doubtful(190.0) == {(1, A)}
+    assert known.collect(set(), 190.0) == 1
+    assert known.names(A) == ()
+
+
+@pytest.mark.parametrize("told_at", [100.0, 159.0, 159.999])
+def test_an_answer_that_lives_for_no_time_is_good_for_a_connection(told_at):
+    known = cache()
+    known.collect(set(), 100.0)
+    known.learn(1, NAME, [A], 0, told_at)
+    known.collect(set(), 160.0)
     assert known.names(A) == (NAME,)
-    assert known.collect(set(), 130.0) == 1
+    known.collect({(1, A)}, 220.0)
+    assert known.names(A) == (NAME,)
+    known.collect(set(), 280.0)
     assert known.names(A) == ()
 
 
@@ -53,6 +69,7 @@ def test_what_has_expired_stays_while_a_connection_lives():
     known = cache()
     known.learn(1, NAME, [A, B], 30, 100.0)
     known.collect({(1, A)}, 140.0)
+    known.collect({(1, A)}, 150.0)
     assert held(known) == {(1, NAME, A, "connection")}
     known.collect({(1, A)}, 200.0)
     assert known.zombie_count == 1
@@ -89,7 +106,21 @@ def test_of_too_many_addresses_those_that_expire_first_become_zombies():
         (1, NAME, C, "lookup"),
     }
     known.collect(set(), 101.0)
+    known.collect(set(), 102.0)
     assert {address for _, _, address, _ in held(known)} == {B, C}
+
+
+def test_of_one_answer_the_last_addresses_give_way():
+    """Clients begin with the first; an earlier answer that lives as long gives way before."""
+    known = cache(per_name=2)
+    known.learn(1, NAME, [C, A, B], 30, 100.0)
+    assert held(known) == {
+        (1, NAME, C, "lookup"),
+        (1, NAME, A, "lookup"),
+        (1, NAME, B, "connection"),
+    }
+    known.learn(1, NAME, [B], 30, 100.0)
+    assert {e.address for e in known.entries() if e.source == "lookup"} == {A, B}
 
 
 def test_of_too_many_zombies_the_oldest_go():
@@ -100,6 +131,10 @@ def test_of_too_many_zombies_the_oldest_go():
     known.collect({(1, A), (1, B)}, 120.0)
     assert {address for _, _, address, _ in held(known)} == {B}
     assert known.forgotten_count == 1
+    known.learn(1, NAME, [C], 1, 121.0)
+    known.collect({(1, B)}, 130.0)
+    assert {address for _, _, address, _ in held(known)} == {B}  # a newer one without a connection
+    assert known.forgotten_count == 2
 
 
 def test_names_of_one_endpoint_are_bounded():
