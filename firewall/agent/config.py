@@ -176,7 +176,7 @@ class FqdnSettings:
     )
     gc_interval_s: float = setting(
         60.0,
-        "pause between two looks at what has expired; until then it counts",
+        "pause between two looks at what has expired; until the second it counts",
         unit="seconds",
         minimum=0.1,
         maximum=3600,
