@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 from l7proxy.accesslog import Ends
 from l7proxy.commands import Record
@@ -12,9 +12,18 @@ from l7proxy.logformat import Line
 
 log = logging.getLogger(__name__)
 
+_WAITING_BYTES = 64 * 1024
+"""Lines that wait for `flush` at most."""
+
 
 class AccessLog:
     """The file of log lines; opened again when its name stands for another file (logrotate).
+
+    A line that cannot be written (no space left) is lost and counted; requests are served all the
+    same. What is left of one that was cut ends where it was cut.
+
+    Attributes:
+        lost_count: lines that were not written, or not whole.
 
     Args:
         path: the file; lines are appended.
@@ -30,32 +39,60 @@ class AccessLog:
         self._line = line
         self._hostname = hostname
         self._count = 0
+        self._lines: list[bytes] = []
+        self._waiting_bytes = 0
+        self._cut = False
+        self._failing = False
+        self.lost_count = 0
         self._file = self._open()
 
-    def _open(self) -> IO[str]:
-        return self._path.open("a", encoding="ascii", errors="backslashreplace", buffering=65536)
+    def _open(self) -> BinaryIO:
+        # A raw file is what open() gives without a buffer, whatever its stubs say.
+        return cast("BinaryIO", self._path.open("ab", buffering=0))
 
     def write(self, record: Record, ends: Ends, time_ns: int) -> None:
         """Write the line of a final record that ended at `time_ns`; it may wait for `flush`."""
         self._count += 1
-        self._file.write(
-            self._line(
-                Line(
-                    record,
-                    (ends.source, ends.source_port),
-                    (ends.destination, ends.destination_port),
-                    ends.upstream_port,
-                    ends.connection_id,
-                    self._count,
-                    time_ns,
-                    self._hostname,
-                )
+        text = self._line(
+            Line(
+                record,
+                (ends.source, ends.source_port),
+                (ends.destination, ends.destination_port),
+                ends.upstream_port,
+                ends.connection_id,
+                self._count,
+                time_ns,
+                self._hostname,
             )
         )
+        data = text.encode("ascii", "backslashreplace")
+        self._lines.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= _WAITING_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
-        self._file.flush()
+        if not self._lines:
+            return
+        lines, self._lines, self._waiting_bytes = self._lines, [], 0
+        data = b"\n" * self._cut + b"".join(lines)
+        written = 0
+        try:
+            while written < len(data):
+                written += self._file.write(data[written:])
+        except OSError as error:
+            self._lose(data, written, error)
+        else:
+            self._cut = self._failing = False
+
+    def _lose(self, data: bytes, written: int, error: OSError) -> None:
+        if written:
+            self._cut = not data[:written].endswith(b"\n")
+        self.lost_count += data.count(b"\n", max(written, data.startswith(b"\n")))
+        if not self._failing:
+            log.warning("access log: %s; lines are lost until it can be written again", error)
+        self._failing = True
 
     def follow(self) -> None:
         """Open the file again if somebody moved or removed it."""
@@ -68,6 +105,7 @@ class AccessLog:
 
     def reopen(self) -> None:
         """Go on in the file that has the name now; keep the old one if there can be none."""
+        self.flush()
         try:
             fresh = self._open()
         except OSError as error:
@@ -75,7 +113,9 @@ class AccessLog:
             return
         self._file.close()
         self._file = fresh
+        self._cut = False
 
     def close(self) -> None:
         """Write what waits, and close."""
+        self.flush()
         self._file.close()

@@ -89,6 +89,7 @@ class Metrics:
         self.active_handshake_count = 0
         self._handshakes: Counter[bytes] = Counter()
         self.secret_problems: list[str] = []
+        self.lost_line_count = 0
         self._request_times = Histogram()
         self._connection_times = Histogram()
         self._begun_before_reset = 0
@@ -235,6 +236,14 @@ class Metrics:
             "upstream_cx_active": self.active_upstream_count,
         }
         rows += [{"name": name, "labels": {}, "value": value} for name, value in gauges.items()]
+        if self.lost_line_count:
+            rows.append(
+                {
+                    "name": "access_log_lost_lines_total",
+                    "labels": {},
+                    "value": self.lost_line_count,
+                }
+            )
         rows += [
             {"name": "tls_secret_error", "labels": {"error": problem}, "value": 1}
             for problem in self.secret_problems

@@ -498,6 +498,7 @@ class Worker:
             self._send_events()
         if self._access_log is not None:
             self._access_log.flush()
+            self.metrics.lost_line_count = self._access_log.lost_count
 
     def _sweep(self, now: float) -> None:
         if self._access_log is not None:

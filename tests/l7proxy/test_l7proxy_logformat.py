@@ -1,5 +1,6 @@
 """Log lines: Envoy's default, every operator, JSON, what nobody can forge, and mistakes."""
 
+import errno
 import json
 
 import msgspec
@@ -141,6 +142,44 @@ def test_the_value_of_a_secret_is_not_shown_nor_put_into_flow_records():
 def test_a_format_that_cannot_be_used_is_refused_with_the_reason(text, encoding, why):
     with pytest.raises(FormatError, match=why):
         compile_format(text, encoding)
+
+
+def test_a_full_disk_loses_lines_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "access.log"
+    log = AccessLog(path, compile_format("%STREAM_ID%"), "node")
+    ends = Ends(A, 1, B, 2)
+
+    class Full:
+        """As a disk with room for three bytes, of which a write(2) takes what fits."""
+
+        room = 3
+
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = self.file.write(data[: self.room])
+            self.room -= written
+            return written
+
+        def fileno(self):
+            return self.file.fileno()
+
+    whole = log._file
+    monkeypatch.setattr(log, "_file", Full(whole))
+    for _ in range(3):  # "1", "2" and "3", each with its end: "2" is cut
+        log.write(final(), ends, 0)
+    log.flush()
+    assert log.lost_count == 2
+    log.write(final(), ends, 0)
+    log.flush()
+    assert log.lost_count == 3
+    monkeypatch.setattr(log, "_file", whole)
+    log.write(final(), ends, 0)
+    log.close()
+    assert path.read_text() == "1\n2\n5\n"
 
 
 def test_a_log_that_was_moved_away_goes_on_in_a_new_file(tmp_path):
