@@ -113,7 +113,7 @@ class Certificates:
     def _state(self, key: _Key) -> _State:
         try:
             return self._files(key[0], server_side=key[1]).stamps()
-        except CertificateError as error:
+        except (CertificateError, OSError) as error:
             return str(error)
 
     def files(self, snapshot: Snapshot) -> Iterator[tuple[Path | None, Path | None]]:
