@@ -19,19 +19,17 @@ _WAITING_BYTES = 64 * 1024
 class AccessLog:
     """The file of log lines; opened again when its name stands for another file (logrotate).
 
-    A line that cannot be written (no space left) is lost and counted; requests are served all the
-    same. What is left of one that was cut ends where it was cut.
+    A line that cannot be written (no such folder, no space left) is lost and counted; requests are
+    served all the same. What is left of one that was cut ends where it was cut.
 
     Attributes:
         lost_count: lines that were not written, or not whole.
+        problem: why lines cannot be written now, "" if they can.
 
     Args:
         path: the file; lines are appended.
         line: makes one.
         hostname: for %HOSTNAME%.
-
-    Raises:
-        OSError: it cannot be opened.
     """
 
     def __init__(self, path: Path, line: Callable[[Line], str], hostname: str) -> None:
@@ -42,13 +40,10 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._waiting_bytes = 0
         self._cut = False
-        self._failing = False
         self.lost_count = 0
-        self._file = self._open()
-
-    def _open(self) -> BinaryIO:
-        # A raw file is what open() gives without a buffer, whatever its stubs say.
-        return cast("BinaryIO", self._path.open("ab", buffering=0))
+        self.problem = ""
+        self._file: BinaryIO | None = None
+        self.reopen()
 
     def write(self, record: Record, ends: Ends, time_ns: int) -> None:
         """Write the line of a final record that ended at `time_ns`; it may wait for `flush`."""
@@ -76,46 +71,55 @@ class AccessLog:
         if not self._lines:
             return
         lines, self._lines, self._waiting_bytes = self._lines, [], 0
+        if self._file is None:
+            self.lost_count += len(lines)
+            return
         data = b"\n" * self._cut + b"".join(lines)
         written = 0
         try:
             while written < len(data):
                 written += self._file.write(data[written:])
         except OSError as error:
-            self._lose(data, written, error)
+            if written:
+                self._cut = not data[:written].endswith(b"\n")
+            self.lost_count += data.count(b"\n", max(written, data.startswith(b"\n")))
+            self._fail(error)
         else:
-            self._cut = self._failing = False
+            self._cut = False
+            self.problem = ""
 
-    def _lose(self, data: bytes, written: int, error: OSError) -> None:
-        if written:
-            self._cut = not data[:written].endswith(b"\n")
-        self.lost_count += data.count(b"\n", max(written, data.startswith(b"\n")))
-        if not self._failing:
-            log.warning("access log: %s; lines are lost until it can be written again", error)
-        self._failing = True
+    def _fail(self, error: OSError) -> None:
+        problem = f"access log {self._path}: {error.strerror or error}"
+        if self.problem != problem:
+            log.warning("%s", problem)
+        self.problem = problem
 
     def follow(self) -> None:
-        """Open the file again if somebody moved or removed it."""
+        """Open the file again if somebody moved or removed it, or if it could not be opened."""
         try:
             found = self._path.stat().st_ino
         except OSError:
             found = 0
-        if found != os.fstat(self._file.fileno()).st_ino:
+        if self._file is None or found != os.fstat(self._file.fileno()).st_ino:
             self.reopen()
 
     def reopen(self) -> None:
         """Go on in the file that has the name now; keep the old one if there can be none."""
         self.flush()
         try:
-            fresh = self._open()
+            # A raw file is what open() gives without a buffer, whatever its stubs say.
+            fresh = cast("BinaryIO", self._path.open("ab", buffering=0))
         except OSError as error:
-            log.warning("access log not reopened: %s", error)
+            self._fail(error)
             return
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         self._file = fresh
         self._cut = False
+        self.problem = ""
 
     def close(self) -> None:
         """Write what waits, and close."""
         self.flush()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

@@ -90,6 +90,7 @@ class Metrics:
         self._handshakes: Counter[bytes] = Counter()
         self.secret_problems: list[str] = []
         self.lost_line_count = 0
+        self.access_log_problem = ""
         self._request_times = Histogram()
         self._connection_times = Histogram()
         self._begun_before_reset = 0
@@ -244,6 +245,9 @@ class Metrics:
                     "value": self.lost_line_count,
                 }
             )
+        if self.access_log_problem:
+            labels = {"error": self.access_log_problem}
+            rows.append({"name": "access_log_error", "labels": labels, "value": 1})
         rows += [
             {"name": "tls_secret_error", "labels": {"error": problem}, "value": 1}
             for problem in self.secret_problems

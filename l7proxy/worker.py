@@ -499,6 +499,7 @@ class Worker:
         if self._access_log is not None:
             self._access_log.flush()
             self.metrics.lost_line_count = self._access_log.lost_count
+            self.metrics.access_log_problem = self._access_log.problem
 
     def _sweep(self, now: float) -> None:
         if self._access_log is not None:

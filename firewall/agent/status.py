@@ -75,7 +75,7 @@ class Status:
             "kvstore": self._kvstore(),
             "errors": [
                 *self.errors(),
-                *_secret_errors(metrics.values()),
+                *_proxy_errors(metrics.values()),
                 *([trouble] if trouble else []),
                 *([_full(table)] if table is not None and table.is_full else []),
             ],
@@ -267,15 +267,22 @@ def _full(table: TableCounters) -> str:
     )
 
 
-def _secret_errors(of_workers: Iterable[list[dict[str, object]]]) -> list[str]:
-    """Return what the proxy's workers lack to end or begin TLS, each once."""
+_PROXY_ERRORS = {
+    "tls_secret_error": "connections that need it end",
+    "access_log_error": "its lines are lost",
+}
+"""What the proxy's workers say is wrong, and what comes of it."""
+
+
+def _proxy_errors(of_workers: Iterable[list[dict[str, object]]]) -> list[str]:
+    """Return what is wrong with secrets of TLS and the access log, each once."""
     found = {
-        str(_mapping(row.get("labels"))["error"])
+        f"{_mapping(row.get('labels'))['error']}: {_PROXY_ERRORS[str(row['name'])]}"
         for rows in of_workers
         for row in rows
-        if row["name"] == "tls_secret_error"
+        if row["name"] in _PROXY_ERRORS
     }
-    return [f"{text}: connections that need it end" for text in sorted(found)]
+    return sorted(found)
 
 
 def _braces(labels: Labels) -> str:

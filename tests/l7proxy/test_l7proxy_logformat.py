@@ -176,10 +176,28 @@ def test_a_full_disk_loses_lines_and_nothing_else(tmp_path, monkeypatch):
     log.write(final(), ends, 0)
     log.flush()
     assert log.lost_count == 3
+    assert log.problem == f"access log {path}: No space left on device"
     monkeypatch.setattr(log, "_file", whole)
     log.write(final(), ends, 0)
     log.close()
     assert path.read_text() == "1\n2\n5\n"
+    assert log.problem == ""
+
+
+def test_a_log_whose_folder_is_missing_begins_when_it_is_there(tmp_path):
+    path = tmp_path / "logs" / "access.log"
+    log = AccessLog(path, compile_format("%STREAM_ID%"), "node")
+    assert log.problem == f"access log {path}: No such file or directory"
+    log.write(final(), Ends(A, 1, B, 2), 0)
+    log.flush()
+    log.follow()
+    assert log.lost_count == 1
+    path.parent.mkdir()
+    log.follow()
+    log.write(final(), Ends(A, 1, B, 2), 0)
+    log.close()
+    assert path.read_text() == "2\n"
+    assert log.problem == ""
 
 
 def test_a_log_that_was_moved_away_goes_on_in_a_new_file(tmp_path):
