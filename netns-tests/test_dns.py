@@ -301,6 +301,9 @@ def test_what_has_expired_stays_for_its_connection_only(world):
             server = world.echo.accept()
         sources = lambda: [row["source"] for row in world.cache(name)]
         eventually(lambda: sources() == ["connection"], "the name has expired")
+        listed = lambda source: world.firewall.cli("fqdn", "cache", "list", "-s", source).stdout
+        assert name in listed("connection")
+        assert name not in listed("lookup")
         assert exchange(client, server, b"still there")
         client.close()
         server.close()

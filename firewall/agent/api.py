@@ -68,6 +68,8 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 ASK_TIMEOUT_S = 5.0
 """How long a worker may take to answer a question."""
 
+_SOURCES = ("", "lookup", "connection")  # why an address counts; "" = whyever
+
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -263,9 +265,12 @@ class Api:
     # --- names --------------------------------------------------------------------------------
 
     async def _get_names(self, request: web.Request) -> web.Response:
-        """Return what DNS answered; `matchpattern`, `endpoint` narrow it."""
+        """Return what DNS answered; `matchpattern`, `endpoint`, `source` narrow it."""
+        source = request.query.get("source", "")
+        if source not in _SOURCES:
+            raise RequestError(f"source={source}: expected lookup or connection")
         entries = self._engine.names.find(*self._names_meant(request))
-        return web.json_response(views.names(entries))
+        return web.json_response(views.names(e for e in entries if source in ("", e.source)))
 
     async def _delete_names(self, request: web.Request) -> web.Response:
         """Forget what DNS answered; `matchpattern`, `endpoint` narrow it."""

@@ -45,21 +45,41 @@ def cache() -> None:
 
 @cache.command("list")
 @_choice
+@click.option(
+    "-s",
+    "--source",
+    type=click.Choice(["lookup", "connection"]),
+    default=None,
+    help="Only what counts for this reason.",
+)
 @output_option
 @click.pass_obj
-def list_cache(client: Client, endpoint: str, matchpattern: str, output: str) -> None:
+def list_cache(
+    client: Client, endpoint: str, matchpattern: str, source: str | None, output: str
+) -> None:
     """List what counts now.
 
     Source `lookup`: a DNS answer that has not expired (or was not looked at since). `connection`:
-    it has expired, and stays because the endpoint has a connection to the address.
+    it has expired, and stays because the endpoint has a connection to the address, or may be about
+    to make one.
     """
-    rows = client.get("fqdn", "cache", query=_query(endpoint, matchpattern))
+    query = _query(endpoint, matchpattern)
+    if source:
+        query["source"] = source
+    rows = client.get("fqdn", "cache", query=query)
     show(output, rows, lambda: _cache_table(rows))
 
 
 @cache.command()
 @_choice
-@click.option("--yes", is_flag=True, help="Do not ask, if everything would be forgotten.")
+@click.option(
+    "-f",
+    "--force",
+    "--yes",
+    "yes",
+    is_flag=True,
+    help="Do not ask, if everything would be forgotten.",
+)
 @click.pass_obj
 def clean(client: Client, endpoint: str, matchpattern: str, yes: bool) -> None:
     """Forget names: their addresses close until they are asked for again.
