@@ -16,6 +16,7 @@ from typing import NamedTuple
 from firewall.control.messages import FromWorker, Learnt, Settled
 from firewall.flows.event import DnsEvent
 from firewall.policy.view import View
+from l7proxy.dns_confirmed import Confirmed
 from l7proxy.dns_datagram import DatagramServer
 from l7proxy.dns_desk import Desk, Lesson
 from l7proxy.dns_policy import NamePolicy
@@ -24,11 +25,6 @@ from l7proxy.poller import Poller
 
 UNTOLD_COUNT = 10_000
 """Lessons kept for an agent that is not there, about 2 MB; older ones are forgotten."""
-
-KNOWN_COUNT = 16_384
-"""Confirmed names that are remembered, about 5 MB."""
-
-_SLACK_S = 1.0  # a TTL is whole seconds: the same answer from a cache differs by less
 
 
 class _Held(NamedTuple):
@@ -74,7 +70,7 @@ class DnsService:
         self._held: dict[int, _Held] = {}
         self._token = 0
         self._untold: deque[Learnt] = deque(maxlen=UNTOLD_COUNT)
-        self._known: dict[tuple[int, str], tuple[frozenset[bytes], float]] = {}
+        self._confirmed = Confirmed()
 
     def start(self, poller: Poller) -> None:
         """Begin to serve."""
@@ -97,7 +93,7 @@ class DnsService:
     def follow(self, view: View | None) -> None:
         """Decide by this view from now on."""
         self._policy.follow(view)
-        self._known.clear()
+        self._confirmed.clear()
 
     def tick(self, now: float) -> None:
         """Let time pass; called a few times a second."""
@@ -113,7 +109,7 @@ class DnsService:
             send()
             return
         expires_at = time.monotonic() + lesson.ttl_s
-        if self._is_known(lesson, expires_at):
+        if self._confirmed.has(lesson, expires_at):
             send()
             return
         self._token += 1
@@ -130,14 +126,6 @@ class DnsService:
         timer = self._loop.call_later(self._limits.dns_hold_s, self._late, token)
         self._held[token] = _Held(lesson, expires_at, send, timer)
 
-    def _is_known(self, lesson: Lesson, expires_at: float) -> bool:
-        known = self._known.get((lesson.endpoint, lesson.name))
-        return (
-            known is not None
-            and known[0].issuperset(lesson.addresses)
-            and expires_at <= known[1] + _SLACK_S
-        )
-
     def settled(self, message: Settled) -> None:
         """Release an answer: the agent says that its addresses are enforced, or gives up."""
         held = self._held.pop(message.token, None)
@@ -145,13 +133,7 @@ class DnsService:
             return
         held.timer.cancel()
         if message.enforced:
-            lesson = held.lesson
-            if len(self._known) >= KNOWN_COUNT:
-                self._known.clear()
-            self._known[lesson.endpoint, lesson.name] = (
-                frozenset(lesson.addresses),
-                held.expires_at,
-            )
+            self._confirmed.add(held.lesson, held.expires_at)
         else:
             self.count("dns_hold_timeouts")
         held.send()
