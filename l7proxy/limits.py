@@ -177,7 +177,8 @@ class Limits:
     """Request header names, lower case, that never reach the server. Consider those that a
     server lets replace path or method (docs/l7.md)."""
     request_id: bool = True
-    """Add `X-Request-Id` to requests that have none that is usable. Envoy generate_request_id."""
+    """Add `X-Request-Id` to requests that have none, or an empty one, which goes. Envoy
+    generate_request_id."""
     retry_idle_close: bool = True
     """Send a body-less request with an idempotent method once more when the server closed a kept
     connection instead of answering (RFC 9112 9.3.1)."""

@@ -32,6 +32,7 @@ _CONNECTION = b"connection"
 _CONTENT_LENGTH = b"content-length"
 _EXPECT = b"expect"
 _HOST = b"host"
+_REQUEST_ID = b"x-request-id"
 _TRANSFER_ENCODING = b"transfer-encoding"
 _UPGRADE = b"upgrade"
 
@@ -115,7 +116,7 @@ def admit(head: RequestHead, limits: Limits, scheme: bytes = b"http") -> Request
             special.setdefault(field[0], []).append(field[2])
         elif field[0] in _READ_AS_FRAMING:
             raise RequestRefused(refusals.UNDERSCORE)
-        else:
+        elif field[2] or field[0] != _REQUEST_ID:  # an empty one names nothing, and gets company
             kept.append(field)
     host = _single_host(special.get(_HOST))
     framing = request_framing(

@@ -280,3 +280,14 @@ def test_absolute_form_inside_tls_is_https():
         >> opened
         << upstream "GET /public/a HTTP/1.1\r\nHost: s\r\n\r\n"
     """)
+
+
+def test_an_empty_request_id_is_replaced():
+    """Two of them would be one value with a comma."""
+    Script(snapshot(), request_id=True).check(r"""
+        >> client "GET /public/a HTTP/1.1\r\nHost: s\r\nX-Request-ID:\r\nX-A:\r\n\r\n"
+        << log request GET /public/a
+        << open
+        >> opened
+        << upstream "GET /public/a HTTP/1.1\r\nHost: s\r\nX-A: \r\nX-Request-Id: id-1\r\n\r\n"
+    """)
