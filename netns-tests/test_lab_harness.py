@@ -19,6 +19,7 @@ from traffic import (
     delivered,
     echo,
     eventually,
+    is_tcp,
     tcp,
     token,
     udp,
@@ -101,6 +102,7 @@ def test_awaiting_what_never_comes_ends_at_the_deadline_and_shows_what_came(lab)
     a, b = two.host("a"), two.host("b")
     with b.capture() as capture:
         a.send(bytes(tcp(a, b, 80)))
+        capture.expect(is_tcp(port=80))
         with pytest.raises(NothingArrivedError) as caught:
             capture.expect(carries(b"never"), within_s=0.2)
     assert any(IP(packet)[TCP].dport == 80 for packet in caught.value.seen if packet[0] >> 4 == 4)
