@@ -17,6 +17,7 @@ from questions import addresses, query
 from traffic import DEADLINE_S, FAMILIES, V4, eventually
 
 from lab import topology
+from lab.laboratory import Machine
 from lab.topology import HostPlan, Topology
 
 pytestmark = pytest.mark.needs("tproxy", "tproxy6", "socket", "connmark")
@@ -73,6 +74,19 @@ spec:
       rules: {dns: [{matchPattern: "*.node.example"}]}
   - toFQDNs: [{matchPattern: "*.node.example"}]
 """
+HOST = """
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: host}
+spec:
+  nodeSelector: {}
+  egress:
+  - toEndpoints: [{matchLabels: {k8s-app: kube-dns}}]
+    toPorts:
+    - ports: [{port: "53", protocol: ANY}]
+      rules: {dns: [{matchPattern: "*.host.example"}]}
+  - toFQDNs: [{matchPattern: "*.host.example"}]
+"""
 ALLOWED = (
     "one.example", "twO.twO.eXample", "x.two.example", "x.three.example", "y.x.three.example",
     "four.example", "xfour.example", "five.example", "fe.example", "f-_9e.example",
@@ -108,7 +122,8 @@ class World:
             "reject_response_code": "nameError",
             "min_ttl_s": FLOOR_S,
         }
-        self.firewall = start_bartizan(self.lab, {"workers": 2, "fqdn": names})
+        config = {"workers": 2, "host_firewall": "on", "fqdn": names}
+        self.firewall = start_bartizan(self.lab, config)
         self.firewall.apply(POLICY)
 
     def write(self) -> None:
@@ -120,9 +135,9 @@ class World:
             questions.serve(node, self.zone, node.address4, node.address6)
             eventually(lambda: "serving" in node.log(), "the node's resolver serves")
 
-    def opens(self, address: str) -> bool:
-        """Whether a may reach the web server there."""
-        return opens(self.firewall, self.a, address, WEB)
+    def opens(self, address: str, machine: Machine | None = None) -> bool:
+        """Whether a, or another machine, may reach the web server there."""
+        return opens(self.firewall, machine or self.a, address, WEB)
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +240,24 @@ def test_an_answer_counts_for_the_least_life_that_is_set(world):
     ends = datetime.fromisoformat(row["expiration_time"]).timestamp()
     assert (told.ttl, row["ttl"]) == (30, 30)
     assert begun + FLOOR_S - 1 <= ends <= time.time() + FLOOR_S
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_the_nodes_own_questions_are_under_host_policy(world, family, protocol):
+    name = f"{protocol}-{family:d}.host.example"
+    at = V4S[34 + 2 * FAMILIES.index(family) + (protocol == "tcp")]
+    world.records.append(f"{name} A {at}")
+    world.write()
+    world.firewall.apply(HOST)
+    node, server = world.lab.node, world.dns.address(family)
+    ask = {
+        "udp": lambda asked: questions.udp(node, server, asked),
+        "tcp": lambda asked: questions.tcp(node, server, asked)[0],
+    }[protocol]
+    assert not world.opens(at, node)
+    assert addresses(ask(query(name))) == {at}
+    assert world.opens(at, node)
+    assert ask(query(f"{protocol}.else.example")).rcode() == NXDOMAIN
+    assert "else.example" not in world.dns.log()
+    world.firewall.withdraw("CiliumClusterwideNetworkPolicy", "host")
