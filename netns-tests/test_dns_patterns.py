@@ -145,6 +145,12 @@ def world(module_lab, module_bartizan):
     return World(module_lab, module_bartizan)
 
 
+def ask(protocol: str, machine: Machine, server: str, name: str) -> dns.message.Message:
+    if protocol == "udp":
+        return questions.udp(machine, server, query(name))
+    return questions.tcp(machine, server, query(name))[0]
+
+
 def test_names_are_allowed_by_patterns_as_in_cilium(world):
     """What the resolver is asked for is what the rules mean, and each answer opens its address."""
     for number, name in enumerate(ALLOWED):
@@ -219,14 +225,10 @@ def test_a_resolver_on_the_node_is_asked_through_the_proxy_as_well(world, family
     world.serve_on_node()
     world.firewall.apply(NODE)
     server = world.lab.node.address(family)
-    ask = {
-        "udp": lambda asked: questions.udp(world.a, server, asked),
-        "tcp": lambda asked: questions.tcp(world.a, server, asked)[0],
-    }[protocol]
     assert not world.opens(at)
-    assert addresses(ask(query(name))) == {at}
+    assert addresses(ask(protocol, world.a, server, name)) == {at}
     assert world.opens(at)
-    assert ask(query(f"{protocol}.other.example")).rcode() == NXDOMAIN
+    assert ask(protocol, world.a, server, f"{protocol}.other.example").rcode() == NXDOMAIN
     assert "other.example" not in world.lab.node.log()
 
 
@@ -251,13 +253,9 @@ def test_the_nodes_own_questions_are_under_host_policy(world, family, protocol):
     world.write()
     world.firewall.apply(HOST)
     node, server = world.lab.node, world.dns.address(family)
-    ask = {
-        "udp": lambda asked: questions.udp(node, server, asked),
-        "tcp": lambda asked: questions.tcp(node, server, asked)[0],
-    }[protocol]
     assert not world.opens(at, node)
-    assert addresses(ask(query(name))) == {at}
+    assert addresses(ask(protocol, node, server, name)) == {at}
     assert world.opens(at, node)
-    assert ask(query(f"{protocol}.else.example")).rcode() == NXDOMAIN
+    assert ask(protocol, node, server, f"{protocol}.else.example").rcode() == NXDOMAIN
     assert "else.example" not in world.dns.log()
     world.firewall.withdraw("CiliumClusterwideNetworkPolicy", "host")
