@@ -40,7 +40,7 @@ def test_the_admin_page_shows_and_changes_what_envoys_does(served):
     def ask(target, *options):
         done = node.run(
             ["curl", "-s", "--unix-socket", path, "-w", "\n%{http_code}", *options,
-             f"http://localhost{target}"], 20,
+             f"http://localhost{target}"]
         )  # fmt: skip
         body, _, status = done.stdout.rpartition("\n")
         return int(status), body

@@ -29,8 +29,8 @@ from firewall.agent.worker import VERSION, Worker, is_worker, worker_sockets
 from firewall.control.agent_channel import AgentChannel
 from firewall.control.unix import ChannelError, listener_pid
 
-GREETING_S = 1.0
-"""Time for a running worker to say who it is; one that hangs is replaced."""
+GREETING_S = 3.0
+"""Time for a running worker to say who it is, on a busy machine; one that hangs is replaced."""
 
 START_S = 20.0
 """Time for the next workers to be ready; then they follow, ready or not."""
