@@ -27,7 +27,7 @@ import netfilterqueue
 
 from bench.build import PURE, using
 from firewall.control.messages import MAX_MESSAGE_BYTES
-from firewall.datapath import nfqueue, worker
+from firewall.datapath import nfqueue, process, worker
 from firewall.datapath.verdict import QUIETLY, PacketDecision
 from lab import daemon
 from lab.laboratory import Lab
@@ -110,14 +110,14 @@ def main() -> int:
     parser.add_argument("--times", type=Path)
     ours, theirs = parser.parse_known_args()
     if ours.kind == CALLBACK:
-        return _run_callback(worker.parse_options(theirs))
-    one: Any = worker.Worker(worker.parse_options(theirs))
+        return _run_callback(process.parse_options(theirs))
+    one: Any = worker.Worker(process.parse_options(theirs))
     if ours.kind == ACCEPT:
         one._decide = _accept
     if ours.single:
         one._queue.batch_count = 1
     stopwatch = _timed(one) if ours.times else None
-    status = worker.serve(one)
+    status = process.serve(one)
     if stopwatch is not None:
         ours.times.write_text(json.dumps(stopwatch.times_ns), encoding="utf-8")
     return status

@@ -91,5 +91,5 @@ def _kill(pids: Iterable[int]) -> None:
 
 def _bare_start_s() -> float:
     begun = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import firewall.datapath.worker"], check=True)
+    subprocess.run([sys.executable, "-c", "import firewall.datapath.process"], check=True)
     return time.monotonic() - begun

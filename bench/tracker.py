@@ -140,7 +140,7 @@ def _parse_each(packets: list[bytes]) -> float:
 
 def _as_in_the_worker() -> None:
     """What the worker does about Python's collector when it starts."""
-    from firewall.datapath.worker import COLLECTOR_THRESHOLDS
+    from firewall.datapath.process import COLLECTOR_THRESHOLDS
 
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)

@@ -1,11 +1,11 @@
 """`python -m firewall.datapath OPTIONS...`: a verdict worker.
 
-Apart from `worker`, because Python runs no compiled module as a program.
+What it does is in `process`.
 """
 
 import sys
 
-from firewall.datapath.worker import main
+from firewall.datapath.process import main
 
 if __name__ == "__main__":
     sys.exit(main())

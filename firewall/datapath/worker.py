@@ -21,19 +21,16 @@ import gc
 import logging
 import os
 import select
-import signal
 import socket
-import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from conntrack.flow import FlowTuple, reply
+from conntrack.flow import FlowTuple
 from conntrack.tracker import LINUX, STRICT, Entry, Tracker
-from firewall.control import journal
 from firewall.control.messages import (
     Acknowledged,
     Announce,
@@ -50,9 +47,7 @@ from firewall.control.messages import (
     Watch,
 )
 from firewall.control.snapshots import SnapshotReader
-from firewall.control.unix import ChannelError
 from firewall.control.worker_channel import WorkerChannel, socket_name
-from firewall.datapath import nfqueue
 from firewall.datapath.answers import (
     Row,
     WorkerCounts,
@@ -65,16 +60,17 @@ from firewall.datapath.choice import choose
 from firewall.datapath.ctnetlink import take_over
 from firewall.datapath.doubts import Cause
 from firewall.datapath.events import packet_event
+from firewall.datapath.injection import Injector
 from firewall.datapath.inquiry import Inquiry
-from firewall.datapath.kernel_flows import Dump, read_flows
-from firewall.datapath.marks import DEFAULT_MASK, Kind, Marks, Stage
-from firewall.datapath.nfqueue import Queue, QueueError, VerdictLostError
+from firewall.datapath.kernel_flows import read_flows
+from firewall.datapath.lookout import Lookout
+from firewall.datapath.marks import Kind, Marks, Stage
+from firewall.datapath.nfqueue import Queue, VerdictLostError
 from firewall.datapath.pipeline import PREROUTING, SETTLED, Pipeline, PipelineSettings, Resets
-from firewall.datapath.raw import RawSender
-from firewall.datapath.reset import ends_of, readdressed
 from firewall.datapath.ruleset import passing_count
 from firewall.datapath.silence import Silence
 from firewall.datapath.sweep import Sweep
+from firewall.datapath.troubles import Troubles
 from firewall.datapath.verdict import ACCEPT, OFFLOAD, Defer, Drop, PassOn, Redirect, Report, Reset
 from firewall.flows.event import Event
 from firewall.policy.snapshot import SnapshotError
@@ -89,14 +85,11 @@ FLUSH_S = 0.05
 EVENTS_PER_FLUSH = 1024
 """Events made per FLUSH_S, about 20,000/s: a tenth of a core."""
 
-COLLECTOR_THRESHOLDS = (250, 2, 10_000_000)
-"""Of the garbage collector's generations, in objects and rounds; see `main`."""
-
 ROWS_PER_TURN = 100
 """Rows of an answer between two looks at the queue: about 1 ms."""
 
-COMPLAINT_S = 1.0
-"""Pause between two log lines about the same trouble."""
+_END: Row = {}
+"""Behind the last row of an answer."""
 
 VERSION = version("bartizan")
 """What the agent compares with its own before it adopts a worker."""
@@ -137,24 +130,24 @@ class Worker:
                 resets=Resets[options.resets.upper()],
             ),
         )
-        self._sender = RawSender(self._marks.of(Kind.FROM_PROXY).value)
+        self._troubles = Troubles()
         self._inquiry = Inquiry()
+        from_proxy = self._marks.of(Kind.FROM_PROXY).value
+        self._injector = Injector(from_proxy, self._inquiry, self._troubles)
         self._decide = self._pipeline.decide
         self._offloaded = self._pipeline.offloaded
         self._suspect, self._mask = self._marks.of(Kind.SUSPECT)
         self._local = self._marks.of(Kind.LOCAL).value
         self._settled = self._marks.of(Kind.DEFERRED, Stage.SETTLED).value
         self._poll = select.epoll()
-        self._dump: Dump | None = None
-        self._dumped_count = 0
+        carried = self._marks.any_of(Kind.OFFLOAD)
+        self._lookout = Lookout(self._offloaded, carried, self._poll, self._troubles)
         self._started_at = self._now = time.monotonic()
         self._stop_at: float | None = None
         self._paused_until = 0.0
         self._internal_count = 0
-        self._error_count = 0
         self._sweep = Sweep(self._pipeline.tracker, self._now)
         self._silence = Silence(self._pipeline)
-        self._complained_at = 0.0
         self._reports: list[tuple[Report, int, bytes]] = []
         self._events: list[Event] = []
         self._event_room = EVENTS_PER_FLUSH
@@ -216,11 +209,7 @@ class Worker:
                 self._listen()
             if signals in ready:
                 wakeup.recv(64)
-            if self._dump is not None:
-                if self._dump.fileno() in ready:
-                    self._read_dump(self._dump)
-            elif self._offloaded and now >= self._offloaded.next_dump_at:
-                self._begin_dump()
+            self._lookout.turn(ready, now)
             if self._paused_until and now >= self._paused_until:
                 self._go_on()
             if self._questions:
@@ -236,7 +225,7 @@ class Worker:
         """Give up the queue and the socket."""
         self._channel.close()
         self._queue.close()
-        self._sender.close()
+        self._injector.close()
         self._inquiry.close()
 
     def _patience_s(self) -> float:
@@ -262,7 +251,8 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
             self._internal_count += 1  # the queue has dropped the packet; the next may be fine
-            self._complain(f"packet dropped: internal error ({self._internal_count} in all)", error)
+            count = f"({self._internal_count} in all)"
+            self._troubles.complain(f"packet dropped: internal error {count}", error)
         if self._pipeline.doubts:
             self._settle()
         if self._reports:
@@ -298,7 +288,7 @@ class Worker:
             self._queue.repeat(packet, self._marks.put(mark, Kind.TO_PROXY))
         elif isinstance(verdict, Reset):
             self._queue.drop(packet)
-            self._send(verdict.segments)
+            self._injector.send(verdict.segments)
         elif isinstance(verdict, Defer):
             self._queue.repeat(packet, self._marks.put(mark, Kind.DEFERRED))
         elif isinstance(verdict, PassOn) and not self._pass_on(packet, mark, verdict):
@@ -338,7 +328,7 @@ class Worker:
                 self._events.append(packet_event(report, view, time_ns, shown))
             except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
                 self._lost_count += 1
-                self._complain("event lost: internal error", error)
+                self._troubles.complain("event lost: internal error", error)
 
     # --- the agent ----------------------------------------------------------------------------
 
@@ -356,7 +346,7 @@ class Worker:
             try:
                 self._obey(message)
             except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
-                self._failed(f"{type(message).__name__} from the agent", error)
+                self._troubles.failed(f"{type(message).__name__} from the agent", error)
 
     def _obey(self, message: ToWorker) -> None:
         """Do what one message says."""
@@ -396,7 +386,7 @@ class Worker:
         except (OSError, SnapshotError) as problem:
             error = str(problem)
         except Exception as problem:  # noqa: BLE001  the next worker would meet it as well
-            self._failed("the snapshot", problem)
+            self._troubles.failed("the snapshot", problem)
             error = f"internal error: {problem!r}"
         else:
             generation, self._pipeline.view = self._generation, view
@@ -466,11 +456,7 @@ class Worker:
 
     def _conntrack_rows(self) -> Iterator[Row | None]:
         """Write the flows down, after a look at what the kernel has carried meanwhile."""
-        if self._offloaded:
-            awaited = self._dumped_count + (1 if self._dump is None else 2)
-            self._offloaded.next_dump_at = 0.0
-            while self._dumped_count < awaited and self._offloaded:
-                yield None
+        yield from self._lookout.fresh()
         yield from conntrack_rows(self._pipeline.tracker, self._now, self._number)
 
     def _forget_rows(self, message: Forget) -> Iterator[Row | None]:
@@ -487,7 +473,7 @@ class Worker:
             try:
                 row = next(question.rows, _END)
             except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
-                self._failed("an answer", error)
+                self._troubles.failed("an answer", error)
                 row = _END
             if row is None:
                 break
@@ -503,7 +489,7 @@ class Worker:
     def _counts(self) -> WorkerCounts:
         return WorkerCounts(
             internal_count=self._internal_count,
-            error_count=self._error_count,
+            error_count=self._troubles.error_count,
             refused_count=self._queue.refused_count,
             lost_event_count=self._channel.lost_total_count + self._lost_count,
             lag_s=self._sweep.lag_s,
@@ -527,7 +513,7 @@ class Worker:
             "buffer_bytes": self._queue.buffer_bytes,
             "flow_count": len(self._pipeline.tracker),
             "internal_count": self._internal_count,
-            "error_count": self._error_count,
+            "error_count": self._troubles.error_count,
             "refused_count": self._queue.refused_count,
         }
 
@@ -538,48 +524,13 @@ class Worker:
         now = self._now
         try:
             if now >= self._silence.due_at:
-                self._send(self._silence.round(now))
+                self._injector.send(self._silence.round(now))
             if now >= self._sweep.due_at and self._sweep.round(now):
                 # Python's collector counts what is made less what is freed: while many flows leave,
                 # new ones would gather, and be looked at all at once afterwards.
                 gc.collect(1)
         except Exception as error:  # noqa: BLE001
-            self._failed("upkeep", error)
-
-    def _begin_dump(self) -> None:
-        """Ask the kernel for the flows that it carries."""
-        self._offloaded.dump_begins(self._now)
-        try:
-            self._dump = Dump(self._marks.any_of(Kind.OFFLOAD))
-        except OSError as error:
-            self._end_dump(error)
-        else:
-            self._poll.register(self._dump.fileno(), select.EPOLLIN)
-
-    def _read_dump(self, dump: Dump) -> None:
-        """Take one piece of the kernel's answer."""
-        try:
-            for flow in dump.flows():
-                self._offloaded.found(flow, self._now)
-        except OSError as error:
-            self._end_dump(error)
-        except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
-            self._failed("a look at the kernel's flows", error)
-            self._end_dump(OSError("internal error"))
-        else:
-            if dump.ended:
-                self._end_dump()
-
-    def _end_dump(self, error: OSError | None = None) -> None:
-        """Believe an answer that is whole; after any other, nothing is known, and time passes."""
-        if self._dump is not None:
-            self._poll.unregister(self._dump.fileno())
-            self._dump.close()
-            self._dump = None
-        self._dumped_count += 1
-        self._offloaded.dump_ends(self._now, whole=error is None)
-        if error is not None:
-            log.warning("the kernel's flows cannot be read: %s", error)
+            self._troubles.failed("upkeep", error)
 
     def _settle(self) -> None:
         """Ask the kernel what has become of flows of which it alone has seen enough."""
@@ -591,14 +542,14 @@ class Worker:
                 else:
                     doubts.settle(doubt, self._state_of(doubt.entry.original), self._now)
             except Exception as error:  # noqa: BLE001  a bug of ours must not end the worker
-                self._failed("a flow that the kernel was asked about", error)
+                self._troubles.failed("a flow that the kernel was asked about", error)
 
     def _state_of(self, flow: FlowTuple) -> int | None:
         """Return the kernel's state of a TCP flow; None if there is none, or it does not say."""
         try:
             return self._inquiry.state(flow)
         except OSError as error:
-            self._complain("the kernel cannot be asked about a flow", error)
+            self._troubles.complain("the kernel cannot be asked about a flow", error)
             return None
 
     def _bring_back(self, entry: Entry) -> None:
@@ -606,108 +557,7 @@ class Worker:
         try:
             known = entry.offloaded and self._inquiry.clear_mark(entry.original, self._mask)
         except OSError as error:
-            self._complain("a flow cannot be taken back from the kernel", error)
+            self._troubles.complain("a flow cannot be taken back from the kernel", error)
         else:
             if known:
                 self._offloaded.keep(entry)
-
-    def _send(self, segments: Iterable[bytes]) -> None:
-        """Send segments that we have made to where the ends of their connections find them."""
-        dialed: dict[FlowTuple, FlowTuple | None] = {}
-        for segment in segments:
-            ends = ends_of(segment)
-            if ends not in dialed:
-                dialed[ends], dialed[reply(ends)] = self._dialed(ends)
-            before = dialed[ends]
-            made = segment if before is None else readdressed(segment, before)
-            self._sender.send(made, ends.destination)
-
-    def _dialed(self, ends: FlowTuple) -> tuple[FlowTuple | None, FlowTuple | None]:
-        """Return what packets of a connection bear before they are translated; None = the same."""
-        try:
-            return self._inquiry.dialed(ends) or (None, None)
-        except OSError as error:
-            self._complain("the kernel cannot be asked about a flow", error)
-            return None, None
-
-    def _failed(self, what: str, error: Exception) -> None:
-        """Count and log a bug beside the packets, and go on."""
-        self._error_count += 1
-        self._complain(f"{what}: internal error ({self._error_count} in all)", error)
-
-    def _complain(self, what: str, error: Exception) -> None:
-        """Log a bug, but not a flood of them."""
-        if self._now - self._complained_at >= COMPLAINT_S:
-            self._complained_at = self._now
-            log.error("%s", what, exc_info=error)
-
-
-_END: Row = {}
-
-
-def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; exits with usage on a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="firewall.datapath", description="Decide the packets of one netfilter queue."
-    )
-    add = parser.add_argument
-    add("--number", type=int, required=True, help="number of this worker, from 0")
-    add("--bank", type=int, choices=(0, 1), default=0, help="of two workers with its number, which")
-    add("--queue", type=int, required=True, help="number of its queue")
-    add("--run-dir", required=True, help="where the control socket is made")
-    add("--snapshot", required=True, help="path of the snapshot file")
-    add("--workers", type=int, default=1, help="how many workers share the traffic")
-    add("--mark-mask", type=lambda text: int(text, 0), default=DEFAULT_MASK)
-    add("--copy-range", type=int, default=nfqueue.DEFAULT_COPY_BYTES, help="bytes of a packet")
-    add("--queue-length", type=int, default=nfqueue.DEFAULT_LENGTH, help="packets that may wait")
-    add("--flow-limit", type=int, default=262_144, help="flows that are tracked at most")
-    add("--source-limit", type=int, default=0, help="of them, one source's; 0 = no such limit")
-    add("--profile", choices=("strict", "linux"), default="strict", help="of the tracker")
-    add("--bypass", action="store_true", help="let the kernel carry flows that need no look")
-    add("--resets", choices=("none", "l7", "all"), default="l7", help="connections that end by RST")
-    add("--no-gso", action="store_true", help="have the kernel split large segments first")
-    add("--log-level", default="info", help="debug, info, warning or error")
-    add("--log-format", choices=("logfmt", "json"), default="logfmt", help="of each line")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a worker; return the exit status."""
-    options = parse_options(sys.argv[1:] if arguments is None else arguments)
-    journal.configure(options.log_format, options.log_level, f"datapath-{options.number}")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the agent's to handle
-    try:
-        worker = Worker(options)
-    except (QueueError, ChannelError) as error:
-        log.error("cannot start: %s", error)  # noqa: TRY400  the text says it all
-        return 1
-    return serve(worker)
-
-
-def serve(worker: Worker) -> int:
-    """Run a worker until SIGTERM, or until it is told to stop; return the exit status."""
-    awake, wakeup = socket.socketpair()
-    for end in (awake, wakeup):
-        end.setblocking(False)
-    signal.set_wakeup_fd(awake.fileno(), warn_on_full_buffer=False)
-
-    def stop(_number: int, _frame: object) -> None:
-        worker.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    # What is loaded now lives as long as the process; a full collection would stop the packets for
-    # longer than the oldest generation can win back, since the hot path makes no cycles.
-    # The two younger ones are kept small: looking at 2,000 objects takes 1 ms, and was seen to take
-    # 6 where other processes have the caches; 750 take a third of that, and not more in all.
-    gc.freeze()
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
-    try:
-        worker.run(wakeup)
-    except VerdictLostError as error:
-        log.critical("%s; the queue is closed, which drops what waits", error)
-        return 1
-    finally:
-        worker.close()
-        signal.set_wakeup_fd(-1)
-        awake.close()  # not before: compiled code lets go of a variable after its last use
-    return 0
