@@ -43,6 +43,7 @@ class Conversation:
         scale = chance.choice((None, 0, 7))
         self._options = b"" if scale is None else bytes((3, 3, scale, 1))
         self._window = chance.choice((1000, 65535))
+        self.window_bytes = self._window << (scale or 0)
 
     def segments(self) -> list[Packet]:
         chance, first = self._chance, self._chance.random() < 0.5
@@ -114,3 +115,30 @@ def test_a_liar_who_guesses_numbers_changes_nothing(seed: int) -> None:
                 if told.tcp_flags != SYN or told.source == SERVER or not alone.waits_for_syn():
                     attacked.hears(told, now)
             assert attacked.left() == alone.left()
+
+
+def near_lie(chance: random.Random, said: dict[bytes, Packet], window_bytes: int) -> Packet:
+    """Data of either end that its receiver may take, or that begins some windows from there."""
+    source = chance.choice((CLIENT, SERVER))
+    own, other = said[source], said[SERVER if source == CLIENT else CLIENT]
+    sequence = own.sequence + chance.randrange(-window_bytes, 4 * window_bytes)
+    ack = other.sequence + other.payload_bytes - chance.choice((0, 1, 100))
+    data_bytes = chance.choice((0, 1, 1400))
+    return segment(source == SERVER, ACK | PSH, sequence, ack, 1000, b"", data_bytes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_liar_whose_numbers_are_near_has_no_segment_of_the_ends_refused(seed: int) -> None:
+    """Data that a receiver may take moves the windows; it must not move them away from the ends."""
+    chance = random.Random(20261129 + seed)
+    for _ in range(CONVERSATIONS):
+        follower, conversation = Follower(), Conversation(chance)
+        window_bytes = conversation.window_bytes
+        said: dict[bytes, Packet] = {}
+        for number, packet in enumerate(conversation.segments()):
+            now = number / 100
+            assert follower.hears(packet, now) is not CtState.INVALID
+            said[packet.source] = packet
+            if number > 1 and not packet.tcp_flags & FIN:
+                for _ in range(chance.randrange(4)):
+                    follower.hears(near_lie(chance, said, window_bytes), now)
