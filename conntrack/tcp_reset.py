@@ -2,7 +2,8 @@
 
 Only one with the exact number the receiver waits for, in every synchronised state. Inside the
 window but inexact it passes without a change, so that the receiver may answer with a challenge ACK;
-outside it is INVALID. A reset that the next router will discard (hop limit 1) changes nothing.
+outside it is INVALID. One that follows data which nobody has acknowledged is believed if nobody
+says anything more. A reset that the next router will discard (hop limit 1) changes nothing.
 """
 
 from typing import Final
@@ -17,6 +18,7 @@ from conntrack.tcp_window import ACKED, MODULUS_MASK, Window, after
 
 _ACK: Final = 0x10
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
+_ESTABLISHED: Final = int(TcpState.ESTABLISHED)
 
 
 def reset(
@@ -45,7 +47,14 @@ def reset(
         return passes("the flow is over")
     if sequence not in (expected, sender.end):
         return passes("inexact reset: its receiver will challenge it")
-    return _closed(entry, profile)
+    if sequence == expected or entry.state != _ESTABLISHED:
+        return _closed(entry, profile)
+    # It follows data that nobody has acknowledged. If both are genuine the flow is over; if both
+    # were forged its receiver challenges it, and whatever an end says makes it live on.
+    timeout_s = profile.timeouts.tcp[TcpState.CLOSE]
+    windows, memory = entry.windows, entry.memory
+    update = Update(_ESTABLISHED, timeout_s, False, False, windows, memory, False)
+    return passes("reset behind data that is not acknowledged", update)
 
 
 def _reset_half_open(
@@ -66,8 +75,6 @@ def _reset_half_open(
     if memory is not None and len(memory) == CHALLENGE_PLACES and memory[0] == packet.sequence:
         # Ends the server's older flow; the SYN will be repeated and belongs to this entry.
         return passes("answers a challenge ACK")
-    if packet.tcp_flags & _ACK and packet.acknowledgment:
-        return invalid("reset acknowledges data that was not sent")
     # From the SYN's own number to behind its data: a client that gives up.
     span = (sender.end - sender.initial + 1) & MODULUS_MASK
     if (packet.sequence - sender.initial + 1) & MODULUS_MASK > span:
