@@ -1,6 +1,7 @@
 """`bartizan run`, `cleanup` and `config`: the daemon's own commands."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def run(path: Path | None, settings: tuple[str, ...], renew: bool) -> None:
     workers stay, and the next start takes them over. SIGUSR2 upgrades in place: the program as it
     is now takes the place of agent and workers, while packets wait in their queues.
     """
+    # Until the daemon listens to them they wait; before, one would end it during its imports.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR2})
     from firewall.agent.main import run as run_agent
 
     sys.exit(run_agent(path, _overrides(settings), renew=renew))

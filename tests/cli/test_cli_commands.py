@@ -1,6 +1,7 @@
 """How the command behaves before it reaches any agent."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from firewall.agent import main as agent_main
 from firewall.cli import _COMMANDS, main
 from firewall.cli.exits import ExitCode
 from policytest.authority import Authority
@@ -157,3 +159,20 @@ def test_the_command_imports_nothing_heavy_before_it_must() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_signals_wait_while_the_daemon_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload right after the start would end it; it is heard once there is somebody to hear."""
+    blocked: list[int] = []
+
+    def start(*_: object, **__: object) -> int:
+        blocked.extend(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return 0
+
+    monkeypatch.setattr(agent_main, "run", start)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        assert CliRunner().invoke(main, ["run"]).exit_code == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert {signal.SIGHUP, signal.SIGUSR2} <= {*blocked}
