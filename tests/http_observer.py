@@ -83,15 +83,20 @@ class Observer:
         digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
         proof = base64.b64encode(digest)
         said = said.replace(ACCEPT, proof)
-        lines = [line.strip() for line in said.partition(b"\r\n\r\n")[0].lower().split(b"\r\n")]
-        options = b",".join(
-            line.partition(b":")[2] for line in lines if line.startswith(b"connection:")
-        )
-        willing = b"upgrade: websocket" in lines and b"upgrade" in {
-            option.strip() for option in options.split(b",")
-        }
-        proven = b"Sec-WebSocket-Accept: " + proof + b"\r\n" in said
-        if _websocket(seen) and lines[0].startswith(b"http/1.1 101 ") and willing and proven:
+        status, *lines = said.partition(b"\r\n\r\n")[0].split(b"\r\n")
+        fields = [line.partition(b":") for line in lines]
+
+        def values(name: bytes) -> list[bytes]:
+            return [value.strip() for key, _, value in fields if key.lower() == name]
+
+        options = b",".join(values(b"connection")).lower().split(b",")
+        if (
+            _websocket(seen)
+            and status.startswith(b"HTTP/1.1 101 ")
+            and b"websocket" in b",".join(values(b"upgrade")).lower()
+            and b"upgrade" in {option.strip() for option in options}
+            and proof in values(b"sec-websocket-accept")
+        ):
             self.switched_at = len(self.raw)
         return said
 

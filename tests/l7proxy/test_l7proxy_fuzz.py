@@ -144,3 +144,21 @@ def test_the_reader_is_content_with_whole_answers():
 )
 def test_the_reader_of_answers_sees_what_it_is_there_for(frames, why):
     assert why in " ".join(stream_faults(SETTINGS + frames))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "switches"),
+    [
+        (b"Sec-WebSocket-Accept: {accept}", True),
+        (b"Sec-WebSocket-ACcept:{accept}", True),
+        (b"sec-websocket-accept: \t{accept} ", True),
+        (b"Sec-WebSocket-Accept: x{accept}", False),
+        (b"X-Accept: {accept}", False),
+    ],
+)
+def test_a_server_switches_however_its_101_is_spelled(spelling, switches):
+    handshake = WEBSOCKET.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Key: k\r\n\r\n")
+    server = Observer(bytearray(handshake))
+    head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+    server.answer(server.complete()[0], head + spelling + b"\r\n\r\n")
+    assert (server.switched_at is not None) is switches
