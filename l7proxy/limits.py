@@ -162,7 +162,7 @@ class Limits:
     merge_slashes: bool = True
     """Runs of `/` in a path become one (Envoy merge_slashes). False, for object stores whose names
     hold empty segments: they are kept, but for those at the begin, and refused beside dot segments,
-    of which servers that merge remove other ones."""
+    of which servers that merge remove other ones. A rule like `/[a-z]*/x` then means `//x` too."""
     escaped_slashes: str = "reject"
     """`%2F` and `%5C` in a path: "reject" (Envoy REJECT_REQUEST), "unescape": they are slashes for
     rules and for the server (UNESCAPE_AND_FORWARD), or "keep": sent and matched as they are, for

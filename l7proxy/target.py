@@ -15,8 +15,8 @@ Rules, in order (RFC 3986 6.2.2 unless noted):
   4. escaped unreserved characters are unescaped, the other escapes get upper case digits;
   5. runs of `/` become one (as nginx merge_slashes and Envoy merge_slashes; a setting);
   6. dot segments are removed, never above the root, or refused (a setting).
-The result is a fixed point: normalising it again changes nothing. No setting lets two readings
-through: where one keeps bytes that servers treat in two ways, dot segments beside them are refused.
+The result is a fixed point: normalising it again changes nothing. Where a setting keeps bytes that
+servers treat in two ways, dot segments beside them are refused.
 
 Not done: decoding of other escapes, case folding, Unicode normalisation. Source: RFC 3986, RFC 9112
 3.2, Envoy path_utility, CVE-2026-73551, CVE-2021-32779.
