@@ -10,6 +10,7 @@ import pytest
 from evidence import alive, passes, workers
 from traffic import eventually
 
+from firewall.agent.daemon import UPKEEP_S
 from lab.daemon import READY_S, command
 
 
@@ -58,6 +59,23 @@ def test_rules_that_somebody_flushed_come_back(two):
         return "-A PREROUTING -j BARTIZAN-PREROUTING" in saved
 
     eventually(restored, "our jump is back")
+
+
+def test_a_flush_of_the_whole_ruleset_is_noticed_at_once(two):
+    """`nft flush ruleset`: what nftables.service begins with when it is restarted."""
+    jump = "-A PREROUTING -j BARTIZAN-PREROUTING"
+
+    def restored():
+        programs = ("iptables-save", "ip6tables-save")
+        saved = [two.node.run([program, "-t", "mangle"]).stdout for program in programs]
+        tables = two.node.run(["nft", "list", "tables"]).stdout
+        return all(jump in text for text in saved) and "table ip bartizan" in tables
+
+    eventually(restored, "the rules are there")
+    for _ in range(2):  # the second comes when the next look is as far away as it can be
+        two.node.run(["nft", "flush", "ruleset"], check=True)
+        eventually(restored, "our rules are back", within_s=UPKEEP_S / 2)
+    passes(two)
 
 
 def test_the_api_socket_is_for_its_group_and_the_state_for_root(two):

@@ -43,6 +43,7 @@ from firewall.agent.orphans import end_orphans
 from firewall.agent.proxyadmin import ProxyAdmin
 from firewall.agent.publisher import Publisher
 from firewall.agent.resolving import Resolving
+from firewall.agent.rules import RuleMonitor
 from firewall.agent.statefile import StateError
 from firewall.agent.status import Status
 from firewall.agent.succession import Plan
@@ -80,6 +81,9 @@ yet: the default of these is to end it."""
 
 RETRY_S = 1.0
 """Pause after links and addresses could not be listed."""
+
+REPAIR_PAUSE_S = 1.0
+"""Between two looks at the rules because somebody deletes some: we do not race with others."""
 
 SETTLE_S = 0.1
 """Links come in bursts; this long after the first message they are looked at once."""
@@ -123,6 +127,8 @@ class Daemon:
         self._stopped_at = 0.0
         self._reload = asyncio.Event()
         self._links_changed = asyncio.Event()
+        self._rules_deleted = asyncio.Event()
+        self._checking = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._dumps: set[asyncio.Task[None]] = set()
         self._undo = self._stays = False
@@ -158,6 +164,7 @@ class Daemon:
             await self._restore(store)
             monitor = AddressMonitor()
             stack.callback(monitor.close)
+            self._watch_rules(stack)
             api = Api(self._engine, self._collector, self._status, lambda: self._loaded)
             admin = ProxyAdmin(self._engine, self._supervisor)
             stack.push_async_callback(admin.stop)
@@ -246,7 +253,7 @@ class Daemon:
             log.info("earlier workers ended", extra=fields(pids=",".join(map(str, ended))))
         for work in (self._bypass.run(), self._collector.run(), self._resolving.run(),
                      self._following.run(), self._neighbours.run(self._engine.publish),
-                     self._keep_links(), self._keep_up()):  # fmt: skip
+                     self._keep_links(), self._keep_rules(), self._keep_up()):  # fmt: skip
             self._do(work)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
@@ -422,7 +429,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(UPKEEP_S)
-            await self._check_rules()
+            async with self._checking:
+                await self._check_rules()
             registry, problems = self._engine.registry, self._engine.problems
             try:
                 await self._engine.keep_identities()
@@ -433,6 +441,32 @@ class Daemon:
             except (KvStoreError, IdentityError) as error:
                 problems["kvstore"] = str(error)
             standing.tell_systemd(f"STATUS={self._status.summary()}")
+
+    def _watch_rules(self, stack: contextlib.AsyncExitStack) -> None:
+        """Hear at once when somebody deletes rules; without it they are looked at now and then."""
+        try:
+            monitor = RuleMonitor()
+        except OSError as error:
+            log.info("no events of nftables", extra=fields(error=error))
+            return
+        stack.callback(monitor.close)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(monitor.fileno(), self._on_rules, monitor)
+        stack.callback(loop.remove_reader, monitor.fileno())
+
+    def _on_rules(self, monitor: RuleMonitor) -> None:
+        if monitor.drain():
+            self._rules_deleted.set()
+
+    async def _keep_rules(self) -> None:
+        """Look at the rules when somebody has deleted some; we do so, too."""
+        while True:
+            await self._rules_deleted.wait()
+            await asyncio.sleep(SETTLE_S)
+            self._rules_deleted.clear()
+            async with self._checking:
+                await self._check_rules()
+            await asyncio.sleep(REPAIR_PAUSE_S)
 
     async def _check_rules(self) -> None:
         """Put the rules back if somebody took them away."""
