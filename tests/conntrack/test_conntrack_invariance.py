@@ -8,7 +8,7 @@ taken for "none", shows here.
 import struct
 from typing import Any, NamedTuple
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from conntrack.packet import parse
@@ -94,6 +94,9 @@ def play(
         acknowledgment = (expected[other] + step.acknowledgment) % MODULUS
         if not step.flags & ACK:
             acknowledgment = 0
+        if step.flags & RST:
+            # Some stacks set ACK in a reset and acknowledge nothing: a zero there is no number.
+            assume(acknowledgment or not step.flags & ACK)
         packet = parse(segment(version, step, sequence, acknowledgment))
         tracked = tracker.track(packet, now)
         tracker.confirm(tracked, now)
@@ -108,7 +111,7 @@ def play(
     return said
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TALKS, NUMBERS, NUMBERS)
 def test_strict_does_not_see_where_numbers_begin(
     talk: list[Step], client: int, server: int
@@ -117,7 +120,7 @@ def test_strict_does_not_see_where_numbers_begin(
     assert play(talk, (client, server), STRICT) == play(talk, (10_000_000, 20_000_000), STRICT)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TALKS, NUMBERS, NUMBERS, st.sampled_from((STRICT, LINUX)))
 def test_tcp_is_the_same_over_both_families(
     talk: list[Step], client: int, server: int, profile: Profile
@@ -127,7 +130,7 @@ def test_tcp_is_the_same_over_both_families(
     assert play(talk, numbers, profile, version=6) == play(talk, numbers, profile)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TALKS, st.sampled_from((STRICT, LINUX)))
 def test_the_clock_may_begin_anywhere(talk: list[Step], profile: Profile) -> None:
     """Only differences of time count."""
