@@ -49,8 +49,7 @@ class RuleMonitor:
             except BlockingIOError:
                 return deleted
             except OSError:  # ENOBUFS: some were lost
-                deleted = True
-                continue
+                return True
             deleted = deleted or deletes(data)
 
     def close(self) -> None:
