@@ -48,8 +48,8 @@ class Lookout:
         """Begin a look at once; yield until it has ended, or nothing is carried any more."""
         if self._offloaded:
             awaited = self._ended_count + (1 if self._dump is None else 2)
-            self._offloaded.next_dump_at = 0.0
             while self._ended_count < awaited and self._offloaded:
+                self._offloaded.next_dump_at = 0.0  # again: the end of one that was under way
                 yield
 
     def _begin(self, now: float) -> None:
