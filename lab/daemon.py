@@ -282,6 +282,21 @@ class Bartizan:
         """Run the `bartizan` command against this agent, in the node."""
         return self._machine.run([*command(), *argv], timeout_s, env=self.environment)
 
+    def told(self, *argv: str | Path) -> Any:
+        """What the command answers with `-o json`.
+
+        Raises:
+            LabError: it failed; the text says how.
+        """
+        done = self.cli(*argv, "-o", "json")
+        try:
+            return json.loads(done.stdout)
+        except ValueError as error:
+            words = " ".join(map(str, argv))
+            raise LabError(
+                f"bartizan {words}: exit {done.returncode}: {done.stderr or done.stdout}"
+            ) from error
+
     @property
     def environment(self) -> dict[str, str]:
         """What a shell needs for `bartizan` to find this agent."""

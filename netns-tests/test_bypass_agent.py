@@ -4,7 +4,6 @@ Evidence is what arrived at the receiving host, and when; the connmarks of the k
 `conntrack list` says.
 """
 
-import json
 import os
 import re
 import selectors
@@ -168,10 +167,8 @@ def test_conntrack_list_shows_what_the_kernel_has_carried(three):
         for _ in range(20):
             assert exchange(client, connection, b"x" * 50_000)
         eventually(lambda: offloaded(three), "the kernel carries it")
-        listed = three.firewall.cli("conntrack", "list", "-o", "json")
-        (row,) = (
-            row for row in json.loads(listed.stdout) if row["destination"] == f"{b.address4}:80"
-        )
+        rows = three.firewall.told("conntrack", "list")
+        (row,) = (row for row in rows if row["destination"] == f"{b.address4}:80")
         assert "OFFLOAD" in row["flags"]
         assert min(row["bytes"]) > 20 * 50_000
         assert "OFFLOAD" in three.firewall.cli("conntrack", "list").stdout
@@ -192,12 +189,8 @@ def test_flush_ends_the_chosen_flows_and_no_others(three):
             assert exchange(first, one, token())
             assert exchange(second, two, token())
         eventually(lambda: len(offloaded(three)) == 2, "the kernel carries both")
-        assert json.loads(
-            firewall.cli("conntrack", "flush", "--from", "c", "-o", "json").stdout
-        ) == {
-            "flows": 0,
-            "kernel": 0,
-        }
+        nobody = firewall.told("conntrack", "flush", "--from", "c")
+        assert nobody == {"flows": 0, "kernel": 0}
         end = f"{a.address4}:{first.getsockname()[1]}"
         said = firewall.cli("conntrack", "flush", "--from", end, "--to", "b").stdout
         assert said == "1 flows forgotten, 1 of them by the kernel too\n"
@@ -214,11 +207,9 @@ def test_flush_ends_the_chosen_flows_and_no_others(three):
         assert exchange(second, two, token())
         with a.connect(b.address4, 80) as third:
             assert exchange(third, server.accept(), token())
-        assert json.loads(firewall.cli("conntrack", "flush", "--all", "-o", "json").stdout)[
-            "kernel"
-        ]
+        assert firewall.told("conntrack", "flush", "--all")["kernel"]
         assert offloaded(three) == []
-        assert json.loads(firewall.cli("conntrack", "list", "-o", "json").stdout) == []
+        assert firewall.told("conntrack", "list") == []
     refused = firewall.cli("conntrack", "flush", "--from", "nobody")
     assert (refused.returncode, refused.stderr) == (1, "Error: no endpoint 'nobody'\n")
     assert firewall.cli("conntrack", "flush").returncode == 2

@@ -1,6 +1,5 @@
 """What an operator sees of the datapath: counters of every worker, and the packets themselves."""
 
-import json
 import os
 import re
 import signal
@@ -111,8 +110,7 @@ def test_several_workers_are_one_firewall(crowd):
                 assert exchange(client, accepted, token())
 
         def carried():
-            listed = firewall.cli("conntrack", "list", "--to", "b", "-o", "json")
-            rows = json.loads(listed.stdout)
+            rows = firewall.told("conntrack", "list", "--to", "b")
             return rows if all("OFFLOAD" in row["flags"] for row in rows) else None
 
         rows = eventually(carried, "the kernel carries all of them")
@@ -137,7 +135,7 @@ def test_several_workers_are_one_firewall(crowd):
         for _, accepted in pairs:
             with pytest.raises(TimeoutError):
                 accepted.recv(4)
-        flushed = json.loads(firewall.cli("conntrack", "flush", "--to", "b", "-o", "json").stdout)
+        flushed = firewall.told("conntrack", "flush", "--to", "b")
         assert flushed["flows"] == len(pairs)
         for client, _ in pairs:
             client.close()

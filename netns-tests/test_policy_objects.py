@@ -58,7 +58,7 @@ def test_selectors_show_whom_rules_mean_now(pair):
     """SELECTOR LABELS USERS IDENTITIES, as Cilium's agent prints them."""
     done = pair.firewall.cli("policy", "selectors")
     assert done.stdout.split("\n", 1)[0].split() == ["SELECTOR", "LABELS", "USERS", "IDENTITIES"]
-    rows = json.loads(pair.firewall.cli("policy", "selectors", "-o", "json").stdout)
+    rows = pair.firewall.told("policy", "selectors")
     named = next(row for row in rows if "app=a" in row["selector"])
     assert named["users"] == 2
     [identity] = named["identities"]
