@@ -3,7 +3,8 @@
 A variant of the loop is stopped, a queueful of datagrams of one known flow gathers, and it is let
 go: it has nothing to wait for, reads as many per turn as it may, and its processor time divided by
 the packets is what a packet costs. The sender takes no part in it. What the kernel does for its
-system calls is in it: the queue's copy, the rest of the packet's way, the delivery to the receiver.
+system calls is in it: the queue's copy, the rest of the packet's way, the delivery to the receiver,
+which waits for each packet on another processor and has to be woken, once or per packet.
 
 The variants take turns in one lab, each alone on a processor, and the median of the rounds counts:
 a machine that is now fast and now slow is so for all of them.
@@ -85,7 +86,7 @@ def _figures(rate: dict[Setup, float], build: str) -> list[Figure]:
 
 def _drains(variant: Variant, source: Host, target: Host) -> list[float]:
     """Return processor seconds per packet of some queuefuls."""
-    with known_flow(source, target) as datagram:
+    with known_flow(source, target, is_read=True) as datagram:
         return [_drain(variant, source, datagram) for _ in range(DRAINS + 1)][1:]
 
 

@@ -6,12 +6,14 @@ keeps up with, so that the time is that of the verdict and not of a backlog.
 """
 
 import json
+import multiprocessing
+import os
 import socket
 import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -122,11 +124,12 @@ def _offer(lab: Lab, variant: Variant, count: int, *, fresh: bool) -> float:
 
 
 @contextmanager
-def known_flow(source: Host, target: Host) -> Iterator[bytes]:
+def known_flow(source: Host, target: Host, *, is_read: bool = False) -> Iterator[bytes]:
     """Exchange a datagram each way; yield one more of that flow.
 
-    Its receiver stays, and reads nothing: to answer that a port is closed would cost the worker
-    more than what it is measured by, since that happens on its processor time.
+    Its receiver stays: to answer that a port is closed would cost the worker more than what it is
+    measured by, since that happens on its processor time. If it `is_read`, a process on the last
+    processor waits for what comes, as receivers do, and has to be woken.
     """
     with source.datagram(SOURCE_PORT) as here, target.datagram(TARGET_PORT) as there:
         here.settimeout(10)
@@ -135,7 +138,27 @@ def known_flow(source: Host, target: Host) -> Iterator[bytes]:
         _, sender = there.recvfrom(16)
         there.sendto(b"!", sender)
         here.recvfrom(16)
-        yield _datagram(source.address4, target.address4, SOURCE_PORT)
+        with _reader(there) if is_read else nullcontext():
+            yield _datagram(source.address4, target.address4, SOURCE_PORT)
+
+
+@contextmanager
+def _reader(receiver: socket.socket) -> Iterator[None]:
+    """Have a process read a socket meanwhile."""
+    receiver.settimeout(None)
+    process = multiprocessing.get_context("fork").Process(target=_read, args=(receiver,))
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _read(receiver: socket.socket) -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    while True:
+        receiver.recv(65_535)
 
 
 def _send(source: Host, target: Host, count: int, known: bytes | None) -> None:
