@@ -139,14 +139,26 @@ def tuples_in(message: bytes) -> tuple[FlowTuple, FlowTuple] | None:
 
 
 def _tuple(data: bytes) -> FlowTuple | None:
+    parts = _parts(data)
+    if parts is None:
+        return None
+    source, destination, protocol = parts
+    ports = (_number(protocol.get(_SOURCE_PORT + end, b"")) for end in (0, 1))
+    return FlowTuple(source, destination, _number(protocol[_NUMBER]), *ports)
+
+
+def _parts(data: bytes) -> tuple[bytes, bytes, dict[int, bytes]] | None:
+    """Split a tuple: source, destination, what its protocol tells; None if that is not all there.
+
+    Source before destination in both families: types 1 and 2, or 3 and 4.
+    """
     nested = _attributes(data)
     addresses = _attributes(nested.get(_TUPLE_IP, b""))
     protocol = _attributes(nested.get(_TUPLE_PROTOCOL, b""))
     if len(addresses) != 2 or _NUMBER not in protocol:
         return None
-    ports = (_number(protocol.get(_SOURCE_PORT + end, b"")) for end in (0, 1))
     source, destination = (addresses[kind] for kind in sorted(addresses))
-    return FlowTuple(source, destination, _number(protocol[_NUMBER]), *ports)
+    return source, destination, protocol
 
 
 class _End(NamedTuple):
@@ -164,18 +176,16 @@ class _End(NamedTuple):
 
 def _end(data: bytes) -> _End | None:
     """Read the source half of a tuple; None if there is none that we can track."""
-    nested = _attributes(data)
-    addresses = _attributes(nested.get(_TUPLE_IP, b""))
-    protocol = _attributes(nested.get(_TUPLE_PROTOCOL, b""))
-    if len(addresses) != 2 or _NUMBER not in protocol:
+    parts = _parts(data)
+    if parts is None:
         return None
+    source, _, protocol = parts
     number = _number(protocol[_NUMBER])
     port, kind = _number(protocol.get(_SOURCE_PORT, b"")), 0
     if number in (ICMP, ICMPV6):
         names = (_ICMP_ID, _ICMP_TYPE) if number == ICMP else (_ICMPV6_ID, _ICMPV6_TYPE)
         port, kind = (_number(protocol.get(name, b"")) for name in names)
-    # Source before destination in both families: types 1 and 2, or 3 and 4.
-    return _End(addresses[min(addresses)], number, port, kind)
+    return _End(source, number, port, kind)
 
 
 def _counters(found: dict[int, bytes], which: int) -> tuple[int, int] | None:
