@@ -6,9 +6,9 @@ leave the firewall open until the next look at the rules. iptables-legacy has no
 
 import socket
 
-from firewall.datapath.netlink import HEADER, NETFILTER
+from firewall.datapath import netlink
+from firewall.datapath.netlink import NETFILTER, SOL_NETLINK
 
-_SOL_NETLINK = 270  # linux/socket.h
 _ADD_MEMBERSHIP = 1  # NETLINK_ADD_MEMBERSHIP, linux/netlink.h
 _GROUP = 7  # NFNLGRP_NFTABLES, linux/netfilter/nfnetlink.h
 _DELETIONS = frozenset(10 << 8 | kind for kind in (2, 5, 8))
@@ -31,7 +31,7 @@ class RuleMonitor:
         )
         try:
             self._socket.bind((0, 0))  # a socket without a number of its own hears nothing
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+            self._socket.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
         except OSError:
             self._socket.close()
             raise
@@ -59,10 +59,4 @@ class RuleMonitor:
 
 def deletes(data: bytes) -> bool:
     """Return whether one of the messages says that a table, chain or rule is gone. Pure."""
-    at = 0
-    while at + HEADER.size <= len(data):
-        length, kind, _, _, _ = HEADER.unpack_from(data, at)
-        if kind in _DELETIONS:
-            return True
-        at += max(length + 3 & ~3, HEADER.size)
-    return False
+    return any(kind in _DELETIONS for kind, _, _ in netlink.messages(data))

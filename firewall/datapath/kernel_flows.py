@@ -83,9 +83,7 @@ class Dump:
             OSError: the kernel refuses the dump.
         """
         data = self._socket.recv(RECEIVE_BYTES)
-        at = 0
-        while at + HEADER.size <= len(data):
-            length, kind, _, _, _ = HEADER.unpack_from(data, at)
+        for kind, at, end in netlink.messages(data):
             if kind == _DONE:
                 self.ended = True
                 return
@@ -93,8 +91,7 @@ class Dump:
                 raise OSError(-error_code(data, at), "ctnetlink refuses the dump")
             if kind == NEW:
                 start = at + HEADER.size
-                yield data[start], data[start + FAMILY_HEADER_BYTES : at + length]
-            at += length + 3 & ~3
+                yield data[start], data[start + FAMILY_HEADER_BYTES : end]
 
     def flows(self) -> Iterator[KernelFlow]:
         """Wait for the next piece; yield the flows in it that we can track."""

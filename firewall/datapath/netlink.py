@@ -1,6 +1,7 @@
 """Netlink messages to netfilter, as bytes (linux/netlink.h, linux/netfilter/nfnetlink.h). Pure."""
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 HEADER: Final = struct.Struct("=IHHII")
@@ -11,6 +12,9 @@ ATTRIBUTE: Final = struct.Struct("=HH")
 
 NESTED: Final = 0x8000
 """Flag of an attribute that holds attributes (NLA_F_NESTED)."""
+
+SOL_NETLINK: Final = 270
+"""The level of netlink's socket options (linux/socket.h)."""
 
 NETFILTER: Final = 12
 """The protocol of sockets to netfilter (NETLINK_NETFILTER)."""
@@ -30,6 +34,17 @@ _CODE: Final = struct.Struct("=i")  # struct nlmsgerr
 def message(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
     """Return a message; `body` begins with a struct nfgenmsg."""
     return HEADER.pack(HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield type, begin and end of each message; one that states less than a header ends them."""
+    at = 0
+    while at + HEADER.size <= len(data):
+        length, kind, _, _, _ = HEADER.unpack_from(data, at)
+        if length < HEADER.size:
+            return
+        yield kind, at, at + length
+        at += length + 3 & ~3
 
 
 def error_code(data: bytes, at: int = 0) -> int:

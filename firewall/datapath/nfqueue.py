@@ -35,7 +35,7 @@ from pathlib import Path
 
 import netfilterqueue
 
-from firewall.datapath.netlink import error_code
+from firewall.datapath.netlink import SOL_NETLINK, error_code
 from firewall.datapath.queued import (
     FLAG_GSO,
     METADATA_BYTES,
@@ -61,7 +61,6 @@ DEFAULT_BUFFER_BYTES = 16 * 1024 * 1024
 ACCEPTS_PER_BATCH = 32
 """Accepts that one message carries at most: the first waits less than half a millisecond for it."""
 
-_SOL_NETLINK = 270  # linux/socket.h
 _NETLINK_NO_ENOBUFS = 5  # linux/netlink.h
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _ANSWER_BYTES = 65536
@@ -302,5 +301,5 @@ def _widen(connection: socket.socket, wanted_bytes: int) -> int:
     except PermissionError:  # CAP_NET_ADMIN of a user namespace does not reach beyond rmem_max
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted_bytes)
     # Without it a full buffer makes recv fail with ENOBUFS once more per loss.
-    connection.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+    connection.setsockopt(SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
     return connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 from firewall.datapath import netlink
-from firewall.datapath.netlink import ACK, ERROR, HEADER, NESTED, NETFILTER, REQUEST, error_code
+from firewall.datapath.netlink import ACK, ERROR, NESTED, NETFILTER, REQUEST, error_code
 from firewall.datapath.ruleset import RulesetConfig
 from firewall.datapath.sets import Family
 from firewall.datapath.translated import ASKING, BASE_CHAIN, TABLE
@@ -112,11 +112,8 @@ def _change(changes: list[tuple[int, int, Family, bytes]]) -> None:
 
 def _codes(data: bytes) -> Iterator[int]:
     """Yield the error number of each answer, 0 where there is no error."""
-    at = 0
-    while at + HEADER.size <= len(data):
-        length, kind, _, _, _ = HEADER.unpack_from(data, at)
+    for kind, at, _ in netlink.messages(data):
         yield -error_code(data, at) if kind == ERROR else 0
-        at += length + 3 & ~3
 
 
 def _connection() -> socket.socket:
