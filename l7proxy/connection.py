@@ -60,6 +60,7 @@ from l7proxy.serverside import (
     UpstreamConnection,
     reset_on_close,
 )
+from l7proxy.shares import Shares
 from l7proxy.tunnel import Tunnel
 from l7proxy.wire import Wire
 
@@ -75,6 +76,8 @@ class Host(Protocol):
     certificates: Certificates
     poller: Poller
     mark: int
+    upstreams: Shares
+    handshakes: Shares
 
     def admit(self, connection: "ClientConnection") -> Judge | None:
         """Take a new connection; None: it must be reset."""
@@ -82,14 +85,6 @@ class Host(Protocol):
 
     def forget(self, connection: "ClientConnection") -> None:
         """Let go of a connection that has ended."""
-        ...
-
-    def admit_upstream(self, ends: Ends) -> bool:
-        """Count one more connection to a server; False: there are too many."""
-        ...
-
-    def forget_upstream(self, ends: Ends) -> None:
-        """Count one less."""
         ...
 
     def new_request_id(self) -> str:
@@ -370,7 +365,7 @@ class ClientConnection(asyncio.Protocol):
         greeting, transport, now = self._greeting, self._transport, time.monotonic()
         assert greeting is not None
         assert isinstance(transport, Wire)
-        if not self._host.metrics.handshake_begun(self.ends.source, self._host.limits):
+        if not self._host.handshakes.take(self.ends.source):
             self.perform(greeting.failed(refusals.TLS_OVERFLOW, now))
             return
         self._shaking_hands = True
@@ -399,7 +394,8 @@ class ClientConnection(asyncio.Protocol):
     def _shaken(self, *, done: bool) -> None:
         if self._shaking_hands:
             self._shaking_hands = False
-            self._host.metrics.handshake_ended(self.ends.source, done=done)
+            self._host.handshakes.give_back(self.ends.source)
+            self._host.metrics.add("ssl_handshake" if done else "ssl_connection_error")
 
     def _serve(self, hello: ClientHello | None, data: bytes, protocol: str) -> None:
         """Begin to serve; `data` came first."""
@@ -450,7 +446,7 @@ class ClientConnection(asyncio.Protocol):
     def _open_upstream(self, command: OpenUpstream) -> None:
         link, http2 = command.link, command.http2
         connection = UpstreamConnection(self, link)
-        if not self._host.admit_upstream(self.ends):
+        if not self._host.upstreams.take(self.ends.source):
             self.upstream_failed(connection, ConnectFailure.OVERFLOW, "there are too many")
             return
         self._upstreams[link] = connection
@@ -486,7 +482,7 @@ class ClientConnection(asyncio.Protocol):
         log.debug("no connection to %s: %s", self.server, reason)
         if self._upstreams.get(connection.link) is connection:
             del self._upstreams[connection.link]
-            self._host.forget_upstream(self.ends)
+            self._host.upstreams.give_back(self.ends.source)
         if failure is ConnectFailure.TLS:
             self._transport_failure = reason
             self._host.metrics.add("upstream_ssl_connection_error")
@@ -496,7 +492,7 @@ class ClientConnection(asyncio.Protocol):
     def _close_upstream(self, command: CloseUpstream) -> None:
         connection = self._upstreams.pop(command.link, None)
         if connection is not None:
-            self._host.forget_upstream(self.ends)
+            self._host.upstreams.give_back(self.ends.source)
             if connection.opened:
                 self._host.metrics.upstream_closed()
             connection.close(reset=command.reset)

@@ -6,7 +6,6 @@ question change nothing, the right answer is judged once more by the snapshot in
 back with what is to be learnt from it. The shells (`dns_datagram`, `dns_stream`) own the sockets.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from l7proxy.accesslog import Ends
 from l7proxy.dns_policy import NamePolicy, Traffic
 from l7proxy.judgement import Judgement
 from l7proxy.limits import Limits
+from l7proxy.shares import Shares
 
 SERVFAIL, NXDOMAIN, REFUSED = 2, 3, 5
 """Response codes (RFC 1035 section 4.1.1)."""
@@ -99,15 +99,14 @@ class Desk:
         self._limits = limits
         self._count = count
         self._report = report
-        self._pending_count = 0
-        self._per_source: Counter[bytes] = Counter()
+        self._asking = Shares(limits.dns_pending_count, limits.dns_pending_count_per_source)
         self._buckets: dict[bytes, _Bucket] = {}
         self._reject = NXDOMAIN if limits.dns_reject == "nameError" else REFUSED
 
     @property
     def pending_count(self) -> int:
         """Questions that wait for their answer."""
-        return self._pending_count
+        return self._asking.count
 
     def serves(self, ends: Ends, protocol: int) -> bool:
         """Say whether traffic between these ends is redirected for its dns rules."""
@@ -146,8 +145,7 @@ class Desk:
             pending.judgement = refused
             self._say_request(pending, REFUSED)
             return Begun(dns.refusal(query, REFUSED))
-        self._pending_count += 1
-        self._per_source[ends.source] += 1
+        self._asking.add(ends.source)
         self._count("dns_forwarded")
         self._say_request(pending, 0)
         return Begun(pending=pending)
@@ -168,7 +166,7 @@ class Desk:
         except dns.AnswerError:
             self._count("dns_mismatched_answers")
             return None
-        self._release(pending)
+        self._asking.give_back(pending.ends.source)
         ends, query = pending.ends, pending.query
         traffic = Traffic(ends.source, ends.destination, pending.protocol, ends.destination_port)
         pending.judgement = self._policy.judge(traffic, query.name)
@@ -187,20 +185,20 @@ class Desk:
 
     def abandon(self, pending: Pending) -> None:
         """Forget a question whose client is gone."""
-        self._release(pending)
+        self._asking.give_back(pending.ends.source)
 
     def expire(self, pending: Pending, now: float) -> None:
         """Forget a question that nobody answered; its client is not answered either, as in Cilium.
 
         Silence lets a resolver ask again, at another server.
         """
-        self._release(pending)
+        self._asking.give_back(pending.ends.source)
         self._count("dns_timeouts")
         self._fail(pending, "timeout", now)
 
     def fail(self, pending: Pending, detail: str, now: float) -> bytes:
         """Return the answer to a question that no server can be asked: SERVFAIL."""
-        self._release(pending)
+        self._asking.give_back(pending.ends.source)
         self._count("dns_upstream_failures")
         self._fail(pending, detail, now)
         return dns.refusal(pending.query, SERVFAIL, EDECode.NETWORK_ERROR)
@@ -210,21 +208,11 @@ class Desk:
         answer = dns.Answer(SERVFAIL, False, (), 0, (), ())
         self._say_response(pending, answer, now)
 
-    def _release(self, pending: Pending) -> None:
-        source = pending.ends.source
-        self._pending_count -= 1
-        self._per_source[source] -= 1
-        if self._per_source[source] <= 0:
-            del self._per_source[source]
-
     def _over_limit(self, source: bytes, now: float) -> str:
         """Return the counter of the limit that one more question would exceed, "" = none."""
-        limits = self._limits
-        if self._pending_count >= limits.dns_pending_count:
+        if not self._asking.has_room(source):
             return "dns_overflow"
-        if self._per_source[source] >= limits.dns_pending_count_per_source:
-            return "dns_overflow"
-        rate = limits.dns_rate_per_source
+        rate = self._limits.dns_rate_per_source
         bucket = self._buckets.get(source)
         if bucket is None:
             if len(self._buckets) >= _BUCKETS:

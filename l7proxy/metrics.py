@@ -14,7 +14,6 @@ from firewall.policy.verdict import DropReason, TrafficDirection, Verdict
 from l7proxy import refusals
 from l7proxy.commands import Record, RecordKind
 from l7proxy.judgement import Judgement
-from l7proxy.limits import Limits
 from l7proxy.refusals import Refusal
 
 Row = dict[str, object]
@@ -86,8 +85,6 @@ class Metrics:
         self._asked: Counter[str] = Counter()
         self.active_connection_count = 0
         self.active_upstream_count = 0
-        self.active_handshake_count = 0
-        self._handshakes: Counter[bytes] = Counter()
         self.secret_problems: list[str] = []
         self.lost_line_count = 0
         self.access_log_problem = ""
@@ -118,25 +115,6 @@ class Metrics:
         self._asked.clear()
         self._request_times = Histogram()
         self._connection_times = Histogram()
-
-    def handshake_begun(self, source: bytes, limits: Limits) -> bool:
-        """Count a TLS handshake with a client; False: too many are under way already."""
-        if (
-            self.active_handshake_count >= limits.tls_handshake_count
-            or self._handshakes[source] >= limits.tls_handshake_count_per_source
-        ):
-            return False
-        self.active_handshake_count += 1
-        self._handshakes[source] += 1
-        return True
-
-    def handshake_ended(self, source: bytes, *, done: bool) -> None:
-        """Count its end; `done`: TLS stands."""
-        self.active_handshake_count -= 1
-        self._handshakes[source] -= 1
-        if not self._handshakes[source]:
-            del self._handshakes[source]
-        self.add("ssl_handshake" if done else "ssl_connection_error")
 
     def upstream_opened(self) -> None:
         """Count a connection to a server."""

@@ -26,7 +26,6 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -75,6 +74,7 @@ from l7proxy.policy import ConnectionJudge
 from l7proxy.poller import Door, Poller
 from l7proxy.renewal import Renewal
 from l7proxy.secrets import SecretFiles
+from l7proxy.shares import Shares
 from l7proxy.wire import Wire
 
 SWEEP_S = 0.25
@@ -130,9 +130,12 @@ class Worker:
         )
         self._policy = Policy(secrets)
         self._connections: set[ClientConnection | DnsStream] = set()
-        self._per_source: Counter[bytes] = Counter()
-        self._upstream_count = 0
-        self._upstreams_per_source: Counter[bytes] = Counter()
+        bounds = limits.connection_count, limits.connection_count_per_source
+        self._clients = Shares(*bounds)
+        # A client of HTTP/2 may ask for a connection to a server with each stream: with the bounds
+        # of clients for them as well, no source takes all descriptors.
+        self.upstreams = Shares(*bounds)
+        self.handshakes = Shares(limits.tls_handshake_count, limits.tls_handshake_count_per_source)
         self._records: list[tuple[Record, Ends, int]] = []
         self._events: list[Event] = []
         self._room_count = EVENTS_PER_FLUSH
@@ -244,12 +247,10 @@ class Worker:
         """Take a new connection; None: it must be reset."""
         ends = connection.ends
         self._connections.add(connection)
-        self._per_source[ends.source] += 1
+        room = self._clients.has_room(ends.source)
+        self._clients.add(ends.source)  # until `forget`, refused or not
         self.metrics.opened()
-        if (
-            len(self._connections) > self.limits.connection_count
-            or self._per_source[ends.source] > self.limits.connection_count_per_source
-        ):
+        if not room:
             self.metrics.add("http_downstream_cx_overflow")
             return None
         if ends.destination_port == self._port and is_local(connection.server[0]):
@@ -267,33 +268,7 @@ class Worker:
         """Let go of a connection that has ended."""
         self._connections.discard(connection)
         self.metrics.closed(time.monotonic() - connection.ends.begun_at)
-        source = connection.ends.source
-        self._per_source[source] -= 1
-        if self._per_source[source] <= 0:
-            del self._per_source[source]
-
-    def admit_upstream(self, ends: Ends) -> bool:
-        """Count one more connection to a server; False: there are too many.
-
-        A client of HTTP/2 may ask for one with each stream, so they have the bounds of clients'
-        connections: with both, no source takes all descriptors.
-        """
-        limits, source = self.limits, ends.source
-        if (
-            self._upstream_count >= limits.connection_count
-            or self._upstreams_per_source[source] >= limits.connection_count_per_source
-        ):
-            return False
-        self._upstream_count += 1
-        self._upstreams_per_source[source] += 1
-        return True
-
-    def forget_upstream(self, ends: Ends) -> None:
-        """Count one less."""
-        self._upstream_count -= 1
-        self._upstreams_per_source[ends.source] -= 1
-        if not self._upstreams_per_source[ends.source]:
-            del self._upstreams_per_source[ends.source]
+        self._clients.give_back(connection.ends.source)
 
     def new_request_id(self) -> str:
         """Return an id that no other request has, in the shape of a UUID."""

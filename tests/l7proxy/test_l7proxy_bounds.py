@@ -6,8 +6,8 @@ from http_transcript import Script, snapshot
 
 from firewall.policy.snapshot import HttpRuleRow
 from l7proxy.commands import CloseClient, Count, Log, OpenUpstream, SendClient
-from l7proxy.limits import Limits
 from l7proxy.metrics import Metrics
+from l7proxy.shares import Shares
 
 RULES = (HttpRuleRow(method="POST|GET", path="/public/.*"),)
 GET = b"GET /public/abcdefgh HTTP/1.1\r\nHost: s\r\n\r\n"
@@ -196,11 +196,22 @@ def test_a_larger_window_of_a_stream_takes_more_of_a_body_at_once_at_both_ends()
     assert peers.status(1) == 200
 
 
-def test_one_clients_handshakes_do_not_keep_others_out():
-    metrics, limits = Metrics(), Limits(tls_handshake_count=4, tls_handshake_count_per_source=2)
-    assert [metrics.handshake_begun(b"a", limits) for _ in range(3)] == [True, True, False]
-    assert [metrics.handshake_begun(b"b", limits) for _ in range(2)] == [True, True]
-    assert not metrics.handshake_begun(b"c", limits)
-    metrics.handshake_ended(b"a", done=False)
-    assert not metrics.handshake_begun(b"b", limits)
-    assert metrics.handshake_begun(b"c", limits)
+def test_one_source_does_not_take_the_room_of_others():
+    shares = Shares(4, 2)
+    assert [shares.take(b"a") for _ in range(3)] == [True, True, False]
+    assert [shares.take(b"b") for _ in range(2)] == [True, True]
+    assert not shares.take(b"c")
+    shares.give_back(b"a")
+    assert not shares.take(b"b")
+    assert shares.take(b"c")
+    assert shares.count == 4
+
+
+def test_what_is_counted_without_room_is_given_back_as_well():
+    shares = Shares(1, 1)
+    for _ in range(2):
+        shares.add(b"a")
+    shares.give_back(b"a")
+    assert not shares.has_room(b"a")
+    shares.give_back(b"a")
+    assert shares.has_room(b"a")
