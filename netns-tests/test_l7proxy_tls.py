@@ -14,7 +14,7 @@ from http2_peers import H2Server
 from test_l7proxy_grpc import PEERS, RULES, SEEN
 from test_l7proxy_transparent import receive
 from tls_world import NAME, TlsWorld, inside_row, names_row
-from traffic import DEADLINE_S, FAMILIES
+from traffic import DEADLINE_S, FAMILIES, eventually
 
 from firewall.policy.snapshot import HttpRuleRow, L7Row, TlsContextRow
 from policytest.authority import Authority
@@ -305,6 +305,21 @@ def test_secret_that_is_missing_ends_connections_and_one_that_comes_serves(world
         code, out = here.curl(f"https://{NAME}/public/a")
         assert (code, out.split()[-2]) == (0, "503"), out
         assert len(server.heads) == 1
+
+
+def test_a_renewed_certificate_is_shown_without_another_snapshot(world):
+    here = world(inside_row(PUBLIC))
+    context = here.client_context()
+
+    def shown():
+        with context.wrap_socket(here.connect(), server_hostname=NAME) as client:
+            return client.getpeercert()["serialNumber"]
+
+    with here.live, here.serving(NAME):
+        before = shown()
+        assert shown() == before
+        here.private.secret(here.secrets / "web" / "inside", NAME)
+        eventually(lambda: shown() != before, "the new certificate is shown")
 
 
 def test_tls_that_only_ends_here_and_tls_that_only_begins_here(world):

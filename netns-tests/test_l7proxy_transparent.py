@@ -160,6 +160,28 @@ def test_policy_change_holds_for_the_next_request_of_an_open_connection(lab, tmp
         connection.close()
 
 
+def test_a_request_that_waits_for_its_server_is_judged_by_the_new_policy(lab, tmp_path):
+    """It has reached nobody yet; what the server gets first is the next one."""
+    world = World(lab, tmp_path)
+    deaf = ["INPUT", "-p", "tcp", "--dport", str(PORT), "-j", "DROP"]
+    with world.live, listening(world) as server, world.connect() as client:
+        world.server.run(["iptables", "-A", *deaf], check=True)
+        client.sendall(GET)
+
+        def waits():
+            return "SYN-SENT" in world.lab.node.run(["ss", "-Htan"]).stdout
+
+        eventually(waits, "the proxy dials the server")
+        asyncio.run(announce(world, 2, rules=PUBLIC[1:]))
+        assert receive(client, b"denied\r\n").startswith(b"HTTP/1.1 403 ")
+        world.server.run(["iptables", "-D", *deaf], check=True)
+        client.sendall(GET.replace(b"/public/a", b"/"))
+        connection, _, seen = serve_once(server)
+        receive(client, b"hi")
+        assert seen.startswith(b"GET / ")
+        connection.close()
+
+
 def test_connection_that_lost_its_permission_is_reset_before_the_acknowledgement(lab, tmp_path):
     world = World(lab, tmp_path)
     with world.live, listening(world) as server, world.connect() as client:
