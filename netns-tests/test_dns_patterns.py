@@ -112,8 +112,8 @@ class World:
         self.lab = make_lab(topology.assigned(plan))
         self.a, self.dns, self.world = (self.lab.host(name) for name in ("a", "dns", "world"))
         self.zone = self.lab.folder / "zone"
-        self.records = ["ns.example A 192.0.2.1"]
-        self.write()
+        self.records = []
+        self.add("ns.example A 192.0.2.1")
         questions.serve(self.dns, self.zone, self.dns.address4, self.dns.address6)
         self.world.start([sys.executable, "-m", "http.server", str(WEB), "--bind", "::"])
         eventually(lambda: "serving" in self.dns.log(), "the resolver serves")
@@ -126,7 +126,9 @@ class World:
         self.firewall = start_bartizan(self.lab, config)
         self.firewall.apply(POLICY)
 
-    def write(self) -> None:
+    def add(self, *records: str) -> None:
+        """Serve these, too."""
+        self.records += records
         self.zone.write_text("\n".join(self.records) + "\n")
 
     def serve_on_node(self) -> None:
@@ -153,9 +155,7 @@ def ask(protocol: str, machine: Machine, server: str, name: str) -> dns.message.
 
 def test_names_are_allowed_by_patterns_as_in_cilium(world):
     """What the resolver is asked for is what the rules mean, and each answer opens its address."""
-    for number, name in enumerate(ALLOWED):
-        world.records.append(f"{name} A {V4S[number]}")
-    world.write()
+    world.add(*(f"{name} A {V4S[number]}" for number, name in enumerate(ALLOWED)))
     for name in ALLOWED:
         answer = questions.udp(world.a, world.dns.address4, query(name))
         assert str(answer.question[0].name) == f"{name}."  # case kept
@@ -190,12 +190,13 @@ def test_names_are_allowed_by_patterns_as_in_cilium(world):
 def test_an_answer_longer_than_a_packet_comes_whole(world, family):
     """EDNS: 4,000 bytes in fragments, from the resolver to the proxy and on to the client."""
     count = 220 if family == V4 else 130
-    world.records += (
-        f"many.two.example {'A' if family == V4 else 'AAAA'} "
-        + (f"198.51.100.{n}" if family == V4 else f"2001:db8:1::{n:x}")
-        for n in range(count)
+    world.add(
+        *(
+            f"many.two.example {'A' if family == V4 else 'AAAA'} "
+            + (f"198.51.100.{n}" if family == V4 else f"2001:db8:1::{n:x}")
+            for n in range(count)
+        )
     )
-    world.write()
     kind = "A" if family == V4 else "AAAA"
     asked = query("many.two.example", kind, use_edns=0, payload=4096)
     answer = questions.udp(world.a, world.dns.address(family), asked)
@@ -220,8 +221,7 @@ def test_a_question_cut_into_bytes_is_a_question(world):
 def test_a_resolver_on_the_node_is_asked_through_the_proxy_as_well(world, family, protocol):
     name = f"{protocol}-{family:d}.node.example"
     at = V4S[30 + 2 * FAMILIES.index(family) + (protocol == "tcp")]
-    world.records.append(f"{name} A {at}")
-    world.write()
+    world.add(f"{name} A {at}")
     world.serve_on_node()
     world.firewall.apply(NODE)
     server = world.lab.node.address(family)
@@ -249,8 +249,7 @@ def test_an_answer_counts_for_the_least_life_that_is_set(world):
 def test_the_nodes_own_questions_are_under_host_policy(world, family, protocol):
     name = f"{protocol}-{family:d}.host.example"
     at = V4S[34 + 2 * FAMILIES.index(family) + (protocol == "tcp")]
-    world.records.append(f"{name} A {at}")
-    world.write()
+    world.add(f"{name} A {at}")
     world.firewall.apply(HOST)
     node, server = world.lab.node, world.dns.address(family)
     assert not world.opens(at, node)
