@@ -19,7 +19,7 @@ from policytest.model import DNS_PORT, UDP
 from policytest.world import World
 
 ANSWER_S = 30.0
-"""How long an answer may take on a busy machine; the proxy's own time-out is as long."""
+"""How long an answer may take on a busy machine; the proxy gives up a server after 10 s."""
 
 _STARTED_S = 60.0
 

@@ -367,7 +367,7 @@ class Daemon:
             loaded = load(self._path, self._overrides, os.environ)
         except DocumentError as error:
             self._status.problems["configuration"] = f"not reloaded: {error}"
-            log.error("configuration not reloaded", extra=fields(problems=str(error)))  # noqa: TRY400 - the user's
+            log.error("configuration not reloaded", extra=fields(problems=str(error)))  # noqa: TRY400 - the user's mistake, and the text names it
         else:
             self._status.problems.pop("configuration", None)
             await self._apply_config(loaded)

@@ -120,7 +120,7 @@ class Following:
                 await self._engine.sync_endpoints(declarations, "directory", str(path))
             except DocumentError as error:
                 self._problems[topic] = f"its last valid text stays: {error}"
-                log.error("endpoint file is invalid", extra=fields(problems=str(error)))  # noqa: TRY400 - the user's
+                log.error("endpoint file is invalid", extra=fields(problems=str(error)))  # noqa: TRY400 - the user's mistake, and the text names it
             except OSError as error:
                 watch.forget(path)
                 self._endpoint_files.add(path)  # if it is gone, it is looked for once more

@@ -225,7 +225,7 @@ class NameBook:
         except (OSError, UnicodeDecodeError, PrecacheError) as error:
             said = error.strerror if isinstance(error, OSError) else error
             self.problem = f"{path}: {said}; names are learnt as they are asked for"
-            log.error(  # noqa: TRY400 - the user's
+            log.error(  # noqa: TRY400 - the user's mistake, and the text names it
                 "fqdn.pre_cache is not used", extra=fields(file=path, error=said)
             )
 

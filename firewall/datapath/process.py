@@ -85,5 +85,6 @@ def serve(worker: Worker) -> int:
     finally:
         worker.close()
         signal.set_wakeup_fd(-1)
-        awake.close()  # not before: compiled code lets go of a variable after its last use
+        for end in (awake, wakeup):
+            end.close()
     return 0

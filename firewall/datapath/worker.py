@@ -529,7 +529,7 @@ class Worker:
                 # Python's collector counts what is made less what is freed: while many flows leave,
                 # new ones would gather, and be looked at all at once afterwards.
                 gc.collect(1)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  the packets need the worker more than this
             self._troubles.failed("upkeep", error)
 
     def _settle(self) -> None:
