@@ -74,7 +74,8 @@ class AccessLog:
         if self._file is None:
             self.lost_count += len(lines)
             return
-        data = b"\n" * self._cut + b"".join(lines)
+        ending = b"\n" if self._cut else b""
+        data = ending + b"".join(lines)
         written = 0
         try:
             while written < len(data):
@@ -82,7 +83,7 @@ class AccessLog:
         except OSError as error:
             if written:
                 self._cut = not data[:written].endswith(b"\n")
-            self.lost_count += data.count(b"\n", max(written, data.startswith(b"\n")))
+            self.lost_count += data.count(b"\n", max(written, len(ending)))
             self._fail(error)
         else:
             self._cut = False

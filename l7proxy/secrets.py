@@ -1,10 +1,10 @@
 """Secrets of `headerMatches`, read from files: `<folder>/<namespace>/<name>`.
 
 The value is the file's content without a final line break. A file is read once, and again when it
-is another one (`renewal`) and for each snapshot. A name
-that could lead out of the folder has no secret; a missing secret makes its rule match nothing
-(Cilium: a missing secret without an inline value fails). So does an empty one, which may be about
-to be written: an empty value would ask for the header's presence only.
+is another one (`renewal`) and for each snapshot. A name that could lead out of the folder has no
+secret; a missing secret makes its rule match nothing (Cilium: a missing secret without an inline
+value fails). So does an empty one, which may be about to be written: an empty value would ask for
+the header's presence only.
 """
 
 import re
